@@ -1,0 +1,1 @@
+"""Suites of experiments: from one YAML file to runs, a table and figures."""

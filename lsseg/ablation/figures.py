@@ -1,0 +1,142 @@
+"""Figures of a suite: scores with intervals, learning curves, classes, and the same images segmented by every method."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lsseg.ablation.results import BOUNDARY_SCORES, Result, difference
+from lsseg.files import read_jsonl
+
+COLORS = ("#4c6a92", "#d1742f", "#3f8f5f", "#9b4f96", "#b3a02b", "#5b9bb5", "#a4483f", "#666666")
+EXAMPLES = 4
+
+
+def draw_figures(folder: Path, results: list[Result], description: dict[str, Any]) -> list[Path]:
+    """Draw all figures into ``folder/figures``; returns their paths."""
+    target = folder / "figures"
+    target.mkdir(exist_ok=True)
+    labels = {variant["name"]: variant["label"] for variant in description["variants"]}
+    done = {result.variant for result in results}
+    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(n for n in labels if n in done)}
+    drawings: dict[str, Callable[..., Figure | None]] = {
+        "scores": _scores,
+        "curves": _curves,
+        "classes": _classes,
+        "examples": _examples,
+    }
+    paths = []
+    for name, draw in drawings.items():
+        figure = draw(results, {v: labels[v] for v in colors}, colors, description["baseline"])
+        if figure is not None:
+            figure.savefig(target / f"{name}.png", dpi=120)
+            paths.append(target / f"{name}.png")
+    return paths
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _scores(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure:
+    """Every seed's score, and the differences to the baseline with their intervals."""
+    scores = ("miou", *BOUNDARY_SCORES)
+    titles = ("mIoU", "boundary F, 1 px", "boundary F, 2 px", "boundary F, 3 px")
+    others = [name for name in labels if name != baseline]
+    figure = _figure(12, 2.2 + 0.35 * (2 * len(labels)))
+    axes = figure.subplots(2 if others and baseline in labels else 1, 4, squeeze=False)
+    for column, (score, title) in enumerate(zip(scores, titles, strict=True)):
+        for y, name in enumerate(labels):
+            values = [result.scores()[score] for result in results if result.variant == name]
+            axes[0, column].plot(values, [y] * len(values), "o", color=colors[name], alpha=0.6)
+            axes[0, column].plot(np.mean(values), y, "|", color=colors[name], markersize=22, markeredgewidth=2.5)
+        axes[0, column].set(title=f"{title} (%)", ylim=(len(labels) - 0.5, -0.5))
+        _name_rows(axes[0, column], list(labels.values()), column == 0)
+        if len(axes) > 1:
+            for y, name in enumerate(others):
+                found = difference(results, name, baseline, score)
+                if found is not None:
+                    axes[1, column].plot([found.low, found.high], [y, y], color=colors[name], linewidth=2.5)
+                    axes[1, column].plot(found.mean, y, "o", color=colors[name])
+            axes[1, column].axvline(0, color="k", linewidth=0.8)
+            axes[1, column].set(title=f"Δ to {labels[baseline]}, 95 %", ylim=(len(others) - 0.5, -0.5))
+            _name_rows(axes[1, column], [labels[name] for name in others], column == 0)
+    return figure
+
+
+def _name_rows(axis: Any, names: list[str], visible: bool) -> None:
+    axis.set_yticks(range(len(names)), names if visible else [""] * len(names))
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure:
+    """Training loss and validation scores by step, a line for each run."""
+    figure = _figure(12, 3.4)
+    axes = figure.subplots(1, 3)
+    keys = (("train/loss", "training loss", 1), ("val/miou", "validation mIoU (%)", 100))
+    keys = (*keys, ("val/boundary_f1_1px", "validation boundary F, 1 px (%)", 100))
+    named = set()
+    for result in results:
+        rows = read_jsonl(result.folder / "metrics.jsonl")
+        for axis, (key, _, factor) in zip(axes, keys, strict=True):
+            points = [(row["step"] + 1, factor * row[key]) for row in rows if key in row]
+            label = labels[result.variant] if result.variant not in named and axis is axes[0] else None
+            marker = "." if len(points) < 30 else ""
+            axis.plot(*zip(*points, strict=True), color=colors[result.variant], label=label, alpha=0.7, marker=marker)
+        named.add(result.variant)
+    for axis, (_, title, _) in zip(axes, keys, strict=True):
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure:
+    """IoU and boundary F of every class, mean over seeds."""
+    classes = results[0].summary["classes"]
+    figure = _figure(max(8, 0.35 * len(classes) * (len(labels) + 1) / 2 + 3), 5.5)
+    axes = figure.subplots(2, 1, sharex=True)
+    width = 0.8 / len(labels)
+    for axis, (score, title) in zip(axes, (("iou", "IoU (%)"), ("boundary_f1_1px", "boundary F, 1 px (%)")), strict=True):
+        for i, name in enumerate(labels):
+            runs = [result.summary["scores"] for result in results if result.variant == name]
+            values = [[100 * scores.get(f"{score}/{c}", np.nan) for scores in runs] for c in classes]
+            means = [np.nanmean(v) if np.isfinite(v).any() else np.nan for v in values]
+            place = np.arange(len(classes)) + (i - (len(labels) - 1) / 2) * width
+            axis.bar(place, means, width, color=colors[name], label=labels[name])
+        axis.set_title(title)
+        axis.grid(axis="y", alpha=0.3)
+    axes[1].set_xticks(range(len(classes)), classes, rotation=30 if len(classes) > 8 else 0)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def _examples(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure | None:
+    """The same test images by every method (its first seed): a row for each image."""
+    first = {}
+    for result in results:
+        first.setdefault(result.variant, result)
+    folders = {name: first[name].folder / "panels" for name in labels}
+    stems = [path.name.removesuffix("-prediction.png") for path in sorted(folders[next(iter(labels))].glob("plain-*-prediction.png"))]
+    stems = [s for s in stems if all((f / f"{s}-prediction.png").is_file() for f in folders.values())][:EXAMPLES]
+    if not stems:
+        return None
+    any_folder = next(iter(folders.values()))
+    columns = {"image": (any_folder, "image"), "truth": (any_folder, "truth")}
+    columns |= {labels[name]: (folder, "prediction") for name, folder in folders.items()}
+    height, width = np.asarray(Image.open(any_folder / f"{stems[0]}-image.png")).shape[:2]
+    figure = _figure(2.6 * len(columns), (2.6 * height / width + 0.1) * len(stems) + 0.3)
+    axes = figure.subplots(len(stems), len(columns), squeeze=False)
+    for row, stem in zip(axes, stems, strict=True):
+        for axis, (title, (folder, part)) in zip(row, columns.items(), strict=True):
+            axis.imshow(np.asarray(Image.open(folder / f"{stem}-{part}.png")), interpolation="nearest")
+            axis.set_axis_off()
+            if row is axes[0]:
+                axis.set_title(title, fontsize=9)
+    return figure

@@ -1,0 +1,191 @@
+"""A suite's YAML file and the runs it stands for.
+
+::
+
+    name: quickstart
+    base: [quickstart/base.yaml]       # configurations of every run, relative to this file
+    set: {trainer.max_steps: 300}      # keys of every run
+    seeds: [0, 1]
+    baseline: cross_entropy            # what the others are compared with; the first variant where it is not given
+    variants:
+      - {name: cross_entropy, label: Cross-entropy}
+      - {name: level_set, config: level_set.yaml, set: {model: LevelSetLossTask}, paper: {miou: 76.5}}
+    grid: {model.lr: [0.01, 0.1]}      # optional: every variant at every point of the grid
+    subsets: {Seq05VD: "Seq05VD*"}     # optional: scores on the test images of these names, too
+"""
+
+import itertools
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lsseg.errors import InputError
+
+KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
+VARIANT_KEYS = {"name", "label", "config", "set", "paper"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        name: Short and usable as a folder name.
+        label: What the table calls it.
+        configs: Configuration files, later ones win.
+        settings: Keys set on top of them.
+        paper: Reference numbers, in percent, by score (``miou``).
+    """
+
+    name: str
+    label: str
+    configs: tuple[str, ...]
+    settings: dict[str, Any]
+    paper: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A parsed suite."""
+
+    name: str
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+    subsets: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its folder."""
+        return f"{self.variant.name}-seed{self.seed}"
+
+    def arguments(self, folder: Path) -> list[str]:
+        """Arguments of ``lsseg`` that train and test it in ``folder``."""
+        # A class comes before its arguments: the command line is read from left to right.
+        keys = sorted(self.variant.settings, key=lambda key: (key.count("."), key))
+        flags = [f"--{key}={_value(self.variant.settings[key])}" for key in keys]
+        return [
+            "fit",
+            *(f"--config={path}" for path in self.variant.configs),
+            *flags,
+            f"--seed_everything={self.seed}",
+            f"--trainer.default_root_dir={folder}",
+            "--test_after_fit=true",
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides its numbers: a finished run counts only for the same fingerprint."""
+        configs = [yaml.safe_load(Path(path).read_text()) for path in self.variant.configs]
+        return {"configs": configs, "set": self.variant.settings, "seed": self.seed}
+
+
+def load_suite(path: Path) -> Suite:
+    """Read and check a suite's file.
+
+    Raises:
+        InputError: If anything in it cannot be used; names the file and the key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected keys {', '.join(sorted(KEYS))}")
+    _known(path, "", content, KEYS)
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise InputError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
+    variants = tuple(_variants(path, content))
+    names = [variant.name for variant in variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: two runs have the same name {name!r}")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"{path}: a seed is given twice, so two runs have the same name")
+    baseline = content.get("baseline", names[0])
+    if baseline not in names:
+        raise InputError(f"{path}: baseline {baseline!r} is none of the variants {', '.join(names)}")
+    name = str(content.get("name", path.stem))
+    return Suite(_slug(path, name), variants, tuple(seeds), baseline, _mapping(path, content, "subsets"))
+
+
+def expand(suite: Suite) -> list[Run]:
+    """All runs, seed by seed, so that every variant has a result early."""
+    return [Run(variant, seed) for seed in suite.seeds for variant in suite.variants]
+
+
+def describe(suite: Suite) -> dict[str, Any]:
+    """What a report needs to know of a suite, as JSON."""
+    content = asdict(suite)
+    content["runs"] = {v.name: {str(s): Run(v, s).name for s in suite.seeds} for v in suite.variants}
+    return content
+
+
+def _variants(path: Path, content: dict[str, Any]) -> list[Variant]:
+    base = content.get("base", [])
+    base = [base] if isinstance(base, str) else base
+    shared = _mapping(path, content, "set")
+    grid = _mapping(path, content, "grid")
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"{path}: grid.{key} must be a list of values")
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    entries = content.get("variants") or ([{"name": ""}] if grid else [])
+    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) and "name" in e for e in entries):
+        raise InputError(f"{path}: variants must be a list of mappings with a name (or give a grid)")
+    made = []
+    for entry, point in itertools.product(entries, points):
+        _known(path, f"variants.{entry['name']}.", entry, VARIANT_KEYS)
+        where = ",".join(f"{key.split('.')[-1]}={_value(value)}" for key, value in point.items())
+        name = ",".join(part for part in (str(entry["name"]), where) if part)
+        label = ", ".join(part for part in (str(entry.get("label", entry["name"])), where) if part)
+        files = [*base, *([entry["config"]] if "config" in entry else [])]
+        configs = tuple(str(_file(path, file)) for file in files)
+        settings = {**shared, **_mapping(path, entry, "set"), **point}
+        made.append(Variant(_slug(path, name), label, configs, settings, _mapping(path, entry, "paper")))
+    return made
+
+
+def _known(path: Path, where: str, content: dict[str, Any], known: set[str]) -> None:
+    for key in content:
+        if key not in known:
+            raise InputError(f"{path}: unknown key {where}{key}; expected {', '.join(sorted(known))}")
+
+
+def _mapping(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {key} must be a mapping, not {value!r}")
+    return value
+
+
+def _file(path: Path, name: Any) -> Path:
+    file = path.parent / str(name)
+    if not file.is_file():
+        raise InputError(f"{path}: there is no configuration {file}")
+    return file
+
+
+def _slug(path: Path, name: str) -> str:
+    if not re.fullmatch(r"[\w.,=+-]+", name) or name.startswith("."):
+        raise InputError(f"{path}: the name {name!r} must be made of letters, digits and _ . , = + -")
+    return name
+
+
+def _value(value: Any) -> str:
+    # JSON is YAML: null, true and [1, 2] come back as they were; str(None) would not.
+    return value if isinstance(value, str) else json.dumps(value)

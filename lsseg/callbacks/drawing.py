@@ -1,0 +1,135 @@
+"""Pictures of segmentations.
+
+Legend: H×W pixels, C classes. Images are uint8 RGB or floats in [0, 1], H×W×3.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lsseg.functional import label_boundary
+
+Color = tuple[int, int, int]
+Array = npt.NDArray[Any]
+VOID_COLOR = (255, 255, 255)
+
+
+def colorize(labels: Array, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
+    """Labels in their display colours, H×W×3; void is white."""
+    table = np.full((256, 3), VOID_COLOR, np.uint8)
+    table[: len(palette)] = palette
+    return table[labels]
+
+
+def overlay(image: Array, labels: Array, palette: Sequence[Color], opacity: float = 0.5) -> npt.NDArray[np.uint8]:
+    """The image under its colourised labels, with the contours between labels drawn in full colour."""
+    colors = colorize(labels, palette).astype(np.float32)
+    share = np.where(_boundary(labels), 1.0, opacity)[..., None]
+    return ((1 - share) * _bytes(image) + share * colors).round().astype(np.uint8)
+
+
+def boundary_errors(image: Array, truth: Array, prediction: Array, radius: int = 2) -> npt.NDArray[np.uint8]:
+    """Where the contours disagree: found in green, missed in blue, invented in red, over the faded grey image.
+
+    A contour pixel counts as found where the other map has a contour pixel of any class within ``radius`` pixels.
+    """
+    void = truth == 255
+    prediction = np.where(void, 255, prediction)
+    real, drawn = _boundary(truth), _boundary(prediction)
+    near_real, near_drawn = _dilate(real, radius), _dilate(drawn, radius)
+    canvas = np.repeat(_bytes(image).mean(2, keepdims=True) * 0.35 + 150, 3, axis=2)
+    canvas[void] = VOID_COLOR
+    canvas[real & near_drawn] = (0, 150, 70)
+    canvas[real & ~near_drawn] = (30, 70, 230)
+    canvas[drawn & ~near_real] = (225, 30, 30)
+    return canvas.astype(np.uint8)
+
+
+def panel(
+    image: Array,
+    truth: Array,
+    prediction: Array,
+    phi: Array,
+    class_names: Sequence[str],
+    palette: Sequence[Color],
+    phi_class: int,
+    title: str,
+) -> Figure:
+    """One row of pictures: image, truth, prediction, errors at boundaries, φ of a class with its zero contour.
+
+    Args:
+        image: H×W×3 floats in [0, 1].
+        truth: H×W labels, 255 for void.
+        prediction: H×W labels.
+        phi: C×H×W level-set functions, positive inside.
+        class_names: C names.
+        palette: C colours.
+        phi_class: The class of which φ is shown.
+        title: Above the row.
+    """
+    height, width = truth.shape
+    figure = Figure(figsize=(15, 3.1 * height / width + 0.9), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 5)
+    pictures = {
+        "image": _bytes(image).astype(np.uint8),
+        "truth": colorize(truth, palette),
+        "prediction": colorize(prediction, palette),
+        "contours: found, missed, invented": boundary_errors(image, truth, prediction),
+    }
+    for axis, (name, picture) in zip(axes, pictures.items(), strict=False):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(name, fontsize=9)
+    _draw_phi(axes[4], phi[phi_class], truth == phi_class, class_names[phi_class])
+    for axis in axes:
+        axis.set_axis_off()
+    present = [label for label in range(len(class_names)) if (truth == label).any() or (prediction == label).any()]
+    patches = [Patch(color=np.divide(palette[label], 255), label=class_names[label]) for label in present[:24]]
+    figure.legend(handles=patches, loc="outside lower center", ncols=12, fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def hardest_class(truth: Array, prediction: Array, num_classes: int) -> int:
+    """The class of the lowest IoU among those that fill at least 0.5 % of the picture: the one worth looking at."""
+    best, lowest = int(prediction.flat[0]), 2.0
+    for label in range(num_classes):
+        inside = truth == label
+        if inside.sum() >= 0.005 * truth.size:
+            chosen = (prediction == label) & (truth != 255)
+            iou = (inside & chosen).sum() / (inside | chosen).sum()
+            if iou < lowest:
+                best, lowest = label, float(iou)
+    return best
+
+
+def _draw_phi(axis: Any, phi: Array, truth: Array, name: str) -> None:
+    reach = float(np.abs(phi).max()) or 1.0
+    axis.imshow(phi, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
+    if truth.any() and not truth.all():
+        axis.contour(truth, levels=[0.5], colors="k", linewidths=0.6, linestyles="dotted")
+    if phi.min() < 0 < phi.max():
+        axis.contour(phi, levels=[0.0], colors="yellow", linewidths=1.2)
+    axis.set_title(f"φ of {name}, zero contour in yellow (±{reach:.2f})", fontsize=9)
+
+
+def _bytes(image: Array) -> npt.NDArray[np.float32]:
+    scale = 1.0 if image.dtype == np.uint8 else 255.0
+    return np.clip(image.astype(np.float32) * scale, 0, 255)
+
+
+def _boundary(labels: Array) -> npt.NDArray[np.bool_]:
+    boundary: npt.NDArray[np.bool_] = label_boundary(torch.from_numpy(labels.astype(np.int64))[None])[0].numpy()
+    return boundary
+
+
+def _dilate(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
+    near = torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), 2 * radius + 1, 1, radius)
+    grown: npt.NDArray[np.bool_] = (near[0] > 0).numpy()
+    return grown

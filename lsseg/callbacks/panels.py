@@ -1,0 +1,81 @@
+"""Panels of a few images: image, truth, prediction, errors at boundaries, φ with its zero contour."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from PIL import Image
+from pytorch_lightning.loggers import WandbLogger
+
+from lsseg.callbacks.drawing import colorize, hardest_class, panel
+from lsseg.errors import InputError
+
+
+class Panels(pl.Callback):
+    """Saves the panels of the first images of a split as PNG in the run's folder, and to W&B where it is on.
+
+    Validation panels overwrite the last ones in the folder (W&B keeps the history). For every test panel the plain
+    image, truth and prediction are saved too, for the report's comparison of methods.
+
+    Args:
+        images: How many.
+        phi_class: Name of the class of which φ is shown; null picks the one that is segmented worst in each image.
+    """
+
+    def __init__(self, images: int = 4, phi_class: str | None = None) -> None:
+        self.images = images
+        self.phi_class = phi_class
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check that the class exists before anything runs."""
+        names = trainer.datamodule.class_names
+        if self.phi_class is not None and self.phi_class not in names:
+            raise InputError(f"panels.phi_class {self.phi_class!r} is no class; the data has {', '.join(names)}")
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw the first validation images."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module, outputs, batch, "val")
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw the first test images."""
+        self._draw(trainer, pl_module, outputs, batch, "test")
+
+    def _draw(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, stage: str) -> None:
+        chosen = [i for i, index in enumerate(batch["index"].tolist()) if 0 <= index < self.images]
+        if not chosen or trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        data = trainer.datamodule
+        folder = Path(trainer.default_root_dir) / "panels"
+        folder.mkdir(parents=True, exist_ok=True)
+        phi = task.phi(outputs["logits"][chosen]).cpu().numpy()
+        for i, values in zip(chosen, phi, strict=True):
+            image = batch["image"][i].permute(1, 2, 0).cpu().numpy()
+            truth, prediction = batch["mask"][i].cpu().numpy(), outputs["prediction"][i].cpu().numpy()
+            shown = self._shown(truth, prediction, data.class_names)
+            name = batch["name"][i]
+            title = f"{name}, step {trainer.global_step}"
+            figure = panel(image, truth, prediction, values, data.class_names, data.palette, shown, title)
+            path = folder / f"{stage}-{name}.png"
+            figure.savefig(path)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"panels/{stage}", [str(path)], caption=[title])
+            if stage == "test":
+                parts = {
+                    "image": (image * 255).round().astype(np.uint8),
+                    "truth": colorize(truth, data.palette),
+                    "prediction": colorize(prediction, data.palette),
+                }
+                for part, picture in parts.items():
+                    Image.fromarray(picture).save(folder / f"plain-{name}-{part}.png")
+
+    def _shown(self, truth: Any, prediction: Any, names: tuple[str, ...]) -> int:
+        if self.phi_class is not None:
+            return names.index(self.phi_class)
+        return hardest_class(truth, prediction, len(names))

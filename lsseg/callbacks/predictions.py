@@ -1,0 +1,69 @@
+"""Predictions as files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from matplotlib import colormaps
+from PIL import Image
+
+from lsseg.callbacks.drawing import overlay
+from lsseg.data.source import read_image
+from lsseg.errors import InputError
+
+
+class SavePredictions(pl.Callback):
+    """For every image of ``predict``: ``NAME.png`` (palette PNG of labels), ``NAME_overlay.png``, and φ on request.
+
+    Args:
+        output: Folder to write into; null is ``predictions`` in the run's folder.
+        phi: Names of classes whose level-set function is written too, as ``NAME_phi_CLASS.npy`` (float32, H×W, positive
+            inside) and a picture of it, ``NAME_phi_CLASS.png``; ``[all]`` for every class.
+    """
+
+    def __init__(self, output: str | None = None, phi: list[str] | None = None) -> None:
+        self.output = output
+        self.phi = phi or []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check the class names and make the folder before anything runs."""
+        names = trainer.datamodule.class_names
+        unknown = [name for name in self.phi if name not in (*names, "all")]
+        if unknown:
+            raise InputError(f"predictions.phi {unknown[0]!r} is no class; the data has {', '.join(names)}")
+        if stage == "predict":
+            self._folder(trainer).mkdir(parents=True, exist_ok=True)
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Write the files of one batch."""
+        names, palette = trainer.datamodule.class_names, trainer.datamodule.palette
+        folder = self._folder(trainer)
+        for i, path in enumerate(map(Path, outputs["path"])):
+            labels = outputs["prediction"][i].cpu().numpy().astype(np.uint8)
+            picture = Image.fromarray(labels)
+            picture.putpalette([channel for color in palette for channel in color])  # grey values become indices
+            picture.save(folder / f"{path.stem}.png")
+            Image.fromarray(overlay(read_image(path), labels, palette)).save(folder / f"{path.stem}_overlay.png")
+            for label, name in enumerate(names):
+                if name in self.phi or "all" in self.phi:
+                    values = outputs["phi"][i, label].cpu().numpy().astype(np.float32)
+                    self._save_phi(values, folder / f"{path.stem}_phi_{name.replace('/', '_')}")
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say where the files are."""
+        if trainer.is_global_zero:
+            count = len(trainer.predict_dataloaders.dataset)
+            print(f"{count} prediction(s) in {self._folder(trainer)}")
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        return Path(self.output) if self.output else Path(trainer.default_root_dir) / "predictions"
+
+    @staticmethod
+    def _save_phi(values: Any, stem: Path) -> None:
+        np.save(stem.with_name(stem.name + ".npy"), values)
+        reach = float(np.abs(values).max()) or 1.0
+        colors = colormaps["RdBu_r"](values / (2 * reach) + 0.5)[..., :3]
+        Image.fromarray((colors * 255).round().astype(np.uint8)).save(stem.with_name(stem.name + ".png"))

@@ -1,0 +1,56 @@
+"""Progress that suits where it is read: bars on a terminal, lines in a log."""
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+
+
+class PlainProgress(ProgressBar):
+    """One line at every epoch's end, and every ``seconds`` in between.
+
+    Args:
+        seconds: Least time between two lines of an epoch.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._last = 0.0
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Print nothing (ranks above 0)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self._enabled = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print where the epoch is, now and then."""
+        if time.monotonic() - self._last >= self.seconds:
+            self._say(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the validation scores."""
+        if not trainer.sanity_checking:
+            self._say(trainer, pl_module)
+
+    def _say(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not self._enabled:
+            return
+        self._last = time.monotonic()
+        shown = {k: v for k, v in self.get_metrics(trainer, module).items() if isinstance(v, int | float) and k != "v_num"}
+        scores = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        steps = int(trainer.estimated_stepping_batches)
+        print(f"epoch {trainer.current_epoch} step {trainer.global_step}/{steps} {scores}", flush=True)
+
+
+def progress_bar() -> ProgressBar:
+    """Rich bars on a terminal, plain lines elsewhere."""
+    return RichProgressBar() if sys.stdout.isatty() else PlainProgress()

@@ -1,0 +1,84 @@
+"""What a test leaves behind for the report."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import wandb
+from pytorch_lightning.loggers import WandbLogger
+
+from lsseg.files import write_json
+from lsseg.callbacks.stopwatch import Stopwatch
+
+
+class TestResults(pl.Callback):
+    """Writes ``test_images.npz`` (counts of each image) and, last, ``test.json`` (scores, speed, size).
+
+    ``test.json`` appears whole or not at all, so its presence means that the run is finished.
+    """
+
+    __test__ = False  # not a test class, whatever its name begins with
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.images = 0
+        self._batches = 0
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting."""
+        self.seconds, self.images, self._batches = 0.0, 0, 0
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the time of a batch; the first one, which warms up, only counts if it is the only one."""
+        self._batches += 1
+        if self._batches == 2:
+            self.seconds, self.images = 0.0, 0
+        self.seconds += outputs["seconds"]
+        self.images += len(batch["image"])
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write both files, and a table to W&B where it is on."""
+        counts = {name: part.cpu().numpy() for name, part in pl_module.test_images.compute().items()}
+        pl_module.test_images.reset()
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        source = trainer.datamodule.source("test")
+        names = np.array([source.name(int(i)) for i in counts["index"]])
+        classes = np.array(trainer.datamodule.class_names)
+        np.savez_compressed(folder / "test_images.npz", names=names, classes=classes, **counts)
+        scores = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                table = wandb.Table(columns=["score", "value"], data=[[k, v] for k, v in scores.items()])
+                logger.experiment.log({"test/table": table})
+        watch = next((c for c in trainer.callbacks if isinstance(c, Stopwatch)), None)
+        result = {
+            "scores": scores,
+            "train_seconds_per_image": watch.seconds_per_image if watch and watch.images else None,
+            "test_seconds_per_image": self.seconds / self.images,
+            "parameters": sum(p.numel() for p in pl_module.network.parameters()),
+            "step": trainer.global_step,
+            "test_images": len(names),
+            "classes": classes.tolist(),
+            "device": _device(pl_module.device),
+        }
+        write_json(folder / "test.json", result)
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

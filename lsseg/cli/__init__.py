@@ -1,0 +1,71 @@
+"""The ``lsseg`` command: dispatches before anything heavy is imported."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lsseg.errors import InputError
+
+# name: (module with a main(argv) -> exit status, what it does)
+COMMANDS = {
+    "fit": ("lsseg.cli.lightning", "train (and test with --test_after_fit true)"),
+    "validate": ("lsseg.cli.lightning", "score a checkpoint on the validation split"),
+    "test": ("lsseg.cli.lightning", "score a checkpoint on the test split"),
+    "predict": ("lsseg.cli.lightning", "segment a folder of images"),
+    "ablate": ("lsseg.ablation.command", "run a suite of experiments and report on it"),
+    "report": ("lsseg.ablation.command", "rebuild table and figures from what is on disk"),
+    "data": ("lsseg.cli.data", "show which data sets are there, and fetch one"),
+    "bench": ("lsseg.cli.bench", "time the numeric core and measure its memory"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="lsseg",
+        description="Deep level-set segmentation.",
+        epilog="\n".join(["commands:", *(f"  {name:9} {text}" for name, (_, text) in COMMANDS.items())])
+        + "\n\n`lsseg COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="lsseg COMMAND ...",
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    if argv[:1] == ["--version"]:
+        from lsseg import __version__
+
+        print(__version__)
+        return 0
+    command = parser.parse_args(argv[:1]).command
+    module = importlib.import_module(COMMANDS[command][0])
+    try:
+        status: int = module.main(argv)
+        return status
+    except InputError as error:
+        return _fail(_original(error))
+    except KeyboardInterrupt:
+        print("lsseg: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        # A full or read-only disk, a missing file: the operating system's words say which.
+        name = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{name}")
+
+
+def _fail(message: str) -> int:
+    print(f"lsseg: error: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _original(error: InputError) -> str:
+    """The message itself: a loader's worker process sends it wrapped in its traceback."""
+    return str(error).strip().rpartition("InputError: ")[2]

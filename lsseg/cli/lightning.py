@@ -1,0 +1,198 @@
+"""``lsseg fit | validate | test | predict``: LightningCLI with this project's classes, loggers and run folder."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+# Lightning still calls a method that jsonargparse has renamed; the notice is not the user's business.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+# Importing these modules is what makes their classes known by their short names.
+import lsseg.losses
+import lsseg.models
+from lsseg.callbacks import (
+    JsonlLogger,
+    Panels,
+    SavePredictions,
+    StepSeed,
+    Stopwatch,
+    TestResults,
+    WandbRun,
+    progress_bar,
+)
+from lsseg.ablation.runner import die_with_parent
+from lsseg.cli.environment import describe_environment
+from lsseg.data import SegmentationData
+from lsseg.errors import InputError
+from lsseg.files import write_json, write_text
+from lsseg.tasks import SegmentationTask
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line instead of a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Exit with status 2."""
+        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
+        raise InputError(" ".join(lines)[:600])
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the resolved configuration and the environment in the run's own folder."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` and ``environment.json``; a test inside a run's folder leaves the run's own alone."""
+        folder = Path(trainer.default_root_dir)
+        if stage != "fit" and (folder / "config.yaml").exists():
+            return
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=True))
+        # Where a run was written and from what it was resumed is no part of what it is.
+        config["trainer"]["default_root_dir"] = None
+        config["ckpt_path"] = None
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_json(folder / "environment.json", describe_environment())
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+                # Under a key of its own: a sweep locks keys with the names of its parameters.
+                logger.experiment.config.update({"cfg": config}, allow_val_change=True)
+
+
+class LssegCLI(LightningCLI):
+    """LightningCLI with the run folder, loggers, callbacks and checkpoints that every run has."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Keys beside ``model``, ``data`` and ``trainer``."""
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.add_class_arguments(WandbRun, "wandb", skip={"save_dir"}, instantiate=False)
+        parser.add_lightning_class_args(Panels, "panels")
+        parser.add_lightning_class_args(SavePredictions, "predictions")
+        parser.add_argument("--test_after_fit", type=bool, default=False, help="test the last weights after training")
+        parser.add_argument(
+            "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let the checkpoint's hyperparameters silently beat the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder, check the checkpoint, and fetch no encoder weights that it will replace."""
+        config = self.config[self.subcommand]
+        checkpoint = config.get("ckpt_path")
+        if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):
+            if not Path(checkpoint).is_file():
+                raise InputError(f"ckpt_path {checkpoint} does not exist")
+            if not zipfile.is_zipfile(checkpoint):
+                raise InputError(f"ckpt_path {checkpoint} is no checkpoint, or a torn one")
+            _drop_encoder_weights(config.model)
+        if config.trainer.default_root_dir is None:
+            config.trainer.default_root_dir = self._new_folder(config, checkpoint)
+        folder = Path(config.trainer.default_root_dir)
+        if self.subcommand == "fit" and not checkpoint and (folder / "metrics.jsonl").exists():
+            raise InputError(
+                f"trainer.default_root_dir {folder} already holds a run: choose another folder, "
+                f"or continue it with --ckpt_path {folder / 'last.ckpt'}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _new_folder(self, config: Any, checkpoint: str | None) -> str:
+        # Processes of one run (DDP starts this command again) must agree on the name, which holds the time.
+        name = f"{self.subcommand}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if self.subcommand == "fit":
+            files = [Path(str(path)).stem for path in config.get("config") or []]
+            name = f"{files[-1] if files else 'fit'}-{name.partition('-')[2]}"
+        parent = Path(checkpoint).parent if checkpoint and self.subcommand != "fit" else Path("runs")
+        return os.environ.setdefault("LSSEG_RUN_FOLDER", str(parent / name))
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add the loggers and callbacks that every run has to those of the configuration."""
+        trainer = self._get(self.config_init, "trainer")
+        folder = trainer["default_root_dir"]
+        callbacks = [StepSeed(), Stopwatch(), TestResults()]
+        if trainer["enable_progress_bar"] is not False:
+            callbacks.append(progress_bar())
+        if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False and not trainer["fast_dev_run"]:
+            every = self._get(self.config_init, "checkpoint_every_n_steps")
+            keep = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
+            callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=every, **keep))
+            callbacks.append(LastStep(folder))
+            callbacks.append(ModelCheckpoint(filename="best", monitor="val/miou", mode="max", **keep))
+        if trainer["logger"] in (None, True) and not trainer["fast_dev_run"]:
+            loggers: list[Any] = [JsonlLogger(folder)]
+            settings = self._get(self.config_init, "wandb").as_dict()
+            if self.subcommand == "fit" and settings["mode"] != "disabled":
+                loggers.append(WandbRun(save_dir=folder, **settings))
+            kwargs["logger"] = loggers
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Test the weights of the last step where asked to."""
+        if self._get(self.config, "test_after_fit"):
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+class LastStep(pl.Callback):
+    """Writes ``last.ckpt`` once more when training ends, whatever the interval of the periodic checkpoint.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / "last.ckpt"
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last weights."""
+        trainer.save_checkpoint(self.path)
+
+
+def _drop_encoder_weights(config: Any) -> None:
+    """Set every ``encoder_weights`` below a configuration to null."""
+    for key in list(config.keys(branches=True)):
+        if key.split(".")[-1] == "encoder_weights":
+            config[key] = None
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not any(chatter in record.getMessage() for chatter in ("litlogger", "`weights_only` was not set", "TPU"))
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a hint, wrong where data is generated
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # resuming
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    die_with_parent()
+    try:
+        LssegCLI(
+            SegmentationTask,
+            SegmentationData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
+            parser_class=Parser,
+            parser_kwargs={"prog": "lsseg"},
+            # Only where it differs, as in tests: DDP starts further processes with the arguments of this one.
+            args=None if argv == sys.argv[1:] else argv,
+        )
+    except MisconfigurationException as error:
+        raise InputError(" ".join(str(error).split())) from error
+    return 0

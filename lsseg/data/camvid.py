@@ -1,0 +1,54 @@
+"""CamVid road scenes (Brostow 2009), 11 classes and void, in the SegNet layout."""
+
+from typing import Any, Literal
+
+from lsseg.data.module import SegmentationData, Split
+from lsseg.data.root import existing_root
+from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
+
+CLASSES = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+COUNTS = {"train": 367, "val": 101, "test": 233}
+
+
+class CamVid(SegmentationData):
+    """CamVid: ``train|val|test/*.png`` (or .jpg) beside ``trainannot|valannot|testannot/*.png``, value 11 void.
+
+    62 of the 233 test frames are from sequence 0001TP, which also gives 62 training frames: report the Seq05VD-only
+    number (171 frames) beside the usual one.
+
+    Args:
+        root: The folder; null looks in ``$LSSEG_DATA/camvid``, then ``data/camvid``.
+        test_sequence: ``all`` (233 frames) or ``Seq05VD`` (the 171 frames of a sequence that training never saw).
+        **options: See :class:`SegmentationData`.
+    """
+
+    class_names = tuple(name for name, _ in CLASSES)
+    palette = tuple(color for _, color in CLASSES)
+
+    def __init__(
+        self, root: str | None = None, test_sequence: Literal["all", "Seq05VD"] = "all", **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.root = root
+        self.test_sequence = test_sequence
+
+    def source(self, split: Split) -> Source:
+        """The frames of a split; raises ``InputError`` where folders or masks are missing."""
+        root = existing_root(self.root, "camvid", "`lsseg data camvid` fetches it")
+        images = list_images(root / split)
+        if split == "test" and self.test_sequence != "all":
+            images = [path for path in images if path.name.startswith(self.test_sequence)]
+        labels = {label: label for label in range(len(CLASSES))} | {len(CLASSES): IGNORE_INDEX}
+        return FilePairs(pair_up(images, root / f"{split}annot"), labels)

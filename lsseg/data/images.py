@@ -1,0 +1,46 @@
+"""Images without masks, for ``predict``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from lsseg.data.source import list_images, read_image
+from lsseg.data.transforms import eval_transform
+from lsseg.errors import InputError
+
+
+class Images(Dataset[dict[str, Any]]):
+    """A folder of images, or one image.
+
+    Items are ``{"image": float 3×H×W in [0, 1], "size": (H, W) of the file, "path": str}``.
+
+    Args:
+        path: The folder or file.
+        resize: Resize to height, width, as in training; None keeps each image's own size.
+
+    Raises:
+        InputError: If there is no image at ``path``.
+    """
+
+    def __init__(self, path: Path, resize: tuple[int, int] | None = None) -> None:
+        self.paths = [path] if path.is_file() else list_images(path)
+        if not self.paths:
+            raise InputError(f"data.images: there is no image in {path}")
+        stems = [p.stem for p in self.paths]
+        double = next((p for p in self.paths if stems.count(p.stem) > 1), None)
+        if double is not None:
+            raise InputError(f"data.images: several files are named {double.stem}; their predictions would collide")
+        self.transform = eval_transform(resize)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = torch.from_numpy(read_image(self.paths[index]).copy()).permute(2, 0, 1)
+        height, width = pixels.shape[-2:]
+        nothing = tv_tensors.Mask(torch.zeros(height, width, dtype=torch.uint8))
+        image, _ = self.transform(tv_tensors.Image(pixels), nothing)
+        return {"image": image.as_subclass(torch.Tensor), "size": (height, width), "path": str(self.paths[index])}

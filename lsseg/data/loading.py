@@ -1,0 +1,166 @@
+"""From a source to batches: stateless, so that a run resumed in the middle of an epoch sees what it would have seen.
+
+The order of an epoch is a function of (seed, epoch), the augmentation of an image a function of (seed, epoch, index):
+nothing depends on the number of workers, and nothing has to be saved.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
+
+from lsseg.data.source import IGNORE_INDEX, Source
+from lsseg.errors import InputError
+
+
+def global_seed() -> int:
+    """The seed that ``seed_everything`` set for this run (0 where it was not called)."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def derived_seed(*parts: int) -> int:
+    """One well-mixed seed from several small numbers.
+
+    >>> derived_seed(0, 1) != derived_seed(1, 0)
+    True
+    """
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Samples(Dataset[dict[str, Any]]):
+    """A source's images and masks, checked, transformed and seeded item by item.
+
+    Args:
+        source: Where images and masks come from.
+        num_classes: C; a label outside 0..C-1 that is not 255 is an error.
+        transform: Called with image (3×H×W uint8) and mask (H×W), returns both.
+        seed: Of the augmentation.
+
+    Items are ``{"image": float 3×H×W in [0, 1], "mask": int64 H×W, "index": int, "name": str}``. They are asked for by
+    an index or, in training, by (epoch, index). The index ``-1 - i`` asks for a copy of item i that counts for nothing:
+    its mask is void and its index -1 (it fills the last batch when ranks have unequal shares).
+    """
+
+    def __init__(self, source: Source, num_classes: int, transform: Callable[..., Any], seed: int) -> None:
+        self.source = source
+        self.num_classes = num_classes
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        real = index if index >= 0 else -1 - index
+        image, mask = self.source.read(real)
+        self._check(image, mask, real)
+        pair = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(mask))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(self.seed, epoch, real))
+            new_image, new_mask = self.transform(*pair)
+        # Plain tensors from here on: a tv_tensor pays for its type in every operation.
+        x, y = new_image.as_subclass(Tensor), new_mask.as_subclass(Tensor)
+        if index < 0:
+            y = torch.full_like(y, IGNORE_INDEX)
+        return {"image": x, "mask": y, "index": max(index, -1), "name": self.source.name(real)}
+
+    def _check(self, image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], index: int) -> None:
+        name = self.source.name(index)
+        if image.shape[:2] != mask.shape:
+            (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+            raise InputError(f"{name}: the image is {height}×{width} but its mask is {mask_height}×{mask_width}")
+        wrong = ((mask < 0) | (mask >= self.num_classes)) & (mask != IGNORE_INDEX)
+        if wrong.any():
+            raise InputError(
+                f"{name}: the mask holds the label {int(mask[wrong][0])}; "
+                f"expected 0..{self.num_classes - 1}, or {IGNORE_INDEX} for void"
+            )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Every epoch a permutation that depends on (seed, epoch) only, dealt out to the ranks, the remainder dropped.
+
+    Args:
+        size: Number of images.
+        seed: Of the order.
+        rank: This process.
+        world_size: Number of processes.
+        start: Asked when an epoch begins: how many of this rank's items an interrupted epoch has already used.
+    """
+
+    def __init__(self, size: int, seed: int, rank: int, world_size: int, start: Callable[[], int]) -> None:
+        self.size, self.seed, self.rank, self.world_size, self.start = size, seed, rank, world_size, start
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // self.world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        mine = order[self.rank :: self.world_size][: len(self)]
+        for index in mine[self.start() :]:
+            yield self.epoch, int(index)
+
+
+class EvalSampler(Sampler[int]):
+    """Each image once over all ranks; ranks that would fall short get copies that count for nothing.
+
+    (The usual sampler repeats images, which are then counted twice; unequal lengths would leave ranks waiting.)
+    """
+
+    def __init__(self, size: int, rank: int, world_size: int) -> None:
+        self.size, self.rank, self.world_size = size, rank, world_size
+
+    def __len__(self) -> int:
+        return math.ceil(self.size / self.world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        for turn in range(len(self)):
+            index = turn * self.world_size + self.rank
+            yield index if index < self.size else -1 - index % self.size
+
+
+class TrainLoader(DataLoader[dict[str, Any]]):
+    """A loader whose position is the trainer's own count of batches.
+
+    The empty state tells Lightning that an epoch can be resumed in the middle; ``__iter__`` is a generator, so that the
+    workers start at the first batch, after the checkpoint was restored and the epoch set.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples into a batch.
+
+    Raises:
+        InputError: If the images differ in size; names two of them.
+    """
+    first = samples[0]
+    for other in samples[1:]:
+        if other["image"].shape != first["image"].shape:
+            (h1, w1), (h2, w2) = first["image"].shape[-2:], other["image"].shape[-2:]
+            raise InputError(
+                f"{first['name']} ({h1}×{w1}) and {other['name']} ({h2}×{w2}) do not fit into one batch: set "
+                "data.crop_size (training), data.resize, or data.eval_batch_size=1 (evaluation)"
+            )
+    return torch.utils.data.default_collate(samples)

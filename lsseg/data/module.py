@@ -1,0 +1,134 @@
+"""The one data path of every semantic data set."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from lsseg.data.images import Images
+from lsseg.data.loading import EpochSampler, EvalSampler, Samples, TrainLoader, collate, global_seed
+from lsseg.data.source import Source
+from lsseg.data.transforms import eval_transform, train_transform
+from lsseg.errors import InputError
+
+Split = Literal["train", "val", "test"]
+Color = tuple[int, int, int]
+
+
+class SegmentationData(pl.LightningDataModule):
+    """Base of the semantic data sets: a subclass says its classes and gives a :class:`Source` for each split.
+
+    Args:
+        batch_size: Images per training step and process.
+        eval_batch_size: Images per validation and test step; above 1 all must have one size.
+        num_workers: Loader processes.
+        resize: Resize every image to height, width, for training and evaluation; null keeps their own sizes.
+        crop_size: Height, width of the training crop; null trains on whole images.
+        scale: Least and largest random scale in training.
+        flip: Mirror half of the training images.
+        photometric: Strength of the colour jitter in training, 0 to 1.
+        images: For ``predict``: a folder of images, or one image.
+    """
+
+    class_names: tuple[str, ...]
+    palette: tuple[Color, ...]
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        resize: tuple[int, int] | None = None,
+        crop_size: tuple[int, int] | None = None,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flip: bool = True,
+        photometric: float = 0.25,
+        images: str | None = None,
+    ) -> None:
+        super().__init__()
+        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise InputError(f"data.{key} must be at least 1, not {value}")
+        if not 0 < scale[0] <= scale[1]:
+            raise InputError(f"data.scale must be two positive numbers, the least first, not {list(scale)}")
+        if not 0 <= photometric <= 1:
+            raise InputError(f"data.photometric must lie in 0..1, not {photometric}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.resize = resize
+        self.images = images
+        self.train_transform = train_transform(resize, crop_size, scale, flip, photometric)
+
+    @property
+    def num_classes(self) -> int:
+        """C, void not counted."""
+        return len(self.class_names)
+
+    def source(self, split: Split) -> Source:
+        """The images and masks of a split."""
+        raise InputError(f"{type(self).__name__} does not say where its {split} split is")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, augmented batches; an incomplete last batch is dropped."""
+        source = self._filled("train")
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        per_epoch = len(source) // world // self.batch_size
+        if per_epoch == 0:
+            raise InputError(
+                f"data.batch_size {self.batch_size} on {world} process(es) is more than the "
+                f"{len(source)} images of the training split"
+            )
+
+        def used() -> int:
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+            return int(done % per_epoch) * self.batch_size
+
+        seed = global_seed()
+        return TrainLoader(
+            Samples(source, self.num_classes, self.train_transform, seed),
+            self.batch_size,
+            sampler=EpochSampler(len(source), seed, rank, world, used),
+            drop_last=True,
+            **self._options(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation split, in order, nothing random."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test split, in order, nothing random."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The images of ``data.images``, one at a time."""
+        if self.images is None:
+            raise InputError("predict needs data.images: a folder of images, or one image")
+        return DataLoader(Images(Path(self.images), self.resize), 1, num_workers=self.num_workers)
+
+    def _eval_loader(self, split: Split) -> DataLoader[Any]:
+        source = self._filled(split)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return DataLoader(
+            Samples(source, self.num_classes, eval_transform(self.resize), global_seed()),
+            self.eval_batch_size,
+            sampler=EvalSampler(len(source), rank, world),
+            **self._options(),
+        )
+
+    def _filled(self, split: Split) -> Source:
+        source = self.source(split)
+        if len(source) == 0:
+            raise InputError(f"the {split} split of {type(self).__name__} is empty")
+        return source
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": collate,
+        }

@@ -1,0 +1,29 @@
+"""Where data sets lie on this disk."""
+
+import os
+from pathlib import Path
+
+from lsseg.errors import InputError
+
+
+def data_root(folder: str) -> Path:
+    """Where a data set is looked for when no root is given: ``$LSSEG_DATA/folder``, else ``data/folder``."""
+    return Path(os.environ.get("LSSEG_DATA", "data")) / folder
+
+
+def existing_root(root: str | None, folder: str, hint: str) -> Path:
+    """The data set's folder.
+
+    Args:
+        root: The user's ``data.root``, or None to look in the usual place.
+        folder: Name of the data set's folder in the usual place.
+        hint: How to get the data set, for the error message.
+
+    Raises:
+        InputError: If it does not exist; says where it was looked for and how to get it.
+    """
+    path = Path(root) if root else data_root(folder)
+    if not path.is_dir():
+        where = f"data.root {path} is not a folder" if root else f"no folder {path} (set data.root or LSSEG_DATA)"
+        raise InputError(f"{where}; {hint}")
+    return path

@@ -1,0 +1,90 @@
+"""Generated scenes: nothing to fetch, the same on every machine, hard where level sets matter."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lsseg.data.module import SegmentationData, Split
+from lsseg.data.scenes import CLASSES, draw_scene
+from lsseg.data.source import Source
+from lsseg.errors import InputError
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Scenes:
+    """A split of generated scenes, drawn when asked for.
+
+    Args:
+        length: Number of scenes.
+        seed: Of the split.
+        **parameters: Of :func:`lsseg.data.scenes.draw_scene`.
+    """
+
+    def __init__(self, length: int, seed: int, **parameters: Any) -> None:
+        self.length, self.seed, self.parameters = length, seed, parameters
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        """Number of the scene."""
+        return f"scene{index:05d}"
+
+    def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Draw one scene."""
+        return draw_scene(self.seed, index, **self.parameters)
+
+
+class SyntheticShapes(SegmentationData):
+    """Textured shapes with overlapping colours, thin structures, holes, touching objects, blurred edges, void borders.
+
+    Args:
+        train_images: Scenes in the training split.
+        val_images: Scenes in the validation split.
+        test_images: Scenes in the test split.
+        size: Height, width of a scene in pixels.
+        difficulty: 0 (clean, distinct colours) to 1 (noise and overlap close to the limit).
+        objects: Mean number of objects in a scene.
+        void_width: Width in pixels of the void border around half of the objects; 0 draws none.
+        data_seed: Of the scenes; it does not depend on the run's seed, so that all runs see one data set.
+        scale: Least and largest random scale in training.
+        photometric: Strength of the colour jitter in training, 0 to 1.
+        **options: See :class:`SegmentationData`.
+    """
+
+    class_names = tuple(name for name, _ in CLASSES)
+    palette = tuple(color for _, color in CLASSES)
+
+    def __init__(
+        self,
+        train_images: int = 2000,
+        val_images: int = 64,
+        test_images: int = 128,
+        size: tuple[int, int] = (96, 128),
+        difficulty: float = 0.5,
+        objects: int = 6,
+        void_width: int = 1,
+        data_seed: int = 0,
+        scale: tuple[float, float] = (1.0, 1.0),
+        photometric: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(scale=scale, photometric=photometric, **options)
+        self.lengths = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
+        self.data_seed = data_seed
+        self.parameters = {
+            "size": size,
+            "difficulty": difficulty,
+            "objects": objects,
+            "void_width": void_width,
+        }
+        try:
+            draw_scene(0, 0, **self.parameters)
+        except ValueError as error:
+            raise InputError(f"data.{error}") from error
+
+    def source(self, split: Split) -> Source:
+        """The scenes of a split; the three never share one."""
+        return Scenes(self.lengths[split], 3 * self.data_seed + SPLITS.index(split), **self.parameters)

@@ -1,0 +1,6 @@
+"""Losses: they hold weights such as λ and return a scalar."""
+
+from lsseg.losses.cross_entropy import CrossEntropyLoss
+from lsseg.losses.level_set import CrossEntropyLevelSetLoss, LevelSetLoss
+
+__all__ = ["CrossEntropyLevelSetLoss", "CrossEntropyLoss", "LevelSetLoss"]

@@ -1,0 +1,44 @@
+"""Inference on images that are larger than what fits through a network at once."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+
+def sliding_window(network: Callable[[Tensor], Tensor], image: Tensor, size: int) -> Tensor:
+    """Scores of a large image from overlapping square windows, averaged where they overlap.
+
+    Windows advance by two thirds of their size and the last of a row or column is moved back inside, so that every
+    window is full (an image smaller than a window is one window).
+
+    Args:
+        network: Maps B×3×h×w to B×C×h×w scores.
+        image: B×3×H×W.
+        size: Side of a window in pixels.
+
+    Returns:
+        B×C×H×W scores.
+
+    >>> import torch
+    >>> sliding_window(lambda x: 2 * x, torch.ones(1, 3, 50, 70), 32).unique()
+    tensor([2.])
+    """
+    height, width = image.shape[-2:]
+    total: Tensor | None = None
+    weight = image.new_zeros(height, width)
+    for top in _starts(height, size):
+        for left in _starts(width, size):
+            window = (..., slice(top, top + size), slice(left, left + size))
+            scores = network(image[window])
+            if total is None:
+                total = scores.new_zeros(*scores.shape[:2], height, width)
+            total[window] += scores
+            weight[window[1:]] += 1
+    assert total is not None
+    return total / weight
+
+
+def _starts(length: int, size: int) -> list[int]:
+    last = max(length - size, 0)
+    step = max(1, 2 * size // 3)
+    return [*range(0, last, step), last]

@@ -1,0 +1,50 @@
+"""The optimiser recipe that all methods share."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lsseg.errors import InputError
+
+
+@dataclass
+class Recipe:
+    """SGD with momentum or AdamW, weight decay, and the papers' "poly" rate: lr · (1 - step/steps)^power, by step.
+
+    Args:
+        name: ``sgd`` or ``adamw``.
+        lr: Learning rate at the first step.
+        momentum: Of SGD; AdamW does not use it.
+        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
+        poly_power: Exponent of the decay; 0 keeps the rate constant.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    poly_power: float = 0.9
+
+    def build(self, parameters: Iterable[nn.Parameter], steps: float) -> dict[str, Any]:
+        """Optimiser and schedule in the form Lightning takes.
+
+        Args:
+            parameters: What to optimise.
+            steps: Optimiser steps of the whole training.
+
+        Raises:
+            InputError: If the training has no end, so that the rate could not decay to 0 at it.
+        """
+        if not math.isfinite(steps) or steps < 1:
+            raise InputError("the learning rate falls to 0 at the last step: set trainer.max_steps or trainer.max_epochs")
+        optimizer: torch.optim.Optimizer
+        if self.name == "sgd":
+            optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, int(steps), self.poly_power)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

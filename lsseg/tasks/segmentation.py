@@ -1,0 +1,193 @@
+"""The base of every semantic method: batch keys, losses, scores and the optimiser in one place.
+
+Legend: B images, C classes, H×W pixels.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsseg.errors import InputError
+from lsseg.losses import CrossEntropyLoss
+from lsseg.metrics import BoundaryF1, Overlap, PerImage
+from lsseg.models import SegOutput, SmpNet
+from lsseg.tasks.inference import sliding_window
+from lsseg.tasks.optimizer import Recipe
+
+RADII = (1, 2, 3)
+
+
+class SegmentationTask(pl.LightningModule):
+    """Any network and any loss; cross-entropy by default.
+
+    Args:
+        num_classes: C; the command line takes it from the data.
+        network: Makes the network for C classes; null is :class:`~lsseg.models.SmpNet` (U-Net on ResNet-50). In YAML a
+            class path and its arguments without ``num_classes``.
+        criterion: Maps B×C×H×W logits and a B×H×W target to a scalar; null is cross-entropy.
+        optimizer: ``sgd`` (with momentum) or ``adamw``.
+        lr: Learning rate at the first step; it falls to 0 at the last as (1 - step/steps)^poly_power.
+        momentum: Of SGD.
+        weight_decay: Weight decay.
+        poly_power: Exponent of the decay of the learning rate.
+        window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        network: Callable[[int], nn.Module] | None = None,
+        criterion: nn.Module | None = None,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        poly_power: float = 0.9,
+        window: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise InputError(f"num_classes must be at least 2, not {num_classes}")
+        if window is not None and window < 32:
+            raise InputError(f"model.window must be at least 32 pixels, not {window}")
+        self.num_classes = num_classes
+        self.network = (network or partial(SmpNet))(num_classes)
+        self.criterion = criterion if criterion is not None else CrossEntropyLoss()
+        self.recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
+        self.window = window
+        self.val_scores = _scores(num_classes)
+        self.test_scores = _scores(num_classes)
+        self.test_images = PerImage(num_classes, RADII)
+
+    def forward(self, image: Tensor) -> SegOutput:
+        """Scores of a B×3×H×W image with values in [0, 1]."""
+        return self.network(image)
+
+    def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
+        """The terms of the training loss by name; ``loss`` is what is minimised."""
+        return {"loss": self.criterion(output.logits, target)}
+
+    def phi(self, logits: Tensor) -> Tensor:
+        """The level-set function of every class, B×C×H×W, positive inside: P - ½ (Kim 2019, section 3.2)."""
+        return torch.softmax(logits.float(), 1) - 0.5
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One step on a batch of images and masks."""
+        terms = self.losses(self(batch["image"]), batch["mask"])
+        self._refuse_nonfinite(terms)
+        for name, value in terms.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch["image"]))
+        return terms["loss"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Scores one batch; returns what the panels draw."""
+        logits = self.infer(batch["image"])
+        prediction = logits.argmax(1)
+        for metric in self.val_scores.values():
+            metric.update(prediction, batch["mask"])
+        loss = self.losses(SegOutput(logits), batch["mask"])["loss"]
+        self.log("val/loss", loss, batch_size=len(prediction), sync_dist=True)
+        return {"prediction": prediction, "logits": logits}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Scores one batch; returns what the panels draw and the seconds that inference took."""
+        start = self._clock()
+        logits = self.infer(batch["image"])
+        prediction = logits.argmax(1)
+        seconds = self._clock() - start
+        for metric in self.test_scores.values():
+            metric.update(prediction, batch["mask"])
+        self.test_images.update(prediction, batch["mask"], batch["index"])
+        return {"prediction": prediction, "logits": logits, "seconds": seconds}
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Labels (B×H×W) and level-set functions (B×C×H×W) at the size of the image's file."""
+        height, width = (int(side[0]) for side in batch["size"])
+        logits = self.infer(batch["image"])
+        if logits.shape[-2:] != (height, width):
+            logits = F.interpolate(logits.float(), (height, width), mode="bilinear", align_corners=False)
+        return {"prediction": logits.argmax(1), "phi": self.phi(logits), "path": batch["path"]}
+
+    def infer(self, image: Tensor) -> Tensor:
+        """Logits of whole images, through the sliding window where one is set and the image is larger."""
+        if self.window is not None and max(image.shape[-2:]) > self.window:
+            return sliding_window(lambda part: self(part).logits, image, self.window)
+        return self(image).logits
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores over the validation split."""
+        self._log_scores("val", self.val_scores)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores over the test split."""
+        self._log_scores("test", self.test_scores)
+
+    def configure_optimizers(self) -> Any:
+        """The recipe that all methods share."""
+        steps = self.trainer.estimated_stepping_batches
+        return self.recipe.build((p for p in self.parameters() if p.requires_grad), steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the number of classes, to be compared with the data's when it is loaded."""
+        checkpoint["num_classes"] = self.num_classes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other classes or of another network, in one line."""
+        classes = checkpoint.get("num_classes")
+        if classes is not None and classes != self.num_classes:
+            raise InputError(f"the checkpoint has {classes} classes, but the data has {self.num_classes}")
+        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        for key in sorted(theirs.keys() | ours.keys()):
+            if key not in ours or key not in theirs:
+                lacking = "the checkpoint" if key in ours else "this configuration"
+                raise InputError(f"the checkpoint is of another network: {lacking} has no {key}")
+            if theirs[key].shape != ours[key].shape:
+                shapes = f"{tuple(theirs[key].shape)} in the checkpoint, {tuple(ours[key].shape)} here"
+                raise InputError(f"the checkpoint is of another network: {key} is {shapes}")
+
+    def _refuse_nonfinite(self, terms: dict[str, Tensor]) -> None:
+        if not bool(torch.isfinite(terms["loss"])):
+            bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
+            named = [name for name in bad if name != "loss"] or bad
+            raise InputError(
+                f"step {self.global_step}: the training loss is not finite (in {', '.join(named)}); "
+                "lower model.lr, or clip with trainer.gradient_clip_val"
+            )
+
+    def _log_scores(self, stage: str, scores: nn.ModuleDict) -> None:
+        names = _class_names(self)
+        overlap = scores["overlap"].compute()
+        values = {f"{stage}/accuracy": overlap["accuracy"], f"{stage}/miou": overlap["miou"]}
+        per_class = {"iou": overlap["iou"]}
+        for radius in RADII:
+            per_class[f"boundary_f1_{radius}px"] = scores[f"boundary_{radius}"].compute()
+        for score, by_class in per_class.items():
+            if score != "iou":
+                values[f"{stage}/{score}"] = by_class.nanmean()
+            if stage == "test":
+                values |= {f"{stage}/{score}/{name}": x for name, x in zip(names, by_class, strict=True)}
+        # A class without a single pixel (or boundary pixel) has no score; it is missing from the log, not 0 in it.
+        self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
+        for metric in scores.values():
+            metric.reset()
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _scores(num_classes: int) -> nn.ModuleDict:
+    boundary = {f"boundary_{radius}": BoundaryF1(num_classes, radius) for radius in RADII}
+    return nn.ModuleDict({"overlap": Overlap(num_classes), **boundary})
+
+
+def _class_names(task: pl.LightningModule) -> tuple[str, ...]:
+    data = task.trainer.datamodule
+    return data.class_names if data is not None else tuple(str(label) for label in range(task.num_classes))
