@@ -34,8 +34,8 @@ def _report(argv: list[str]) -> int:
 def _ablate(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lsseg ablate",
-        description="Run a suite: train and test every variant with every seed, then report. Finished runs are skipped, "
-        "interrupted ones continue from their last checkpoint.",
+        description="Run a suite: train and test every variant with every seed, then report. Finished runs are "
+        "skipped, interrupted ones continue from their last checkpoint.",
     )
     parser.add_argument("spec", type=Path, help="the suite's YAML file")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the suite's folder goes (default: runs)")
@@ -106,7 +106,12 @@ class Monitor:
         self.bars: dict[str, TaskID] = {}
         self.progress: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[last]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[last]}"),
+            )
             self.progress = Progress(*columns, console=console)
             self.bars = {run.name: self.progress.add_task(run.name, start=False, total=None, last="") for run in runs}
 

@@ -1,4 +1,4 @@
-"""Figures of a suite: scores with intervals, learning curves, classes, and the same images segmented by every method."""
+"""Figures of a suite: scores with intervals, learning curves, classes, and the same images by every method."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +103,9 @@ def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, st
     figure = _figure(max(8, 0.35 * len(classes) * (len(labels) + 1) / 2 + 3), 5.5)
     axes = figure.subplots(2, 1, sharex=True)
     width = 0.8 / len(labels)
-    for axis, (score, title) in zip(axes, (("iou", "IoU (%)"), ("boundary_f1_1px", "boundary F, 1 px (%)")), strict=True):
+    for axis, (score, title) in zip(
+        axes, (("iou", "IoU (%)"), ("boundary_f1_1px", "boundary F, 1 px (%)")), strict=True
+    ):
         for i, name in enumerate(labels):
             runs = [result.summary["scores"] for result in results if result.variant == name]
             values = [[100 * scores.get(f"{score}/{c}", np.nan) for scores in runs] for c in classes]
@@ -123,7 +125,10 @@ def _examples(results: list[Result], labels: dict[str, str], colors: dict[str, s
     for result in results:
         first.setdefault(result.variant, result)
     folders = {name: first[name].folder / "panels" for name in labels}
-    stems = [path.name.removesuffix("-prediction.png") for path in sorted(folders[next(iter(labels))].glob("plain-*-prediction.png"))]
+    stems = [
+        path.name.removesuffix("-prediction.png")
+        for path in sorted(folders[next(iter(labels))].glob("plain-*-prediction.png"))
+    ]
     stems = [s for s in stems if all((f / f"{s}-prediction.png").is_file() for f in folders.values())][:EXAMPLES]
     if not stems:
         return None
@@ -133,10 +138,10 @@ def _examples(results: list[Result], labels: dict[str, str], colors: dict[str, s
     height, width = np.asarray(Image.open(any_folder / f"{stems[0]}-image.png")).shape[:2]
     figure = _figure(2.6 * len(columns), (2.6 * height / width + 0.1) * len(stems) + 0.3)
     axes = figure.subplots(len(stems), len(columns), squeeze=False)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=9)
     for row, stem in zip(axes, stems, strict=True):
-        for axis, (title, (folder, part)) in zip(row, columns.items(), strict=True):
+        for axis, (folder, part) in zip(row, columns.values(), strict=True):
             axis.imshow(np.asarray(Image.open(folder / f"{stem}-{part}.png")), interpolation="nearest")
             axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title, fontsize=9)
     return figure

@@ -1,5 +1,6 @@
 """A suite's table, in a terminal and on disk, and its figures."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,8 @@ def _caption(results: list[Result], description: dict[str, Any]) -> str:
     planned = sum(len(runs) for runs in description["runs"].values())
     missing = f", {planned - len(results)} of {planned} runs missing" if planned > len(results) else ""
     steps = sorted({result.summary["step"] for result in results})
-    return (
-        f"{len(results[0].names)} test images, {'/'.join(map(str, steps))} updates, {results[0].summary['device']}{missing}"
-    )
+    updates = "/".join(map(str, steps))
+    return f"{len(results[0].names)} test images, {updates} updates, {results[0].summary['device']}{missing}"
 
 
 def _markdown(shown: pd.DataFrame, results: list[Result], description: dict[str, Any], figures: list[Path]) -> str:
@@ -112,9 +112,12 @@ def _rows(table: pd.DataFrame) -> list[str]:
 
 
 def _rich(shown: pd.DataFrame, title: str) -> Table:
+    """The columns that fit into a terminal; the file has them all."""
+    wide = [name for name in shown.columns if re.search(r"2px|3px|accuracy|parameters", name)]
+    shown = shown.drop(columns=wide)
     table = Table(title=title)
     for name in shown.columns:
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name.replace(" [95 %]", "\n[95 %]"), justify="left" if name == "method" else "right")
     for row in shown.to_numpy().tolist():
         table.add_row(*map(str, row))
     return table
@@ -140,6 +143,7 @@ def _spread(row: dict[str, Any], score: str) -> str:
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
+
     if not _given(row.get(name)):
         return "–"
     return f"{row[name]:+.2f} [{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"

@@ -104,13 +104,15 @@ def run_table(results: list[Result]) -> pd.DataFrame:
     rows = []
     for result in results:
         per_class = {k: 100 * v for k, v in result.summary["scores"].items() if "/" in k}
-        costs = {key: result.summary[key] for key in ("train_seconds_per_image", "test_seconds_per_image", "parameters")}
+        costs = {
+            key: result.summary[key] for key in ("train_seconds_per_image", "test_seconds_per_image", "parameters")
+        }
         rows.append({"variant": result.variant, "seed": result.seed, **result.scores(), **costs, **per_class})
     return pd.DataFrame(rows)
 
 
 def variant_table(results: list[Result], description: dict[str, Any]) -> pd.DataFrame:
-    """One row for each variant: mean and standard deviation over seeds, difference to the baseline, costs, the paper's."""
+    """One row for each variant: mean and spread over seeds, difference to the baseline, costs, the paper's number."""
     baseline = description["baseline"]
     rows = []
     for variant in description["variants"]:

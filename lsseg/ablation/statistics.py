@@ -38,8 +38,8 @@ def paired_difference(
     """Difference of the mean score of two methods, with a bootstrap interval over the test images.
 
     A data set's score is no mean over images, so the counts of the drawn images are summed before they are scored. Each
-    resample draws the same images for both methods and all seeds: what is hard about an image cancels. The interval says
-    what other test images might have shown, not other seeds.
+    resample draws the same images for both methods and all seeds: what is hard about an image cancels. The interval
+    says what other test images might have shown, not other seeds.
 
     Args:
         ours: One array of counts for each seed, N×C×K.

@@ -45,7 +45,9 @@ class PlainProgress(ProgressBar):
         if not self._enabled:
             return
         self._last = time.monotonic()
-        shown = {k: v for k, v in self.get_metrics(trainer, module).items() if isinstance(v, int | float) and k != "v_num"}
+        shown = {
+            k: v for k, v in self.get_metrics(trainer, module).items() if isinstance(v, int | float) and k != "v_num"
+        }
         scores = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
         steps = int(trainer.estimated_stepping_batches)
         print(f"epoch {trainer.current_epoch} step {trainer.global_step}/{steps} {scores}", flush=True)

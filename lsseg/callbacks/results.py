@@ -10,8 +10,8 @@ import torch
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
-from lsseg.files import write_json
 from lsseg.callbacks.stopwatch import Stopwatch
+from lsseg.files import write_json
 
 
 class TestResults(pl.Callback):
@@ -59,7 +59,9 @@ class TestResults(pl.Callback):
         names = np.array([source.name(int(i)) for i in counts["index"]])
         classes = np.array(trainer.datamodule.class_names)
         np.savez_compressed(folder / "test_images.npz", names=names, classes=classes, **counts)
-        scores = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+        scores = {
+            k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
+        }
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 table = wandb.Table(columns=["score", "value"], data=[[k, v] for k, v in scores.items()])

@@ -8,7 +8,7 @@ import torch
 
 
 class Stopwatch(pl.Callback):
-    """Seconds spent in training steps (forward, backward, optimiser; not waiting for data) and images that went through.
+    """Seconds spent in training steps (forward, backward, optimiser; not waiting for data) and the images they took.
 
     The first steps of a process, which allocate and warm up, are not counted. The sums travel with the checkpoint.
     """

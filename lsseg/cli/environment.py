@@ -8,7 +8,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("lsseg", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "segmentation-models-pytorch", "numpy")
+PACKAGES = (
+    "lsseg",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "segmentation-models-pytorch",
+    "numpy",
+)
 
 
 def describe_environment() -> dict[str, Any]:

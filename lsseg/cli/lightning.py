@@ -19,8 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 # Importing these modules is what makes their classes known by their short names.
-import lsseg.losses
-import lsseg.models
+from lsseg.ablation.runner import die_with_parent
 from lsseg.callbacks import (
     JsonlLogger,
     Panels,
@@ -31,7 +30,6 @@ from lsseg.callbacks import (
     WandbRun,
     progress_bar,
 )
-from lsseg.ablation.runner import die_with_parent
 from lsseg.cli.environment import describe_environment
 from lsseg.data import SegmentationData
 from lsseg.errors import InputError

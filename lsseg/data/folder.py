@@ -91,7 +91,9 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...], dict[i
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: it lists the classes, for example `classes: [background, cell]`") from error
+        raise InputError(
+            f"{path} is missing: it lists the classes, for example `classes: [background, cell]`"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     entries = content.get("classes") if isinstance(content, dict) else None

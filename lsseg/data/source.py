@@ -35,7 +35,7 @@ class FilePairs:
 
     Args:
         pairs: (image, mask) paths.
-        labels: File value → label, for masks that do not hold labels as they are; a value that is not in it is an error.
+        labels: File value → label, for masks that do not hold labels as they are; any other value is an error.
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], labels: dict[int, int] | None = None) -> None:

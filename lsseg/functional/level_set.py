@@ -2,17 +2,17 @@
 
 Legend: B images, C classes, H×W pixels, n pixels of a block, b images of a block.
 
-For one class of one image let h = H_ε(P - ½) and, over the valid pixels, A = Σ G h, S = Σ h, T = Σ G, N = Σ 1. The region
-means are c1 = A/S and c2 = (T-A)/(N-S). Because the truth G is binary, the energy collapses to
+For one class of one image let h = H_ε(P - ½) and, over the valid pixels, A = Σ G h, S = Σ h, T = Σ G, N = Σ 1. The
+region means are c1 = A/S and c2 = (T-A)/(N-S). Because the truth G is binary, the energy collapses to
 
     E = A (1 - c1) + (T - A)(1 - c2)
 
-and because c1 and c2 minimise E for a fixed h, its total derivative is ∂E/∂h = c1² - c2² + 2 G (c2 - c1) (eq. 7). So the
-forward pass needs four sums per class, the backward pass two numbers per class and one more softmax: no one-hot truth, no
-loop over classes, nothing of the size of the logits kept between the passes but the logits themselves.
+and because c1 and c2 minimise E for a fixed h, its total derivative is ∂E/∂h = c1² - c2² + 2 G (c2 - c1) (eq. 7). So
+the forward pass needs four sums per class, the backward pass two numbers per class and one more softmax: no one-hot
+truth, no loop over classes, nothing of the size of the logits kept between the passes but the logits themselves.
 
-The work is an opaque custom operator, so that ``torch.compile`` takes it whole, and is done in blocks of pixels that stay
-in a CPU's cache; on other devices one block holds everything.
+The work is an opaque custom operator, so that ``torch.compile`` takes it whole, and is done in blocks of pixels that
+stay in a CPU's cache; on other devices one block holds everything.
 """
 
 from collections.abc import Iterator
@@ -115,7 +115,7 @@ def _call(
 
 
 def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Image and pixel ranges to work through: cache-sized pieces of one image on a CPU, everything at once elsewhere."""
+    """Image and pixel ranges to work through: cache-sized pieces of an image on a CPU, everything at once elsewhere."""
     images, classes, height, width = logits.shape
     pixels = height * width
     if logits.device.type != "cpu":
@@ -191,7 +191,7 @@ def _energy_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, reduction: st
     # A region of zero area has zero hits or misses too: any finite mean makes its term 0.
     c1 = hits / torch.where(inside > 0, inside, 1.0)
     c2 = misses / torch.where(outside > 0, outside, 1.0)
-    scale = (sizes > 0) / (len(sizes) * (count.clamp_min(1) if reduction == "mean" else 1.0))
+    scale = (sizes > 0).double() / (len(sizes) * (count.clamp_min(1) if reduction == "mean" else 1.0))
     energy = ((hits * (1 - c1) + misses * (1 - c2)) * scale).sum()
     slope = torch.stack([c1.square() - c2.square(), 2 * (c2 - c1)], 1) * scale.unsqueeze(1)
     return energy, slope

@@ -80,6 +80,4 @@ class CrossEntropyLevelSetLoss(LevelSetLoss):
 
     def terms(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The cross-entropy and the (unweighted) level-set energy, both differentiable."""
-        return cross_entropy_level_set(
-            logits, target, self.epsilon, self.heaviside, self.ignore_index, self.reduction
-        )
+        return cross_entropy_level_set(logits, target, self.epsilon, self.heaviside, self.ignore_index, self.reduction)

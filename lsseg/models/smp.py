@@ -67,9 +67,7 @@ def _create(classes: int, architecture: str, encoder: str, weights: str | None, 
     # A timm encoder's weights are chosen by its name (tu-NAME.TAG): smp wants only to hear that there are some.
     given: str | bool | None = True if weights and encoder.startswith("tu-") else weights
     try:
-        return smp.create_model(
-            architecture, encoder_name=encoder, encoder_weights=given, classes=classes, **decoder
-        )
+        return smp.create_model(architecture, encoder_name=encoder, encoder_weights=given, classes=classes, **decoder)
     except KeyError as error:
         key = "encoder_weights" if "weights" in str(error) else "encoder_name"
         raise InputError(f"{key}: {str(error.args[0]).splitlines()[0][:300]}") from error

@@ -40,7 +40,9 @@ class Recipe:
             InputError: If the training has no end, so that the rate could not decay to 0 at it.
         """
         if not math.isfinite(steps) or steps < 1:
-            raise InputError("the learning rate falls to 0 at the last step: set trainer.max_steps or trainer.max_epochs")
+            raise InputError(
+                "the learning rate falls to 0 at the last step: set trainer.max_steps or trainer.max_epochs"
+            )
         optimizer: torch.optim.Optimizer
         if self.name == "sgd":
             optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
