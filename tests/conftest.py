@@ -2,7 +2,9 @@
 
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", WANDB_SILENT="true")
@@ -17,3 +19,53 @@ def _own_folders(tmp_path, monkeypatch):
     for name in ("LSSEG_RUN_FOLDER", "LSSEG_DATA", "PL_GLOBAL_SEED", "WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def lsseg(capfd):
+    """Runs the real command in this process: ``lsseg("fit", ...)`` gives (status, standard output, standard error)."""
+    from lsseg.cli import main
+
+    def run(*argv):
+        capfd.readouterr()
+        status = main([str(argument) for argument in argv])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """A tiny CamVid in the SegNet layout: JPEG and PNG images, 11 classes and value 11 for void."""
+    root = tmp_path / "data" / "camvid"
+    g = np.random.default_rng(0)
+    for split, names in {
+        "train": ["0001TP_1", "0001TP_2", "0016E5_3", "0016E5_4"],
+        "val": ["0016E5_5"],
+        "test": ["0001TP_6", "Seq05VD_7"],
+    }.items():
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir(parents=True)
+        for i, name in enumerate(names):
+            image, mask = g.integers(0, 256, (48, 60, 3), np.uint8), np.kron(g.integers(0, 12, (6, 6)), np.ones((8, 10)))
+            Image.fromarray(image).save(root / split / f"{name}{'.jpg' if i % 2 else '.png'}")
+            Image.fromarray(mask.astype(np.uint8)).save(root / f"{split}annot" / f"{name}.png")
+    return root
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """A user's own folder: JPEG images of several sizes, palette masks with values of their own, a class list."""
+    root = tmp_path / "mine"
+    g = np.random.default_rng(1)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    for i in range(8):
+        height, width = 40 + 7 * i, 64 - 3 * i
+        Image.fromarray(g.integers(0, 256, (height, width, 3), np.uint8)).save(root / "images" / f"photo {i}.jpg")
+        mask = Image.fromarray(g.choice(np.array([0, 128, 7, 255], np.uint8), (height, width)))
+        mask.putpalette(list(range(256)) * 3)
+        mask.save(root / "masks" / f"photo {i}.png")
+    (root / "classes.yaml").write_text("classes:\n  ground: {value: 0}\n  cell: {value: 128, color: [9, 9, 9]}\nvoid: [7]\n")
+    return root

@@ -15,11 +15,11 @@ from lsseg.errors import InputError
 class Panels(pl.Callback):
     """Saves the panels of the first images of a split as PNG in the run's folder, and to W&B where it is on.
 
-    Validation panels overwrite the last ones in the folder (W&B keeps the history). For every test panel the plain
+    In validation one image is drawn, over the last one in the folder (W&B keeps the history). For every test panel the plain
     image, truth and prediction are saved too, for the report's comparison of methods.
 
     Args:
-        images: How many.
+        images: How many test images.
         phi_class: Name of the class of which φ is shown; null picks the one that is segmented worst in each image.
     """
 
@@ -38,16 +38,16 @@ class Panels(pl.Callback):
     ) -> None:
         """Draw the first validation images."""
         if not trainer.sanity_checking:
-            self._draw(trainer, pl_module, outputs, batch, "val")
+            self._draw(trainer, pl_module, outputs, batch, "val", 1)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Draw the first test images."""
-        self._draw(trainer, pl_module, outputs, batch, "test")
+        self._draw(trainer, pl_module, outputs, batch, "test", self.images)
 
-    def _draw(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, stage: str) -> None:
-        chosen = [i for i, index in enumerate(batch["index"].tolist()) if 0 <= index < self.images]
+    def _draw(self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, stage: str, count: int) -> None:
+        chosen = [i for i, index in enumerate(batch["index"].tolist()) if 0 <= index < count]
         if not chosen or trainer.fast_dev_run or not trainer.is_global_zero:
             return
         data = trainer.datamodule

@@ -49,8 +49,8 @@ class PlainProgress(ProgressBar):
             k: v for k, v in self.get_metrics(trainer, module).items() if isinstance(v, int | float) and k != "v_num"
         }
         scores = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        steps = int(trainer.estimated_stepping_batches)
-        print(f"epoch {trainer.current_epoch} step {trainer.global_step}/{steps} {scores}", flush=True)
+        steps = f"/{int(trainer.estimated_stepping_batches)}" if trainer.state.fn == "fit" else ""
+        print(f"epoch {trainer.current_epoch} step {trainer.global_step}{steps} {scores}", flush=True)
 
 
 def progress_bar() -> ProgressBar:

@@ -50,6 +50,7 @@ class TestResults(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write both files, and a table to W&B where it is on."""
         counts = {name: part.cpu().numpy() for name, part in pl_module.test_images.compute().items()}
+        counts["index"] = counts["index"].reshape(-1)  # torchmetrics makes a scalar of a single number
         pl_module.test_images.reset()
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return

@@ -171,6 +171,7 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a hint, wrong where data is generated
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # resuming
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")  # tests save none
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")

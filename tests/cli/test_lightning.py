@@ -1,0 +1,222 @@
+"""fit, validate, test and predict through the real command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lsseg.files import read_jsonl
+
+TINY = str(Path(__file__).with_name("tiny.yaml"))
+
+
+@pytest.fixture
+def trained(lsseg, tmp_path):
+    """A finished tiny run."""
+    folder = tmp_path / "run"
+    status, _, err = lsseg("fit", "--config", TINY, "--trainer.default_root_dir", folder, "--test_after_fit", "true")
+    assert status == 0, err
+    return folder
+
+
+def test_a_run_leaves_everything_in_its_folder(trained):
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["model"]["init_args"]["lr"] == 0.01  # resolved: the default is written out
+    assert config["trainer"]["default_root_dir"] is None
+    environment = json.loads((trained / "environment.json").read_text())
+    assert {"command", "git_commit", "packages"} <= environment.keys()
+    rows = read_jsonl(trained / "metrics.jsonl")
+    assert any("val/miou" in row for row in rows)
+    assert "val/miou" in (trained / "metrics.csv").read_text().splitlines()[0]
+    result = json.loads((trained / "test.json").read_text())
+    assert result["step"] == 4
+    assert {"miou", "accuracy", "iou/background", "boundary_f1_2px"} <= result["scores"].keys()
+    assert (trained / "panels" / "test-scene00000.png").is_file()
+    assert (trained / "panels" / "val-scene00000.png").is_file()
+    assert {"last.ckpt", "best.ckpt"} <= {path.name for path in trained.iterdir()}
+
+
+def test_counts_of_each_image_add_up_to_the_metrics(trained):
+    from lsseg.functional import boundary_f1, class_iou
+
+    scores = json.loads((trained / "test.json").read_text())["scores"]
+    with np.load(trained / "test_images.npz") as counts:
+        assert list(counts["names"]) == ["scene00000", "scene00001", "scene00002"]
+        overlap, boundary = (torch.from_numpy(counts[name].sum(0)) for name in ("overlap", "boundary"))
+    assert float(class_iou(overlap).nanmean()) == pytest.approx(scores["miou"], rel=1e-6)
+    for i, radius in enumerate((1, 2, 3)):
+        expected = scores[f"boundary_f1_{radius}px"]
+        assert float(boundary_f1(boundary[i]).nanmean()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_test_repeats_the_scores_from_the_saved_config_and_checkpoint(trained, lsseg, tmp_path):
+    again = tmp_path / "again"
+    config, checkpoint = trained / "config.yaml", trained / "last.ckpt"
+    status, _, err = lsseg(
+        "test", "--config", config, "--ckpt_path", checkpoint, "--trainer.default_root_dir", again
+    )
+    assert status == 0, err
+    first, second = (json.loads((folder / "test.json").read_text())["scores"] for folder in (trained, again))
+    assert first == second
+    # The command line beats the checkpoint.
+    status, _, err = lsseg("test", "--config", config, "--ckpt_path", checkpoint, "--data.test_images", 1)
+    assert status == 0, err
+    (inside,) = trained.glob("test-*")  # without a folder of its own it goes below the run's
+    assert json.loads((inside / "test.json").read_text())["test_images"] == 1
+
+
+def test_validate(trained, lsseg):
+    status, _, err = lsseg("validate", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt")
+    assert status == 0, err
+    (folder,) = trained.glob("validate-*")
+    assert any("val/miou" in row for row in read_jsonl(folder / "metrics.jsonl"))
+
+
+def test_two_runs_with_one_seed_are_bit_identical(trained, lsseg, tmp_path):
+    """Also with two loader processes instead of none, so that nothing depends on them."""
+    other = tmp_path / "other"
+    arguments = ("--trainer.default_root_dir", other, "--data.num_workers", 2)
+    assert lsseg("fit", "--config", TINY, *arguments)[0] == 0
+    states = [torch.load(folder / "last.ckpt", weights_only=True)["state_dict"] for folder in (trained, other)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_an_interrupted_run_resumes_bit_identically(trained, lsseg, tmp_path):
+    """Stopped in the middle of an epoch at step 3 of 4 (by limiting an otherwise equal run), then continued."""
+    folder = tmp_path / "resumed"
+    config = ("--config", TINY, "--trainer.default_root_dir", folder, "--checkpoint_every_n_steps", 3)
+    from lsseg.tasks import SegmentationTask
+
+    step = SegmentationTask.training_step
+
+    def fail(self, batch, batch_idx):
+        if self.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", fail)
+        with pytest.raises(SystemExit):
+            lsseg("fit", *config)
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert lsseg("fit", *config, "--ckpt_path", folder / "last.ckpt")[0] == 0
+    states = [torch.load(f / "last.ckpt", weights_only=True)["state_dict"] for f in (trained, folder)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_level_set_task_logs_both_terms_and_warms_up(lsseg, tmp_path):
+    arguments = ("--model", "LevelSetLossTask", "--model.level_set_weight", 0.5, "--model.warmup_steps", 2)
+    status, _, err = lsseg(
+        "fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", *arguments,
+        "--trainer.log_every_n_steps", 1,
+    )  # fmt: skip
+    assert status == 0, err
+    rows = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "train/level_set" in row]
+    for row, weight in zip(rows, (0.0, 0.25, 0.5, 0.5), strict=True):
+        expected = row["train/cross_entropy"] + weight * row["train/level_set"]
+        assert row["train/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_predict_writes_labels_overlays_and_phi(trained, lsseg, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    g = np.random.default_rng(0)
+    sizes = {"a.jpg": (50, 70), "b.png": (33, 41)}
+    for name, size in sizes.items():
+        Image.fromarray(g.integers(0, 256, (*size, 3), np.uint8)).save(photos / name)
+    Image.fromarray(g.integers(0, 60000, (30, 20)).astype(np.uint16)).save(photos / "grey16.tif")
+    status, out, err = lsseg(
+        "predict", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt", "--data.images", photos,
+        "--predictions.output", tmp_path / "out", "--predictions.phi", "[ring]", "--model.window", 32,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "3 prediction(s)" in out
+    for name, size in sizes.items():
+        stem = Path(name).stem
+        labels = Image.open(tmp_path / "out" / f"{stem}.png")
+        assert labels.mode == "P"
+        assert np.asarray(labels).shape == size
+        assert np.asarray(labels).max() < 7
+        assert np.asarray(Image.open(tmp_path / "out" / f"{stem}_overlay.png")).shape == (*size, 3)
+        phi = np.load(tmp_path / "out" / f"{stem}_phi_ring.npy")
+        assert phi.shape == size
+        assert np.abs(phi).max() <= 0.5
+        assert ((phi > 0) <= (np.asarray(labels) == 2)).all()  # P > ½ is the label
+
+
+def test_camvid_trains_and_reports_both_tests(camvid, lsseg, tmp_path):
+    data = ("--data", "CamVid", "--data.root", camvid, "--data.crop_size", "[32,32]", "--data.batch_size", 2)
+    run = ("--trainer.default_root_dir", tmp_path / "run", "--test_after_fit", "true")
+    status, _, err = lsseg("fit", "--config", TINY, *data, "--data.num_workers", 0, *run)
+    assert status == 0, err
+    result = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert result["test_images"] == 2
+    assert result["classes"][0] == "sky"
+    status, _, err = lsseg(
+        "test", "--config", tmp_path / "run" / "config.yaml", "--ckpt_path", tmp_path / "run" / "last.ckpt",
+        "--data.test_sequence", "Seq05VD", "--trainer.default_root_dir", tmp_path / "seq",
+    )  # fmt: skip
+    assert status == 0, err
+    assert json.loads((tmp_path / "seq" / "test.json").read_text())["test_images"] == 1
+
+
+def test_own_folder_fits_tests_and_predicts_without_python(own_folder, lsseg, tmp_path):
+    data = ("--data", "FolderSegmentation", "--data.root", own_folder, "--data.crop_size", "[32,32]")
+    run = ("--trainer.default_root_dir", tmp_path / "run", "--test_after_fit", "true", "--data.batch_size", 2)
+    status, _, err = lsseg("fit", "--config", TINY, *data, "--data.num_workers", 0, *run)
+    assert status == 0, err
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["classes"] == ["ground", "cell"]
+    status, _, err = lsseg(
+        "predict", "--config", tmp_path / "run" / "config.yaml", "--ckpt_path", tmp_path / "run" / "last.ckpt",
+        "--data.images", own_folder / "images", "--predictions.output", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, err
+    assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 8
+
+
+def test_any_loss_and_network_by_class_path(lsseg, tmp_path, monkeypatch):
+    (tmp_path / "mine_here.py").write_text(
+        "import torch\n"
+        "from lsseg.models import SegOutput\n"
+        "class MyLoss(torch.nn.Module):\n"
+        "    def __init__(self, power: float = 1.0):\n"
+        "        super().__init__()\n"
+        "        self.power = power\n"
+        "    def forward(self, logits, target):\n"
+        "        keep = target != 255\n"
+        "        return logits.square().mean() ** self.power + 0 * keep.sum()\n"
+        "class MyNet(torch.nn.Module):\n"
+        "    def __init__(self, num_classes: int, width: int = 4):\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Conv2d(3, num_classes, 1)\n"
+        "    def forward(self, image):\n"
+        "        return SegOutput(self.layer(image))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = ("--model.criterion", "mine_here.MyLoss", "--model.criterion.power", 2, "--model.network", "mine_here.MyNet")
+    status, _, err = lsseg("fit", "--config", TINY, *mine, "--trainer.default_root_dir", tmp_path / "run")
+    assert status == 0, err
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["criterion"]["init_args"]["power"] == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_mixed_precision_accumulation_and_clipping(lsseg, tmp_path, precision):
+    options = ("--trainer.precision", precision, "--trainer.accumulate_grad_batches", 2)
+    options += ("--trainer.gradient_clip_val", 1.0, "--model", "LevelSetLossTask", "--model.optimizer", "adamw")
+    status, _, err = lsseg("fit", "--config", TINY, *options, "--trainer.default_root_dir", tmp_path / "run")
+    assert status == 0, err
+
+
+def test_help_does_not_import_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, lsseg.cli\ntry: lsseg.cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ablate" in done.stdout
