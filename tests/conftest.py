@@ -48,7 +48,10 @@ def camvid(tmp_path):
         for folder in (split, f"{split}annot"):
             (root / folder).mkdir(parents=True)
         for i, name in enumerate(names):
-            image, mask = g.integers(0, 256, (48, 60, 3), np.uint8), np.kron(g.integers(0, 12, (6, 6)), np.ones((8, 10)))
+            image, mask = (
+                g.integers(0, 256, (48, 60, 3), np.uint8),
+                np.kron(g.integers(0, 12, (6, 6)), np.ones((8, 10))),
+            )
             Image.fromarray(image).save(root / split / f"{name}{'.jpg' if i % 2 else '.png'}")
             Image.fromarray(mask.astype(np.uint8)).save(root / f"{split}annot" / f"{name}.png")
     return root
@@ -67,5 +70,7 @@ def own_folder(tmp_path):
         mask = Image.fromarray(g.choice(np.array([0, 128, 7, 255], np.uint8), (height, width)))
         mask.putpalette(list(range(256)) * 3)
         mask.save(root / "masks" / f"photo {i}.png")
-    (root / "classes.yaml").write_text("classes:\n  ground: {value: 0}\n  cell: {value: 128, color: [9, 9, 9]}\nvoid: [7]\n")
+    (root / "classes.yaml").write_text(
+        "classes:\n  ground: {value: 0}\n  cell: {value: 128, color: [9, 9, 9]}\nvoid: [7]\n"
+    )
     return root

@@ -15,8 +15,8 @@ from lsseg.errors import InputError
 class Panels(pl.Callback):
     """Saves the panels of the first images of a split as PNG in the run's folder, and to W&B where it is on.
 
-    In validation one image is drawn, over the last one in the folder (W&B keeps the history). For every test panel the plain
-    image, truth and prediction are saved too, for the report's comparison of methods.
+    In validation one image is drawn, over the last one in the folder (W&B keeps the history). For every test panel the
+    plain image, truth and prediction are saved too, for the report's comparison of methods.
 
     Args:
         images: How many test images.

@@ -140,7 +140,7 @@ def _memory(name: str, argv: list[str]) -> int:
 def _peak_memory(name: str, options: Any) -> int:
     import torch
 
-    cases, logits = _losses(options)
+    cases, _ = _losses(options)
     # Once on a small input: what is allocated at first use is no cost of the loss.
     small = argparse.Namespace(**{**vars(options), "shape": [1, options.shape[1], 8, 8]})
     _losses(small)[0][name]().backward()

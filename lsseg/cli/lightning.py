@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -36,14 +37,41 @@ from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
 from lsseg.tasks import SegmentationTask
 
+# What jsonargparse says of every attempt to read a value, whatever is wrong with it.
+BOILERPLATE = re.compile(
+    r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but"
+)
+UNKNOWN_CLASS = r"'\1' is no known class; give a class of lsseg by its name, or yours by its import path"
+
 
 class Parser(LightningArgumentParser):
     """Says what is wrong in one line instead of a page of usage."""
 
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Exit with status 2."""
-        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
-        raise InputError(" ".join(lines)[:600])
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """Raise ``InputError`` instead of printing."""
+        raise InputError(concise(str(message)))
+
+
+def concise(message: str) -> str:
+    r"""Reduce jsonargparse's account of all it has tried to the key and what is wrong with it.
+
+    >>> concise('Parser key "model": Does not validate against ...\n  - Parser key "lr": Expected a float. Got: abc')
+    'model.lr: Expected a float. Got: abc'
+    """
+    keys, reasons = [], []
+    for line in message.splitlines():
+        text = line.strip(" -")
+        # The second form is what an inner parser has already reduced.
+        while not reasons and (
+            found := re.match(r'Parser key "([^"]+)":\s*|([a-z_][\w.]*): (?=Expected|Option|\')', text)
+        ):
+            keys.append(found[1] or found[2])
+            text = text[found.end() :]
+        if text and not BOILERPLATE.match(text) and not reasons:
+            reasons.append(re.sub(r"^Expected a dot import path string: (\S+).*", UNKNOWN_CLASS, text))
+    if not keys or not reasons:
+        return " ".join(message.split())
+    return f"{'.'.join(keys)}: {reasons[0]}"
 
 
 class SaveConfig(SaveConfigCallback):
@@ -112,6 +140,18 @@ class LssegCLI(LightningCLI):
         parent = Path(checkpoint).parent if checkpoint and self.subcommand != "fit" else Path("runs")
         return os.environ.setdefault("LSSEG_RUN_FOLDER", str(parent / name))
 
+    def instantiate_classes(self) -> None:
+        """Raise an ``InputError`` of a class as it is, not wrapped in jsonargparse's account of what it tried."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, InputError):
+                cause = cause.__cause__
+            if cause is not None:
+                raise cause from None
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the loggers and callbacks that every run has to those of the configuration."""
         trainer = self._get(self.config_init, "trainer")
@@ -155,6 +195,17 @@ class LastStep(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
+def _check_files(argv: list[str]) -> None:
+    """Name the configuration file that is no YAML; the parser's own message does not."""
+    for name, value in zip(argv, [*argv[1:], ""], strict=True):
+        path = Path(value if name in ("--config", "-c") else name.partition("--config=")[2])
+        if path.is_file():
+            try:
+                yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
 def _drop_encoder_weights(config: Any) -> None:
     """Set every ``encoder_weights`` below a configuration to null."""
     for key in list(config.keys(branches=True)):
@@ -163,7 +214,9 @@ def _drop_encoder_weights(config: Any) -> None:
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    return not any(chatter in record.getMessage() for chatter in ("litlogger", "`weights_only` was not set", "TPU"))
+    return not any(
+        chatter in record.getMessage() for chatter in ("litlogger", "litmodels", "`weights_only` was not set", "TPU")
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -171,11 +224,14 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a hint, wrong where data is generated
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # resuming
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own use of torch
-    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")  # tests save none
+    warnings.filterwarnings(
+        "ignore", ".*callbacks used to create the checkpoint need to be provided.*"
+    )  # tests save none
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")
     die_with_parent()
+    _check_files(argv)
     try:
         LssegCLI(
             SegmentationTask,

@@ -66,7 +66,9 @@ def _download(url: str, target: Path, console: Console) -> None:
                     progress.advance(task, len(chunk))
     except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise InputError(f"cannot fetch {url}: {reason}; fetch it elsewhere and pass its file:// address as --url") from error
+        raise InputError(
+            f"cannot fetch {url}: {reason}; fetch it elsewhere and pass its file:// address as --url"
+        ) from error
 
 
 def _unpack(zipped: Path, archive: Archive, target: Path) -> None:

@@ -27,8 +27,6 @@ class Images(Dataset[dict[str, Any]]):
 
     def __init__(self, path: Path, resize: tuple[int, int] | None = None) -> None:
         self.paths = [path] if path.is_file() else list_images(path)
-        if not self.paths:
-            raise InputError(f"data.images: there is no image in {path}")
         stems = [p.stem for p in self.paths]
         double = next((p for p in self.paths if stems.count(p.stem) > 1), None)
         if double is not None:

@@ -118,11 +118,14 @@ def list_images(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name; hidden files are skipped.
 
     Raises:
-        InputError: If the folder does not exist.
+        InputError: If the folder does not exist or holds no image.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    if not images:
+        raise InputError(f"there is no image in {folder}")
+    return images
 
 
 def pair_up(images: Sequence[Path], masks: Path) -> list[tuple[Path, Path]]:

@@ -56,9 +56,7 @@ def test_counts_of_each_image_add_up_to_the_metrics(trained):
 def test_test_repeats_the_scores_from_the_saved_config_and_checkpoint(trained, lsseg, tmp_path):
     again = tmp_path / "again"
     config, checkpoint = trained / "config.yaml", trained / "last.ckpt"
-    status, _, err = lsseg(
-        "test", "--config", config, "--ckpt_path", checkpoint, "--trainer.default_root_dir", again
-    )
+    status, _, err = lsseg("test", "--config", config, "--ckpt_path", checkpoint, "--trainer.default_root_dir", again)
     assert status == 0, err
     first, second = (json.loads((folder / "test.json").read_text())["scores"] for folder in (trained, again))
     assert first == second

@@ -1,0 +1,92 @@
+import pytest
+import yaml
+
+from lsseg.ablation.spec import expand, load_suite
+from lsseg.errors import InputError
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Writes a suite's file beside a base configuration and reads it."""
+    (tmp_path / "base.yaml").write_text("trainer: {max_steps: 3}\n")
+
+    def read(**content):
+        path = tmp_path / "suite.yaml"
+        path.write_text(yaml.safe_dump({"base": ["base.yaml"], **content}))
+        return load_suite(path)
+
+    return read
+
+
+def test_variants_times_grid_times_seeds(suite, tmp_path):
+    made = suite(
+        seeds=[0, 3],
+        set={"trainer.max_steps": 5, "model.lr": 1},
+        variants=[
+            {"name": "ce", "label": "CE"},
+            {"name": "ls", "set": {"model": "LevelSetLossTask"}, "paper": {"miou": 76.5}},
+        ],
+        grid={"model.lr": [0.1, 0.01]},
+    )
+    runs = expand(made)
+    names = "ce,lr=0.1-seed0 ce,lr=0.01-seed0 ls,lr=0.1-seed0 ls,lr=0.01-seed0"
+    assert " ".join(run.name for run in runs[:4]) == names
+    assert len({run.name for run in runs}) == 8
+    assert made.baseline == "ce,lr=0.1"
+    assert runs[2].variant.paper == {"miou": 76.5}
+    assert runs[0].variant.label == "CE, lr=0.1"
+    arguments = runs[3].arguments(tmp_path / "run")
+    # A class comes before its arguments, and the grid wins over what is set for all.
+    assert arguments[:5] == [
+        "fit", f"--config={tmp_path / 'base.yaml'}", "--model=LevelSetLossTask", "--model.lr=0.01", "--trainer.max_steps=5",
+    ]  # fmt: skip
+
+
+def test_values_survive_the_command_line(suite, tmp_path):
+    values = {"a": None, "b": True, "c": [1, 2], "d": "text", "e": {"f": 0.5}}
+    run = expand(suite(variants=[{"name": "x", "set": values}]))[0]
+    flags = dict(flag[2:].split("=", 1) for flag in run.arguments(tmp_path) if flag[2:].split("=")[0] in values)
+    assert {key: yaml.safe_load(text) for key, text in flags.items()} == values
+
+
+def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
+    made = suite(variants=[{"name": "x"}])
+    before = expand(made)[0].fingerprint()
+    (tmp_path / "base.yaml").write_text("trainer: {max_steps: 4}\n")
+    assert expand(made)[0].fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, "two runs have the same name 'a'"),
+        ({"grid": {"model.lr": [0.1, 0.10]}}, "two runs have the same name 'lr=0.1'"),
+        ({"variants": [{"name": "a"}], "seeds": [1, 1]}, "a seed is given twice"),
+        ({"variants": [{"name": "a"}], "seeds": "all"}, "seeds must be a list of whole numbers"),
+        ({"variants": [{"name": "a"}], "baseline": "b"}, "baseline 'b' is none of the variants a"),
+        ({"variants": [{"name": "a", "sett": {}}]}, "unknown key variants.a.sett"),
+        ({"variants": [{"name": "a"}], "seed": [0]}, "unknown key seed; expected base, baseline"),
+        ({"variants": [{"name": "a", "config": "nope.yaml"}]}, "there is no configuration"),
+        ({"variants": [{"name": "a/b"}]}, "the name 'a/b' must be made of letters"),
+        ({"variants": [{"label": "a"}]}, "variants must be a list of mappings with a name"),
+        ({}, "variants must be a list of mappings with a name (or give a grid)"),
+        ({"grid": {"model.lr": 0.1}}, "grid.model.lr must be a list of values"),
+        ({"variants": [{"name": "a", "set": [1]}]}, "set must be a mapping"),
+    ],
+)
+def test_bad_suites(suite, content, message):
+    with pytest.raises(InputError) as error:
+        suite(**content)
+    assert message in str(error.value)
+    assert "suite.yaml" in str(error.value)
+
+
+def test_files_that_are_no_suite(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load_suite(tmp_path / "nope.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match=r"broken.yaml is not YAML"):
+        load_suite(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(InputError, match=r"list.yaml: expected keys base"):
+        load_suite(tmp_path / "list.yaml")

@@ -1,0 +1,141 @@
+"""A suite through the real command, each run in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+TINY = Path(__file__).parent.parent / "cli" / "tiny.yaml"
+ENVIRONMENT = {**os.environ, "COLUMNS": "160"}
+
+
+def write_suite(tmp_path, **content):
+    path = tmp_path / "suite.yaml"
+    (tmp_path / "tiny.yaml").write_text(TINY.read_text())
+    path.write_text(yaml.safe_dump({"name": "tiny", "base": ["tiny.yaml"], **content}))
+    return path
+
+
+def ablate(*argv):
+    command = [sys.executable, "-m", "lsseg", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
+VARIANTS = [
+    {"name": "ce", "label": "Cross-entropy"},
+    {"name": "ls", "label": "Level set", "set": {"model": "LevelSetLossTask"}, "paper": {"miou": 76.5}},
+    {"name": "diverges", "set": {"model.lr": 1e30}},
+]
+
+
+def test_a_suite_with_a_failing_run(tmp_path):
+    suite = write_suite(tmp_path, variants=VARIANTS, subsets={"first": "scene00000"})
+    done = ablate("ablate", suite, "--jobs", 2)
+    folder = tmp_path / "runs" / "tiny"
+    # The failure shows in the status and with its last lines; the others went on, and the report says what is missing.
+    assert done.returncode == 1
+    assert "diverges-seed0 failed; the last lines of" in done.stdout
+    assert "the training loss is not finite (in loss)" in done.stdout
+    assert "1 of 3 runs missing" in done.stdout
+    table = pd.read_csv(folder / "results.csv").set_index("variant")
+    assert table.loc["ls", "paper_miou"] == 76.5
+    assert table.loc["diverges", "seeds"] == 0
+    runs = pd.read_csv(folder / "runs.csv").set_index("variant")
+    difference = runs.loc["ls", "miou"] - runs.loc["ce", "miou"]
+    assert table.loc["ls", "miou_difference"] == pytest.approx(difference, abs=1e-9)
+    low, high = table.loc["ls", ["miou_difference_low", "miou_difference_high"]]
+    assert low <= table.loc["ls", "miou_difference"] <= high
+    assert "first_miou" in table
+    markdown = (folder / "results.md").read_text()
+    assert "| Level set |" in markdown
+    assert "76.5" in markdown
+    assert "| method | background | blob | ring |" in markdown
+    for name in ("scores", "curves", "classes", "examples"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+    for part in ("config.yaml", "environment.json", "last.ckpt", "metrics.jsonl", "test.json", "log.txt", "panels"):
+        assert (folder / "ce-seed0" / part).exists()
+
+    # Again: what is finished is skipped, and --only leaves the rest alone.
+    written = (folder / "ce-seed0" / "test.json").stat().st_mtime_ns
+    again = ablate("ablate", suite, "--only", "ce-*", "ls-*")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 finished run(s) skipped" in again.stdout
+    assert (folder / "ce-seed0" / "test.json").stat().st_mtime_ns == written
+
+    # The report alone, from what is on disk.
+    (folder / "results.md").unlink()
+    assert ablate("report", folder).returncode == 0
+    assert (folder / "results.md").read_text() == markdown
+
+    # Other settings under the same name would make the table lie.
+    write_suite(tmp_path, variants=VARIANTS, set={"trainer.max_steps": 2})
+    other = ablate("ablate", suite)
+    assert other.returncode == 1
+    assert "holds a run with other settings" in other.stderr
+
+
+def test_dry_run_lists_commands_that_run(tmp_path, lsseg):
+    suite = write_suite(tmp_path, variants=VARIANTS[:2], seeds=[0, 1])
+    status, out, _ = lsseg("ablate", suite, "--dry-run")
+    assert status == 0
+    commands = [line for line in out.splitlines() if line.startswith("lsseg fit ")]
+    assert len(commands) == 4
+    assert not (tmp_path / "runs").exists()
+    assert "--model=LevelSetLossTask --seed_everything=0" in commands[1]
+    assert lsseg(*commands[1].split()[1:], "--trainer.fast_dev_run=1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ablate", "nope.yaml"), "nope.yaml does not exist"),
+        (("ablate", "suite.yaml", "--only", "nothing-*"), "--only nothing-* matches none of ce-seed0, ls-seed0"),
+        (("ablate", "suite.yaml", "--jobs", "0"), "--jobs must be at least 1, not 0"),
+        (("report", "nowhere"), "nowhere holds no suite: suite.json"),
+    ],
+)
+def test_bad_usage(tmp_path, lsseg, arguments, message):
+    write_suite(tmp_path, variants=VARIANTS)
+    status, _, err = lsseg(*arguments)
+    assert status == 1
+    assert message in err
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_runner_leaves_no_process_and_continues(tmp_path, how):
+    settings = {"trainer.max_steps": 200, "checkpoint_every_n_steps": 5, "trainer.val_check_interval": 4}
+    suite = write_suite(tmp_path, variants=[{"name": "ce", "set": settings}])
+    run = tmp_path / "runs" / "tiny" / "ce-seed0"
+    command = [sys.executable, "-m", "lsseg", "ablate", str(suite)]
+    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for((run / "last.ckpt").is_file)
+    runner.send_signal(how)
+    assert runner.wait(60) != 0
+
+    def processes():
+        found = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True).stdout.split()
+        return [pid for pid in found if int(pid) != os.getpid()]
+
+    wait_for(lambda: not processes(), 20)
+    reached = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < reached < 200
+    assert not (run / "test.json").exists()
+    done = ablate("ablate", suite)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((run / "test.json").read_text())["step"] == 200

@@ -1,0 +1,33 @@
+"""Two processes on one machine (DDP over gloo) against one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TINY = Path(__file__).with_name("tiny.yaml")
+
+
+def lsseg_process(*argv):
+    command = [sys.executable, "-m", "lsseg", *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_ddp_trains_and_scores_like_one_process(tmp_path):
+    """Level-set loss on 2 ranks × 2 images; the test, on an odd number of images, gives the same to the last digit."""
+    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+    run = ("--config", TINY, "--model", "LevelSetLossTask", "--trainer.default_root_dir")
+    lsseg_process("fit", *run, tmp_path / "ddp", *ddp)
+    checkpoint = ("--ckpt_path", tmp_path / "ddp" / "last.ckpt")
+    lsseg_process("test", *run, tmp_path / "two", *checkpoint, *ddp)
+    lsseg_process("test", *run, tmp_path / "one", *checkpoint)
+    one, two = (json.loads((tmp_path / name / "test.json").read_text()) for name in ("one", "two"))
+    assert one["scores"] == two["scores"]
+    assert one["test_images"] == two["test_images"] == 3
+    assert torch.load(checkpoint[1], weights_only=True)["global_step"] == 4
+    assert len(list(tmp_path.glob("runs*"))) == 0

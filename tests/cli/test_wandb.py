@@ -1,0 +1,46 @@
+"""W&B: what an offline run holds, and that nobody is ever asked anything."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from lsseg.callbacks.wandb import _mode
+
+TINY = Path(__file__).with_name("tiny.yaml")
+
+
+def test_mode_is_offline_unless_the_user_is_logged_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert _mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine example.org login me password secret\n")
+    assert _mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert _mode("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert _mode("auto") == "disabled"
+    assert _mode("offline") == "offline"
+
+
+def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
+    folder = tmp_path / "run"
+    options = ("--wandb.mode", "offline", "--wandb.group", "mine", "--wandb.tags", "[a, b]", "--test_after_fit", "true")
+    command = [sys.executable, "-m", "lsseg", "fit", "--config", TINY, "--trainer.default_root_dir", folder, *options]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    (record,) = offline.glob("*.wandb")
+    read = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert read.returncode == 0, read.stderr
+    json.loads(read.stdout.splitlines()[0])
+    for expected in ("train/loss", "val/miou", "test/iou/ring", "test/table", "panels/val", "mine", "SyntheticShapes"):
+        assert expected in read.stdout, expected
+    assert list(offline.glob("files/media/images/panels/*.png"))
+    assert list(offline.glob("files/media/table/test/*.json"))

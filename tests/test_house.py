@@ -1,0 +1,97 @@
+"""The layers, and the files under experiments/."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+TOP = Path(__file__).parent.parent
+LAYERS = {
+    "functional": set(),
+    "losses": {"functional"},
+    "models": {"functional"},
+    "data": {"functional"},
+    "metrics": {"functional"},
+    "tasks": {"functional", "losses", "models", "data", "metrics"},
+    "callbacks": {"functional", "losses", "models", "data", "metrics", "tasks"},
+    "ablation": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks", "cli"},
+    "cli": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks", "ablation"},
+}
+EVERYWHERE = {"errors", "files"}  # what a user did wrong, and writing files whole
+CONFIGS = sorted((TOP / "experiments").rglob("*.yaml"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_import_points_up(layer):
+    for path in (TOP / "lsseg" / layer).rglob("*.py"):
+        for name in imports(path):
+            package, _, rest = name.partition(".")
+            if package == "lsseg" and rest:
+                target = rest.split(".")[0]
+                assert target in LAYERS[layer] | EVERYWHERE | {layer}, f"{path} imports {name}"
+            if package == "pytorch_lightning":
+                assert layer in ("data", "tasks", "callbacks", "ablation", "cli"), f"{path} imports {name}"
+            if package == "wandb":
+                assert layer in ("callbacks", "ablation", "cli"), f"{path} imports {name}"
+
+
+def test_every_layer_is_known():
+    folders = {path.name for path in (TOP / "lsseg").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == LAYERS.keys()
+
+
+def is_suite(path):
+    content = yaml.safe_load(path.read_text())
+    return "variants" in content or "grid" in content
+
+
+def test_there_are_suites_and_configurations():
+    assert {is_suite(path) for path in CONFIGS} == {True, False}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(TOP)))
+def test_every_file_opens_with_its_command(path):
+    head = [line for line in path.read_text().splitlines()[:4] if line.startswith("#")]
+    assert any("lsseg " in line and path.name in line for line in head)
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if is_suite(p)], ids=lambda path: str(path.relative_to(TOP)))
+def test_every_run_of_every_suite_goes_through_fit(path, lsseg, tmp_path, camvid, monkeypatch):
+    from lsseg.ablation.spec import expand, load_suite
+
+    monkeypatch.setenv("LSSEG_DATA", str(camvid.parent))
+    suite = load_suite(path)
+    for run in expand(suite)[: len(suite.variants)]:
+        small = ("--data.batch_size=2", "--trainer.fast_dev_run=1", "--wandb.mode=disabled")
+        status, _, err = lsseg(*run.arguments(tmp_path / run.name), *small)
+        assert status == 0, err
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if not is_suite(p)], ids=lambda path: str(path.relative_to(TOP)))
+def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, camvid, monkeypatch):
+    monkeypatch.setenv("LSSEG_DATA", str(camvid.parent))
+    small = ("--data.batch_size=2", "--trainer.fast_dev_run=1", "--wandb.mode=disabled", "--test_after_fit=true")
+    status, _, err = lsseg("fit", "--config", path, "--trainer.default_root_dir", tmp_path / "run", *small)
+    assert status == 0, err
+
+
+def test_configurations_of_one_data_set_differ_in_the_method_only():
+    """The shared settings are the control of the comparison."""
+    one, two = (
+        yaml.safe_load((TOP / "experiments" / "camvid" / f"{name}.yaml").read_text())
+        for name in ("cross_entropy", "level_set")
+    )
+    methods = one.pop("model"), two.pop("model")
+    assert one == two
+    shared = methods[0]["init_args"].keys()
+    assert {key: methods[1]["init_args"][key] for key in shared} == methods[0]["init_args"]
