@@ -79,9 +79,12 @@ def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str
     """Training loss and validation scores by step, a line for each run."""
     figure = _figure(12, 3.4)
     axes = figure.subplots(1, 3)
-    keys = (("train/loss", "training loss", 1), ("val/miou", "validation mIoU (%)", 100))
-    keys = (*keys, ("val/boundary_f1_1px", "validation boundary F, 1 px (%)", 100))
-    named = set()
+    keys = (
+        ("train/loss", "training loss", 1),
+        ("val/miou", "validation mIoU (%)", 100),
+        ("val/boundary_f1_1px", "validation boundary F, 1 px (%)", 100),
+    )
+    named: set[str] = set()
     for result in results:
         rows = read_jsonl(result.folder / "metrics.jsonl")
         for axis, (key, _, factor) in zip(axes, keys, strict=True):
@@ -121,7 +124,7 @@ def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, st
 
 def _examples(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure | None:
     """The same test images by every method (its first seed): a row for each image."""
-    first = {}
+    first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.variant, result)
     folders = {name: first[name].folder / "panels" for name in labels}

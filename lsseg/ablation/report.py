@@ -46,9 +46,10 @@ def _shown(table: pd.DataFrame, description: dict[str, Any]) -> pd.DataFrame:
     """The columns a reader wants, as text."""
     base = next(v["label"] for v in description["variants"] if v["name"] == description["baseline"])
     rows = []
-    for row in table.to_dict("records"):
+    records: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+    for row in records:
         shown = {"method": row["label"], "mIoU": _spread(row, "miou")}
-        if any(column.startswith("paper_") for column in table):
+        if any(str(column).startswith("paper_") for column in table):
             shown["mIoU in the paper"] = _number(row.get("paper_miou"), 1)
         shown[f"Δ mIoU to {base} [95 %]"] = _interval(row, "miou_difference")
         for name in description["subsets"]:

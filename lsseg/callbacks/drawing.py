@@ -90,7 +90,8 @@ def panel(
     for axis in axes:
         axis.set_axis_off()
     present = [label for label in range(len(class_names)) if (truth == label).any() or (prediction == label).any()]
-    patches = [Patch(color=np.divide(palette[label], 255), label=class_names[label]) for label in present[:24]]
+    colors = [(r / 255, g / 255, b / 255) for r, g, b in palette]
+    patches = [Patch(color=colors[label], label=class_names[label]) for label in present[:24]]
     figure.legend(handles=patches, loc="outside lower center", ncols=12, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     return figure

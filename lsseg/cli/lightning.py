@@ -37,6 +37,7 @@ from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
 from lsseg.tasks import SegmentationTask
 
+RUN_FOLDER = "LSSEG_RUN_FOLDER"
 # What jsonargparse says of every attempt to read a value, whatever is wrong with it.
 BOILERPLATE = re.compile(
     r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but"
@@ -58,7 +59,8 @@ def concise(message: str) -> str:
     >>> concise('Parser key "model": Does not validate against ...\n  - Parser key "lr": Expected a float. Got: abc')
     'model.lr: Expected a float. Got: abc'
     """
-    keys, reasons = [], []
+    keys: list[str] = []
+    reasons: list[str] = []
     for line in message.splitlines():
         text = line.strip(" -")
         # The second form is what an inner parser has already reduced.
@@ -129,7 +131,6 @@ class LssegCLI(LightningCLI):
                 f"trainer.default_root_dir {folder} already holds a run: choose another folder, "
                 f"or continue it with --ckpt_path {folder / 'last.ckpt'}"
             )
-        folder.mkdir(parents=True, exist_ok=True)
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
         # Processes of one run (DDP starts this command again) must agree on the name, which holds the time.
@@ -138,7 +139,7 @@ class LssegCLI(LightningCLI):
             files = [Path(str(path)).stem for path in config.get("config") or []]
             name = f"{files[-1] if files else 'fit'}-{name.partition('-')[2]}"
         parent = Path(checkpoint).parent if checkpoint and self.subcommand != "fit" else Path("runs")
-        return os.environ.setdefault("LSSEG_RUN_FOLDER", str(parent / name))
+        return os.environ.setdefault(RUN_FOLDER, str(parent / name))
 
     def instantiate_classes(self) -> None:
         """Raise an ``InputError`` of a class as it is, not wrapped in jsonargparse's account of what it tried."""
@@ -171,7 +172,7 @@ class LssegCLI(LightningCLI):
             if self.subcommand == "fit" and settings["mode"] != "disabled":
                 loggers.append(WandbRun(save_dir=folder, **settings))
             kwargs["logger"] = loggers
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
@@ -250,4 +251,6 @@ def main(argv: list[str]) -> int:
         )
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from error
+    finally:
+        os.environ.pop(RUN_FOLDER, None)  # the next command of this process makes a folder of its own
     return 0

@@ -74,7 +74,7 @@ class SyntheticShapes(SegmentationData):
         super().__init__(scale=scale, photometric=photometric, **options)
         self.lengths = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
         self.data_seed = data_seed
-        self.parameters = {
+        self.parameters: dict[str, Any] = {
             "size": size,
             "difficulty": difficulty,
             "objects": objects,

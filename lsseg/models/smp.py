@@ -37,6 +37,9 @@ class SmpNet(nn.Module):
     torch.Size([1, 3, 45, 70])
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         num_classes: int,
@@ -47,6 +50,7 @@ class SmpNet(nn.Module):
     ) -> None:
         super().__init__()
         self.net = _create(num_classes, architecture, encoder_name, encoder_weights, decoder or {})
+        self.stride = int(self.net.get_submodule("encoder").output_stride)  # type: ignore[arg-type]
         mean, std = _normalisation(encoder_name, encoder_weights)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
@@ -54,7 +58,7 @@ class SmpNet(nn.Module):
     def forward(self, image: Tensor) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]."""
         height, width = image.shape[-2:]
-        stride = int(self.net.encoder.output_stride)
+        stride = self.stride
         x = (image - self.mean) / self.std
         x = F.pad(x, (0, -width % stride, 0, -height % stride), mode="replicate")
         return SegOutput(self.net(x)[..., :height, :width])

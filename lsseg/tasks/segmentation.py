@@ -61,8 +61,8 @@ class SegmentationTask(pl.LightningModule):
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
         self.recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
         self.window = window
-        self.val_scores = _scores(num_classes)
-        self.test_scores = _scores(num_classes)
+        self.val_scores = Scores(num_classes)
+        self.test_scores = Scores(num_classes)
         self.test_images = PerImage(num_classes, RADII)
 
     def forward(self, image: Tensor) -> SegOutput:
@@ -89,8 +89,7 @@ class SegmentationTask(pl.LightningModule):
         """Scores one batch; returns what the panels draw."""
         logits = self.infer(batch["image"])
         prediction = logits.argmax(1)
-        for metric in self.val_scores.values():
-            metric.update(prediction, batch["mask"])
+        self.val_scores.update(prediction, batch["mask"])
         loss = self.losses(SegOutput(logits), batch["mask"])["loss"]
         self.log("val/loss", loss, batch_size=len(prediction), sync_dist=True)
         return {"prediction": prediction, "logits": logits}
@@ -101,8 +100,7 @@ class SegmentationTask(pl.LightningModule):
         logits = self.infer(batch["image"])
         prediction = logits.argmax(1)
         seconds = self._clock() - start
-        for metric in self.test_scores.values():
-            metric.update(prediction, batch["mask"])
+        self.test_scores.update(prediction, batch["mask"])
         self.test_images.update(prediction, batch["mask"], batch["index"])
         return {"prediction": prediction, "logits": logits, "seconds": seconds}
 
@@ -160,22 +158,17 @@ class SegmentationTask(pl.LightningModule):
                 "lower model.lr, or clip with trainer.gradient_clip_val"
             )
 
-    def _log_scores(self, stage: str, scores: nn.ModuleDict) -> None:
+    def _log_scores(self, stage: str, scores: "Scores") -> None:
         names = _class_names(self)
-        overlap = scores["overlap"].compute()
-        values = {f"{stage}/accuracy": overlap["accuracy"], f"{stage}/miou": overlap["miou"]}
-        per_class = {"iou": overlap["iou"]}
-        for radius in RADII:
-            per_class[f"boundary_f1_{radius}px"] = scores[f"boundary_{radius}"].compute()
-        for score, by_class in per_class.items():
-            if score != "iou":
-                values[f"{stage}/{score}"] = by_class.nanmean()
-            if stage == "test":
+        values: dict[str, Tensor] = {}
+        for score, (mean, by_class) in scores.compute().items():
+            values[f"{stage}/{score}"] = mean
+            if stage == "test" and by_class is not None:
+                score = "iou" if score == "miou" else score
                 values |= {f"{stage}/{score}/{name}": x for name, x in zip(names, by_class, strict=True)}
         # A class without a single pixel (or boundary pixel) has no score; it is missing from the log, not 0 in it.
         self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
-        for metric in scores.values():
-            metric.reset()
+        scores.reset()
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
@@ -183,9 +176,39 @@ class SegmentationTask(pl.LightningModule):
         return time.perf_counter()
 
 
-def _scores(num_classes: int) -> nn.ModuleDict:
-    boundary = {f"boundary_{radius}": BoundaryF1(num_classes, radius) for radius in RADII}
-    return nn.ModuleDict({"overlap": Overlap(num_classes), **boundary})
+class Scores(nn.Module):
+    """Overlap and boundary scores of one split.
+
+    Args:
+        num_classes: C.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.overlap = Overlap(num_classes)
+        self.boundary = nn.ModuleList(BoundaryF1(num_classes, radius) for radius in RADII)
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add B×H×W predicted labels and their truth."""
+        for metric in self._metrics():
+            metric.update(prediction, target)
+
+    def compute(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """By name: the mean over classes and the score of each class (None where there is none)."""
+        overlap = self.overlap.compute()
+        scores = {"accuracy": (overlap["accuracy"], None), "miou": (overlap["miou"], overlap["iou"])}
+        for radius, metric in zip(RADII, self._metrics()[1:], strict=True):
+            by_class = metric.compute()
+            scores[f"boundary_f1_{radius}px"] = (by_class.nanmean(), by_class)
+        return scores
+
+    def reset(self) -> None:
+        """Start over."""
+        for metric in self._metrics():
+            metric.reset()
+
+    def _metrics(self) -> list[Any]:
+        return [self.overlap, *self.boundary]
 
 
 def _class_names(task: pl.LightningModule) -> tuple[str, ...]:

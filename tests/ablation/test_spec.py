@@ -37,9 +37,8 @@ def test_variants_times_grid_times_seeds(suite, tmp_path):
     assert runs[0].variant.label == "CE, lr=0.1"
     arguments = runs[3].arguments(tmp_path / "run")
     # A class comes before its arguments, and the grid wins over what is set for all.
-    assert arguments[:5] == [
-        "fit", f"--config={tmp_path / 'base.yaml'}", "--model=LevelSetLossTask", "--model.lr=0.01", "--trainer.max_steps=5",
-    ]  # fmt: skip
+    model = ["--model=LevelSetLossTask", "--model.lr=0.01", "--trainer.max_steps=5"]
+    assert arguments[:5] == ["fit", f"--config={tmp_path / 'base.yaml'}", *model]
 
 
 def test_values_survive_the_command_line(suite, tmp_path):

@@ -94,7 +94,7 @@ def test_checkpoints(lsseg, refused, tmp_path, own_folder):
     assert refused(*test, torn) == f"ckpt_path {torn} is no checkpoint, or a torn one"
     other_data = ("--data", "FolderSegmentation", "--data.root", own_folder)
     assert refused(*test, checkpoint, *other_data) == "the checkpoint has 7 classes, but the data has 2"
-    said = refused(*test, checkpoint, "--model.network.architecture", "fpn", "--model.network.decoder", "null")
+    said = refused(*test, checkpoint, "--model.network.encoder_name", "resnet18")
     assert said.startswith("the checkpoint is of another network: ")
     changed = torch.load(checkpoint, weights_only=True)
     key = next(iter(changed["state_dict"]))
