@@ -114,32 +114,53 @@ def _call(
     return scalar_ce, energy
 
 
-def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Image and pixel ranges to work through: cache-sized pieces of an image on a CPU, everything at once elsewhere."""
-    images, classes, height, width = logits.shape
-    pixels = height * width
-    if logits.device.type != "cpu":
-        yield slice(0, images), slice(0, pixels)
-        return
-    step = max(1, BLOCK_ELEMENTS // max(classes, 1))
-    for image in range(images):
-        for start in range(0, pixels, step):
-            yield slice(image, image + 1), slice(start, start + step)
+def _blocks(
+    logits: Tensor, target: Tensor, ignore_index: int
+) -> Iterator[tuple[tuple[slice, slice, slice], Tensor, Tensor, Tensor]]:
+    """Pieces to work through: cache-sized ones of one image on a CPU, everything at once elsewhere.
+
+    Yields the piece's place in B×C×HW, its logits x (b×C×n, float32 at least), its labels y (b×1×n, 0 where void) and
+    which pixels are valid (b×1×n).
+    """
+    images, classes = logits.shape[:2]
+    scores, labels = logits.flatten(2), target.flatten(1).unsqueeze(1).long()
+    pixels = scores.shape[2]
+    per_image = logits.device.type == "cpu"
+    rows, step = (1, max(1, BLOCK_ELEMENTS // max(classes, 1))) if per_image else (images, pixels)
+    for row in range(0, images, rows):
+        for start in range(0, pixels, max(step, 1)):
+            place = slice(row, row + rows), slice(None), slice(start, start + step)
+            label = labels[place]
+            valid = label != ignore_index
+            yield place, scores[place].to(_work_dtype(logits)), torch.where(valid, label, 0), valid
 
 
 def _work_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _check_labels(label: Tensor, valid: Tensor, classes: int, ignore_index: int) -> None:
+def _gradient_format(logits: Tensor) -> torch.memory_format:
+    """Channels-last where the logits are, else contiguous: of both, pixels flatten to a view."""
+    last = logits.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not logits.is_contiguous() else torch.contiguous_format
+
+
+def _check_labels(label: Tensor, classes: int, ignore_index: int) -> None:
     """Refuse labels that name no class; on a CPU only, elsewhere it would wait for the device at every step."""
     if label.device.type == "cpu" and label.numel():
-        low, high = torch.where(valid, label, 0).aminmax()
+        low, high = label.aminmax()
         if low < 0 or high >= classes:
             wrong = int(low if low < 0 else high)
             raise ValueError(
                 f"target holds the label {wrong}: expected 0..{classes - 1} or the ignore index {ignore_index}"
             )
+
+
+def _drop_void(values: Tensor, valid: Tensor) -> Tensor:
+    """Zero the values (b×C×n) of void pixels, in place; on a CPU, where asking is free, only if there are any."""
+    if values.device.type == "cpu" and bool(valid.all()):
+        return values
+    return values.masked_fill_(~valid, 0)
 
 
 @torch.library.custom_op("lsseg::cross_entropy_level_set", mutates_args=())
@@ -154,29 +175,20 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns cross-entropy, energy, ∂energy/∂h as (B, 2, C) (everywhere; more at the label) and 1/(valid pixels)."""
     images, classes = logits.shape[:2]
-    scores, labels = logits.flatten(2), target.flatten(1).long()
     inside, hits, sizes = (logits.new_zeros(images, classes, dtype=torch.float64) for _ in range(3))
     negative_log = logits.new_zeros((), dtype=torch.float64)
-    for image, pixel in _blocks(logits):
-        x = scores[image, :, pixel].to(_work_dtype(logits))
-        y = labels[image, pixel]
-        valid = y != ignore_index
-        _check_labels(y, valid, classes, ignore_index)
-        y = torch.where(valid, y, 0).unsqueeze(1)
-        weight = valid.double()
+    for (image, *_), x, y, valid in _blocks(logits, target, ignore_index):
+        _check_labels(y, classes, ignore_index)
         p = torch.softmax(x, 1)
         if cross_entropy:
             # log Σ exp x, read off the likeliest class: its probability is at least 1/C, so its logarithm is accurate.
-            log_sum = x.amax(1) - p.amax(1).log()
-            missing = (log_sum - x.gather(1, y).squeeze(1)).double()
-            negative_log += torch.where(valid, missing, 0.0).sum()
-        h = heaviside(p.sub_(0.5), epsilon, kind)  # type: ignore[arg-type]
-        at_label = h.gather(1, y).squeeze(1).double().mul_(weight)
-        if x.device.type != "cpu" or not bool(valid.all()):
-            h.mul_(valid.unsqueeze(1))
+            log_sum = x.amax(1, keepdim=True) - p.amax(1, keepdim=True).log()
+            negative_log += _drop_void((log_sum - x.gather(1, y)).double(), valid).sum()
+        h = _drop_void(heaviside(p.sub_(0.5), epsilon, kind), valid)  # type: ignore[arg-type]
+        label = y.squeeze(1)
         inside[image] += h.sum(2, dtype=torch.float64)
-        hits[image] += torch.zeros_like(hits[image]).scatter_add_(1, y.squeeze(1), at_label)
-        sizes[image] += torch.zeros_like(sizes[image]).scatter_add_(1, y.squeeze(1), weight)
+        hits[image] += torch.zeros_like(hits[image]).scatter_add_(1, label, h.gather(1, y).squeeze(1).double())
+        sizes[image] += torch.zeros_like(sizes[image]).scatter_add_(1, label, valid.squeeze(1).double())
     energy, slope = _energy_and_slope(inside, hits, sizes, reduction)
     inverse_count = sizes.sum().clamp_min(1).reciprocal()
     dtype = _work_dtype(logits)
@@ -217,16 +229,11 @@ def _backward(
     ignore_index: int,
 ) -> Tensor:
     """Gradient by the logits; ``slope`` and ``pixel_weight`` already hold the incoming gradients of the two terms."""
-    gradient = torch.empty_like(logits)
-    # Of contiguous and of channels-last memory this is a view; of anything else a copy, written back at the end.
+    gradient = torch.empty_like(logits, memory_format=_gradient_format(logits))
     flat = gradient.flatten(2)
-    scores, labels = logits.flatten(2), target.flatten(1).long()
     everywhere, at_label = slope.unsqueeze(3).unbind(1)
-    for image, pixel in _blocks(logits):
-        x = scores[image, :, pixel].to(_work_dtype(logits))
-        y = labels[image, pixel]
-        valid = y != ignore_index
-        y = torch.where(valid, y, 0).unsqueeze(1)
+    for place, x, y, valid in _blocks(logits, target, ignore_index):
+        image = place[0]
         p = torch.softmax(x, 1)
         delta = dirac(p - 0.5, epsilon, kind)  # type: ignore[arg-type]
         more = delta.gather(1, y) * at_label[image].squeeze(2).gather(1, y.squeeze(1)).unsqueeze(1)
@@ -234,10 +241,8 @@ def _backward(
         # Through the softmax: p (u - Σ p u); the cross-entropy adds pixel_weight (p - 1[label]) to it.
         mean = (p * by_p).sum(1, keepdim=True).sub_(pixel_weight)
         block = p.mul_(by_p.sub_(mean)).scatter_add_(1, y, -pixel_weight.expand_as(more))
-        if x.device.type != "cpu" or not bool(valid.all()):
-            block.mul_(valid.unsqueeze(1))
-        flat[image, :, pixel] = block
-    return gradient if flat._is_view() else flat.view_as(logits).contiguous()
+        flat[place] = _drop_void(block, valid)
+    return gradient
 
 
 @_backward.register_fake
@@ -250,7 +255,7 @@ def _(
     kind: str,
     ignore_index: int,
 ) -> Tensor:
-    return torch.empty_like(logits)
+    return torch.empty_like(logits, memory_format=_gradient_format(logits))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

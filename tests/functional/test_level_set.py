@@ -128,6 +128,10 @@ def test_void_images_and_pixels_count_for_nothing():
     changed = logits.clone()
     changed[:, :, 2] = 50 * torch.randn_like(changed[:, :, 2])
     torch.testing.assert_close(level_set_energy(changed, target), level_set_energy(logits, target))
+    changed[:, :, 2] = torch.nan
+    x = changed.requires_grad_()
+    sum(cross_entropy_level_set(x, target)).backward()
+    assert torch.isfinite(x.grad).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -191,7 +195,7 @@ def test_autocast(dtype):
     assert layer.weight.grad.any()
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "cropped", "expanded"])
+@pytest.mark.parametrize("layout", ["channels_last", "cropped", "transposed", "expanded"])
 def test_memory_layouts(layout):
     logits, target = example((2, 4, 8, 6))
     plain = logits.clone().requires_grad_()
@@ -199,6 +203,8 @@ def test_memory_layouts(layout):
         x = logits.to(memory_format=torch.channels_last)
     elif layout == "cropped":
         x = F.pad(logits, (1, 2, 3, 1))[..., 3:-1, 1:-2]
+    elif layout == "transposed":
+        x = logits.mT.contiguous().mT
     else:
         x = logits[:1].expand(2, -1, -1, -1)
         plain = x.contiguous().requires_grad_()
