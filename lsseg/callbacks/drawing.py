@@ -98,14 +98,14 @@ def panel(
 
 
 def hardest_class(truth: Array, prediction: Array, num_classes: int) -> int:
-    """The class of the lowest IoU among those that fill at least 0.5 % of the picture: the one worth looking at."""
+    """The class worth looking at: of the lowest IoU among those of at least 0.5 % of the picture that were found."""
     best, lowest = int(prediction.flat[0]), 2.0
     for label in range(num_classes):
         inside = truth == label
         if inside.sum() >= 0.005 * truth.size:
             chosen = (prediction == label) & (truth != 255)
             iou = (inside & chosen).sum() / (inside | chosen).sum()
-            if iou < lowest:
+            if 0 < iou < lowest:
                 best, lowest = label, float(iou)
     return best
 

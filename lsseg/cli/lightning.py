@@ -166,14 +166,15 @@ class LssegCLI(LightningCLI):
             callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=every, **keep))
             callbacks.append(LastStep(folder))
             callbacks.append(ModelCheckpoint(filename="best", monitor="val/miou", mode="max", **keep))
-        if trainer["logger"] in (None, True) and not trainer["fast_dev_run"]:
-            loggers: list[Any] = [JsonlLogger(folder)]
-            settings = self._get(self.config_init, "wandb").as_dict()
-            if self.subcommand == "fit" and settings["mode"] != "disabled":
-                loggers.append(WandbRun(save_dir=folder, **settings))
-            kwargs["logger"] = loggers
+        if trainer["logger"] in (None, True):
+            kwargs["logger"] = self._loggers(folder) if not trainer["fast_dev_run"] else False
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, folder: str) -> list[Any]:
+        settings = self._get(self.config_init, "wandb").as_dict()
+        mirrored = self.subcommand == "fit" and settings["mode"] != "disabled"
+        return [JsonlLogger(folder), *([WandbRun(save_dir=folder, **settings)] if mirrored else [])]
 
     def after_fit(self) -> None:
         """Test the weights of the last step where asked to."""

@@ -89,8 +89,8 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
 
 def _decode(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
