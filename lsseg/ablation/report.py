@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -44,14 +45,13 @@ def write_report(folder: Path, console: Console) -> None:
 
 def _shown(table: pd.DataFrame, description: dict[str, Any]) -> pd.DataFrame:
     """The columns a reader wants, as text."""
-    base = next(v["label"] for v in description["variants"] if v["name"] == description["baseline"])
     rows = []
     records: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
     for row in records:
         shown = {"method": row["label"], "mIoU": _spread(row, "miou")}
         if any(str(column).startswith("paper_") for column in table):
             shown["mIoU in the paper"] = _number(row.get("paper_miou"), 1)
-        shown[f"Δ mIoU to {base} [95 %]"] = _interval(row, "miou_difference")
+        shown["Δ mIoU [95 %]"] = _interval(row, "miou_difference")
         for name in description["subsets"]:
             shown[f"mIoU {name}"] = _spread(row, f"{name}_miou")
             shown[f"Δ {name} [95 %]"] = _interval(row, f"{name}_miou_difference")
@@ -76,10 +76,11 @@ def _caption(results: list[Result], description: dict[str, Any]) -> str:
 
 
 def _markdown(shown: pd.DataFrame, results: list[Result], description: dict[str, Any], figures: list[Path]) -> str:
+    base = next(v["label"] for v in description["variants"] if v["name"] == description["baseline"])
     lines = [f"# {description['name']}", "", _caption(results, description) + ".", "", *_rows(shown), ""]
     lines += [
-        "Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to the baseline in "
-        "percentage points, with a bootstrap 95 % interval over the test images.",
+        f"Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to {base.lower()} in percentage "
+        "points, with a bootstrap 95 % interval over the test images: other seeds can move it further than that.",
         "",
         "## IoU by class",
         "",
@@ -113,14 +114,13 @@ def _rows(table: pd.DataFrame) -> list[str]:
 
 
 def _rich(shown: pd.DataFrame, title: str) -> Table:
-    """The columns that fit into a terminal; the file has them all."""
-    wide = [name for name in shown.columns if re.search(r"2px|3px|accuracy|parameters", name)]
-    shown = shown.drop(columns=wide)
-    table = Table(title=title)
-    for name in shown.columns:
-        table.add_column(name.replace(" [95 %]", "\n[95 %]"), justify="left" if name == "method" else "right")
-    for row in shown.to_numpy().tolist():
-        table.add_row(*map(str, row))
+    """The columns that fit into 80 characters; the files have them all."""
+    main = [name for name in shown.columns if re.match(r"method|mIoU( in the paper)?$|Δ mIoU|.*boundary F 1px", name)]
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in main:
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap="Δ" in name)
+    for row in shown[main].to_numpy().tolist():
+        table.add_row(*(str(cell).replace(" [", "\n[") for cell in row))
     return table
 
 
