@@ -79,19 +79,22 @@ def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str
     """Training loss and validation scores by step, a line for each run."""
     figure = _figure(12, 3.4)
     axes = figure.subplots(1, 3)
+    # A method that logs its cross-entropy beside further terms is compared by it, the only term that all share.
     keys = (
-        ("train/loss", "training loss", 1),
-        ("val/miou", "validation mIoU (%)", 100),
-        ("val/boundary_f1_1px", "validation boundary F, 1 px (%)", 100),
+        (("train/cross_entropy", "train/loss"), "training cross-entropy", 1),
+        (("val/miou",), "validation mIoU (%)", 100),
+        (("val/boundary_f1_1px",), "validation boundary F, 1 px (%)", 100),
     )
     named: set[str] = set()
     for result in results:
         rows = read_jsonl(result.folder / "metrics.jsonl")
-        for axis, (key, _, factor) in zip(axes, keys, strict=True):
+        for axis, (names, _, factor) in zip(axes, keys, strict=True):
+            key = next((name for name in names if any(name in row for row in rows)), names[-1])
             points = [(row["step"] + 1, factor * row[key]) for row in rows if key in row]
             label = labels[result.variant] if result.variant not in named and axis is axes[0] else None
             marker = "." if len(points) < 30 else ""
-            axis.plot(*zip(*points, strict=True), color=colors[result.variant], label=label, alpha=0.7, marker=marker)
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            axis.plot(steps, values, color=colors[result.variant], label=label, alpha=0.7, marker=marker)
         named.add(result.variant)
     for axis, (_, title, _) in zip(axes, keys, strict=True):
         axis.set(title=title, xlabel="step")

@@ -52,6 +52,8 @@ def _shown(table: pd.DataFrame, description: dict[str, Any]) -> pd.DataFrame:
         if any(str(column).startswith("paper_") for column in table):
             shown["mIoU in the paper"] = _number(row.get("paper_miou"), 1)
         shown["Δ mIoU [95 %]"] = _interval(row, "miou_difference")
+        by_seed = row.get("miou_difference_by_seed")
+        shown["Δ mIoU by seed"] = by_seed if isinstance(by_seed, str) else "–"
         for name in description["subsets"]:
             shown[f"mIoU {name}"] = _spread(row, f"{name}_miou")
             shown[f"Δ {name} [95 %]"] = _interval(row, f"{name}_miou_difference")
@@ -79,8 +81,10 @@ def _markdown(shown: pd.DataFrame, results: list[Result], description: dict[str,
     base = next(v["label"] for v in description["variants"] if v["name"] == description["baseline"])
     lines = [f"# {description['name']}", "", _caption(results, description) + ".", "", *_rows(shown), ""]
     lines += [
-        f"Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to {base.lower()} in percentage "
-        "points, with a bootstrap 95 % interval over the test images: other seeds can move it further than that.",
+        "Scores in percent, mean ± standard deviation over seeds. "
+        f"Δ is the paired difference to {base.lower()} in "
+        "percentage points, with a bootstrap 95 % interval over the test images; how far other seeds would move it, "
+        "the differences by seed tell.",
         "",
         "## IoU by class",
         "",
@@ -115,10 +119,14 @@ def _rows(table: pd.DataFrame) -> list[str]:
 
 def _rich(shown: pd.DataFrame, title: str) -> Table:
     """The columns that fit into 80 characters; the files have them all."""
-    main = [name for name in shown.columns if re.match(r"method|mIoU( in the paper)?$|Δ mIoU|.*boundary F 1px", name)]
+    main = [
+        name for name in shown.columns if re.match(r"method|mIoU( in the paper)?$|Δ mIoU \[|.*boundary F 1px", name)
+    ]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in main:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap="Δ" in name)
+        left = name == "method"
+        header = name.replace(" [", "\n[").replace("boundary F ", "boundary F\n")
+        table.add_column(header, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in shown[main].to_numpy().tolist():
         table.add_row(*(str(cell).replace(" [", "\n[") for cell in row))
     return table

@@ -96,7 +96,7 @@ def difference(results: list[Result], variant: str, baseline: str, score: str) -
             raise InputError(f"{ours[seed].folder} and {theirs[seed].folder} were tested on different images")
     counts = [[side[seed].counts(score) for seed in seeds] for side in (ours, theirs)]
     found = paired_difference(counts[0], counts[1], class_score(score))
-    return Difference(100 * found.mean, 100 * found.low, 100 * found.high)
+    return found.times(100)
 
 
 def run_table(results: list[Result]) -> pd.DataFrame:
@@ -141,5 +141,8 @@ def _means(results: list[Result], prefix: str) -> dict[str, float]:
     return columns | {f"{prefix}{name}_std": float(value) for name, value in spread.items()}
 
 
-def _columns(found: Difference | None, name: str) -> dict[str, float]:
-    return {} if found is None else {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+def _columns(found: Difference | None, name: str) -> dict[str, float | str]:
+    if found is None:
+        return {}
+    by_seed = " ".join(f"{value:+.2f}" for value in found.by_seed)
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_by_seed": by_seed}

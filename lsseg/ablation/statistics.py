@@ -17,11 +17,24 @@ CHUNK = 1_000  # resamples at a time: R×C×K float64 stays small for 150 classe
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference and its bootstrap 95 % interval, in the units of the score."""
+    """A difference and its bootstrap 95 % interval, in the units of the score.
+
+    Attributes:
+        mean: Over seeds, on the test images as they are.
+        low: Of the interval.
+        high: Of the interval.
+        by_seed: The difference of each seed.
+    """
 
     mean: float
     low: float
     high: float
+    by_seed: tuple[float, ...]
+
+    def times(self, factor: float) -> "Difference":
+        """The same in other units."""
+        by_seed = tuple(factor * value for value in self.by_seed)
+        return Difference(factor * self.mean, factor * self.low, factor * self.high, by_seed)
 
 
 def resampling_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np.float64]:
@@ -55,19 +68,21 @@ def paired_difference(
         raise ValueError(f"the two methods were not tested on the same images and seeds: {shapes}")
     images = next(iter(shapes))[0]
     weights = resampling_weights(images, resamples)
-    everything = np.ones((1, images))
-    mean = _difference(everything, ours, baseline, class_score)[0]
-    parts = [_difference(weights[i : i + CHUNK], ours, baseline, class_score) for i in range(0, resamples, CHUNK)]
-    low, high = np.nanquantile(np.concatenate(parts), [0.025, 0.975])
-    return Difference(float(mean), float(low), float(high))
+    by_seed = _differences(np.ones((1, images)), ours, baseline, class_score)[:, 0]
+    chunks = [weights[i : i + CHUNK] for i in range(0, resamples, CHUNK)]
+    drawn = np.concatenate([_differences(chunk, ours, baseline, class_score).mean(0) for chunk in chunks])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return Difference(float(by_seed.mean()), float(low), float(high), tuple(map(float, by_seed)))
 
 
-def _difference(
+def _differences(
     weights: npt.NDArray[np.float64],
     ours: Sequence[npt.NDArray[np.int64]],
     baseline: Sequence[npt.NDArray[np.int64]],
     class_score: Callable[[Tensor], Tensor],
 ) -> npt.NDArray[np.float64]:
+    """Score of ours minus the baseline's, seeds × resamples."""
+
     def score(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         summed = weights @ counts.reshape(len(counts), -1).astype(float)
         result: npt.NDArray[np.float64] = (
@@ -75,6 +90,4 @@ def _difference(
         )
         return result
 
-    pairs = [score(a) - score(b) for a, b in zip(ours, baseline, strict=True)]
-    total: npt.NDArray[np.float64] = np.mean(pairs, axis=0)
-    return total
+    return np.array([score(a) - score(b) for a, b in zip(ours, baseline, strict=True)])
