@@ -53,6 +53,14 @@ class PlainProgress(ProgressBar):
         print(f"epoch {trainer.current_epoch} step {trainer.global_step}{steps} {scores}", flush=True)
 
 
+class Bars(RichProgressBar):
+    """Lightning's rich bars, told how long a training lasts that is measured in steps (they would show epoch 1/-2)."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        steps = int(self.trainer.estimated_stepping_batches)
+        return f"Epoch {current_epoch}, step {self.trainer.global_step}/{steps}"
+
+
 def progress_bar() -> ProgressBar:
     """Rich bars on a terminal, plain lines elsewhere."""
-    return RichProgressBar() if sys.stdout.isatty() else PlainProgress()
+    return Bars() if sys.stdout.isatty() else PlainProgress()

@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from pytorch_lightning.loggers import WandbLogger
+from rich.console import Console
+from rich.table import Table
 
 from lsseg.callbacks.stopwatch import Stopwatch
 from lsseg.files import write_json
@@ -79,6 +81,27 @@ class TestResults(pl.Callback):
             "device": _device(pl_module.device),
         }
         write_json(folder / "test.json", result)
+        console = Console()
+        console.print(_table(scores, classes.tolist()))
+        console.print(f"{len(names)} test images; everything is in {folder}", highlight=False, soft_wrap=True)
+
+
+def _table(scores: dict[str, float], classes: list[str]) -> Table:
+    """Scores of every class in percent, and their means."""
+    columns = {"iou": "IoU", **{f"boundary_f1_{r}px": f"boundary F {r}px" for r in (1, 2, 3)}}
+    means = {"iou": scores.get("miou"), **{name: scores.get(name) for name in columns if name != "iou"}}
+    table = Table("class", title=f"pixel accuracy {100 * scores.get('accuracy', float('nan')):.2f} %")
+    for title in columns.values():
+        table.add_column(f"{title} (%)", justify="right")
+    for label in classes:
+        table.add_row(label, *(_percent(scores.get(f"{name}/{label}")) for name in columns))
+    table.add_section()
+    table.add_row("mean", *(_percent(means[name]) for name in columns))
+    return table
+
+
+def _percent(score: float | None) -> str:
+    return "–" if score is None else f"{100 * score:.2f}"
 
 
 def _device(device: torch.device) -> str:

@@ -180,6 +180,12 @@ class LssegCLI(LightningCLI):
         """Test the weights of the last step where asked to."""
         if self._get(self.config, "test_after_fit"):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        elif self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            print(f"the run is in {self.trainer.default_root_dir}")
+
+    def test(self, **arguments: Any) -> None:
+        """Test without Lightning's table of scores, which the project's own, class by class, replaces."""
+        self.trainer.test(**{**arguments, "verbose": False})
 
 
 class LastStep(pl.Callback):
