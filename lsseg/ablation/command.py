@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from lsseg.ablation.runner import Outcome, Runner
+from lsseg.ablation.runner import Outcome, Runner, check_settings
 from lsseg.ablation.spec import Run, describe, expand, load_suite
 from lsseg.errors import InputError
 from lsseg.files import write_json
@@ -47,11 +47,13 @@ def _ablate(argv: list[str]) -> int:
         raise InputError(f"--jobs must be at least 1, not {options.jobs}")
     suite = load_suite(options.spec)
     folder = options.root / suite.name
-    runs = _chosen(expand(suite), options.only)
+    everything = expand(suite)
+    runs = _chosen(everything, options.only)
     if options.dry_run:
         for run in runs:
             print(f"# {run.name}\nlsseg {shlex.join(run.arguments(folder / run.name))}")
         return 0
+    check_settings(folder, everything)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "suite.json", describe(suite))
     console = Console()

@@ -74,17 +74,18 @@ def _caption(results: list[Result], description: dict[str, Any]) -> str:
     missing = f", {planned - len(results)} of {planned} runs missing" if planned > len(results) else ""
     steps = sorted({result.summary["step"] for result in results})
     updates = "/".join(map(str, steps))
-    return f"{len(results[0].names)} test images, {updates} updates, {results[0].summary['device']}{missing}"
+    images = "/".join(map(str, sorted({len(result.names) for result in results})))
+    devices = ", ".join(sorted({result.summary["device"] for result in results}))
+    return f"{images} test images, {updates} updates, {devices}{missing}"
 
 
 def _markdown(shown: pd.DataFrame, results: list[Result], description: dict[str, Any], figures: list[Path]) -> str:
     base = next(v["label"] for v in description["variants"] if v["name"] == description["baseline"])
     lines = [f"# {description['name']}", "", _caption(results, description) + ".", "", *_rows(shown), ""]
     lines += [
-        "Scores in percent, mean ± standard deviation over seeds. "
-        f"Δ is the paired difference to {base.lower()} in "
-        "percentage points, with a bootstrap 95 % interval over the test images; how far other seeds would move it, "
-        "the differences by seed tell.",
+        "Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to "
+        f"{base.lower()} in percentage points over the seeds that both have, with a bootstrap 95 % interval over the "
+        "test images; how far other seeds would move it, the differences by seed tell.",
         "",
         "## IoU by class",
         "",

@@ -124,6 +124,8 @@ def variant_table(results: list[Result], description: dict[str, Any]) -> pd.Data
                 row |= _columns(difference(results, variant["name"], baseline, score), f"{score}_difference")
             for name, pattern in description["subsets"].items():
                 part = [result.subset(pattern) for result in results]
+                if not all(len(result.names) for result in part):
+                    continue
                 row |= _means([result for result in part if result.variant == variant["name"]], f"{name}_")
                 row |= _columns(difference(part, variant["name"], baseline, "miou"), f"{name}_miou_difference")
             for cost in ("train_seconds_per_image", "test_seconds_per_image"):

@@ -1,13 +1,13 @@
 """Runs the experiments of a suite, each in a process of its own, and lives with those that fail."""
 
-import ctypes
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
+import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from lsseg.ablation.spec import Run
+from lsseg.cli import DIE_WITH_PARENT
 from lsseg.errors import InputError
-from lsseg.files import write_json
+from lsseg.files import write_json, write_text
 
 Outcome = Literal["done", "skipped", "failed", "busy"]
 Listener = Callable[[str, str], None]
-DIE_WITH_PARENT = "LSSEG_DIE_WITH_PARENT"
 STALE = ("metrics.jsonl", "metrics.csv", "test_images.npz")
 
 
@@ -45,11 +45,8 @@ class Runner:
             What became of each run, by name.
 
         Raises:
-            InputError: If a finished or interrupted run was made with other settings.
             KeyboardInterrupt: If interrupted; the running experiments are stopped first.
         """
-        for run in runs:
-            self._check_settings(run)
         with ThreadPoolExecutor(jobs) as pool:
             futures = {run.name: pool.submit(self._run, run, jobs) for run in runs}
             try:
@@ -62,37 +59,30 @@ class Runner:
                     process.terminate()
                 raise
 
-    def _check_settings(self, run: Run) -> None:
-        path = self.folder / run.name / "run.json"
-        made_with = _read_json(path)
-        if made_with is not None and made_with != json.loads(json.dumps(run.fingerprint())):
-            raise InputError(
-                f"{path.parent} holds a run with other settings: delete it, or choose another folder with --root"
-            )
-
     def _run(self, run: Run, jobs: int) -> Outcome:
         folder = self.folder / run.name
         if self._stopping.is_set():
             return "failed"
-        if (folder / "test.json").is_file():
-            return "skipped"
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / ".lock") as free:
-            if not free:
+        with _lock(folder / ".lock") as lock:
+            if lock is None:
                 return "busy"
+            if (folder / "test.json").is_file():
+                return "skipped"
             write_json(folder / "run.json", run.fingerprint())
-            return self._start(run, folder, jobs)
+            return self._start(run, folder, jobs, lock)
 
-    def _start(self, run: Run, folder: Path, jobs: int) -> Outcome:
+    def _start(self, run: Run, folder: Path, jobs: int, lock: int) -> Outcome:
         arguments = [*run.arguments(folder), f"--wandb.group={self.suite}", f"--wandb.tags=[{run.variant.name}]"]
-        checkpoint = folder / "last.ckpt"
-        if checkpoint.is_file():
+        arguments.append(f"--wandb.id={_wandb_id(folder)}")
+        checkpoint = _checkpoint(folder)
+        if checkpoint is not None:
             arguments.append(f"--ckpt_path={checkpoint}")
         else:  # interrupted before the first checkpoint: what it logged is no part of the run that starts now
             for name in STALE:
                 (folder / name).unlink(missing_ok=True)
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        environment = {**os.environ, DIE_WITH_PARENT: "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, DIE_WITH_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         environment.setdefault("OMP_NUM_THREADS", threads)
         process = subprocess.Popen(
             [sys.executable, "-m", "lsseg", *arguments],
@@ -102,8 +92,11 @@ class Runner:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            pass_fds=(lock,),  # the lock is held as long as the run lives, even if the runner does not
         )
         self._processes.add(process)
+        if self._stopping.is_set():  # an interrupt that came before the process was known
+            process.terminate()
         assert process.stdout is not None
         with (folder / "log.txt").open("a") as log:
             for line in process.stdout:
@@ -115,23 +108,43 @@ class Runner:
         return "done" if status == 0 and (folder / "test.json").is_file() else "failed"
 
 
-def die_with_parent() -> None:
-    """In a process that a runner started: have the kernel end it when the runner is gone, however it went."""
-    if os.environ.get(DIE_WITH_PARENT) and sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+def check_settings(folder: Path, runs: list[Run]) -> None:
+    """Refuse a suite's folder in which a run was made with other settings: its table would mix the two.
+
+    Raises:
+        InputError: Naming the run's folder.
+    """
+    for run in runs:
+        made_with = _read_json(folder / run.name / "run.json")
+        if made_with is not None and made_with != json.loads(json.dumps(run.fingerprint())):
+            raise InputError(
+                f"{folder / run.name} holds a run with other settings: delete it, or choose another folder with --root"
+            )
+
+
+def _checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint of an interrupted run; where /tmp is another disk, a kill can tear the newest."""
+    return next((path for path in (folder / "last.ckpt", folder / "best.ckpt") if zipfile.is_zipfile(path)), None)
+
+
+def _wandb_id(folder: Path) -> str:
+    """An id that stays the same when the run is continued, so that W&B shows one run, too."""
+    path = folder / "wandb-id"
+    if not path.is_file():
+        write_text(path, uuid.uuid4().hex[:8])
+    return path.read_text()
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Whether this process is the only one at work on a run; the kernel frees the lock however the holder ends."""
+def _lock(path: Path) -> Iterator[int | None]:
+    """The lock of a run, as a file descriptor, or None where another process holds it; the kernel frees it."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
-        yield True
+        yield file.fileno()
 
 
 def _read_json(path: Path) -> object:

@@ -86,7 +86,7 @@ class Run:
         ]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides its numbers: a finished run counts only for the same fingerprint."""
+        """Its settings, files' contents included: a finished run counts only for the same ones."""
         configs = [yaml.safe_load(Path(path).read_text()) for path in self.variant.configs]
         return {"configs": configs, "set": self.variant.settings, "seed": self.seed}
 

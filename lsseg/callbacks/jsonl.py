@@ -24,6 +24,7 @@ class JsonlLogger(Logger):
     def __init__(self, save_dir: str) -> None:
         super().__init__()
         self.path = Path(save_dir) / "metrics.jsonl"
+        self._checked = False
 
     @property
     def name(self) -> str:
@@ -48,9 +49,20 @@ class JsonlLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._close_torn_line()
         row = {"step": step or 0, **{name: float(value) for name, value in metrics.items()}}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def _close_torn_line(self) -> None:
+        """End the line that a kill cut short, so that the next row is not lost with it."""
+        if self._checked or not self.path.is_file():
+            return
+        self._checked = True
+        content = self.path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            with self.path.open("a") as file:
+                file.write("\n")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -55,11 +55,11 @@ class Panels(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         phi = task.phi(outputs["logits"][chosen]).cpu().numpy()
         for i, values in zip(chosen, phi, strict=True):
-            image = batch["image"][i].permute(1, 2, 0).cpu().numpy()
+            image = batch["image"][i].permute(1, 2, 0).float().cpu().numpy()
             truth, prediction = batch["mask"][i].cpu().numpy(), outputs["prediction"][i].cpu().numpy()
             shown = self._shown(truth, prediction, data.class_names)
             name = batch["name"][i]
-            title = f"{name}, step {trainer.global_step}"
+            title = f"{name}, step {max(trainer.global_step, task.trained_steps)}"
             figure = panel(image, truth, prediction, values, data.class_names, data.palette, shown, title)
             path = folder / f"{stage}-{name}.png"
             figure.savefig(path)

@@ -75,7 +75,7 @@ class TestResults(pl.Callback):
             "train_seconds_per_image": watch.seconds_per_image if watch and watch.images else None,
             "test_seconds_per_image": self.seconds / self.images,
             "parameters": sum(p.numel() for p in pl_module.network.parameters()),
-            "step": trainer.global_step,
+            "step": max(trainer.global_step, pl_module.trained_steps),
             "test_images": len(names),
             "classes": classes.tolist(),
             "device": _device(pl_module.device),

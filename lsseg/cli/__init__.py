@@ -1,7 +1,10 @@
 """The ``lsseg`` command: dispatches before anything heavy is imported."""
 
 import argparse
+import ctypes
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +21,10 @@ COMMANDS = {
     "data": ("lsseg.cli.data", "show which data sets are there, and fetch one"),
     "bench": ("lsseg.cli.bench", "time the numeric core and measure its memory"),
 }
+
+
+# Set by the runner of a suite for the processes it starts: its own process id.
+DIE_WITH_PARENT = "LSSEG_DIE_WITH_PARENT"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     command = parser.parse_args(argv[:1]).command
+    die_with_parent()
     module = importlib.import_module(COMMANDS[command][0])
     try:
         status: int = module.main(argv)
@@ -59,6 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A full or read-only disk, a missing file: the operating system's words say which.
         name = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{name}")
+
+
+def die_with_parent() -> None:
+    """In a process that a runner started: have the kernel end it when the runner is gone, however it went.
+
+    Before anything heavy is imported, so that no moment is left in which the runner could go unnoticed.
+    """
+    parent = os.environ.get(DIE_WITH_PARENT)
+    if parent and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        # Processes further down (DDP's ranks) have another parent: they follow it, not the runner.
+        os.environ[DIE_WITH_PARENT] = str(os.getpid())
+        if os.getppid() != int(parent):
+            sys.exit(1)
 
 
 def _fail(message: str) -> int:

@@ -20,7 +20,6 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 # Importing these modules is what makes their classes known by their short names.
-from lsseg.ablation.runner import die_with_parent
 from lsseg.callbacks import (
     JsonlLogger,
     Panels,
@@ -89,7 +88,10 @@ class SaveConfig(SaveConfigCallback):
         config["trainer"]["default_root_dir"] = None
         config["ckpt_path"] = None
         write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        write_json(folder / "environment.json", describe_environment())
+        # A continued run keeps what its first part was made with.
+        first = folder / "environment.json"
+        again = folder / f"environment-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        write_json(again if first.exists() else first, describe_environment())
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
                 # Under a key of its own: a sweep locks keys with the names of its parameters.
@@ -238,7 +240,6 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")
-    die_with_parent()
     _check_files(argv)
     try:
         LssegCLI(

@@ -3,6 +3,7 @@
 Legend: H×W pixels, C classes. Labels are 0..C-1; 255 is void.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -106,7 +107,7 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     """
     table = np.full(65536, -1, dtype=np.int32)
     table[list(labels)] = list(labels.values())
-    mapped = table[mask.clip(0, 65535)]
+    mapped = np.where(mask < 0, -1, table[mask.clip(0, 65535)])
     if (mapped < 0).any():
         value = int(mask[mapped < 0][0])
         known = ", ".join(map(str, sorted(labels)))
@@ -132,9 +133,12 @@ def pair_up(images: Sequence[Path], masks: Path) -> list[tuple[Path, Path]]:
     """Give every image the mask of the same stem.
 
     Raises:
-        InputError: If an image has no mask; names the image.
+        InputError: If an image has no mask, or two have the same stem; names the image.
     """
     by_stem = {path.stem: path for path in list_images(masks)}
+    double = [stem for stem, number in Counter(image.stem for image in images).items() if number > 1]
+    if double:
+        raise InputError(f"{images[0].parent} has several images named {double[0]}; one mask cannot serve both")
     for image in images:
         if image.stem not in by_stem:
             raise InputError(f"{image} has no mask: expected {masks / (image.stem + '.png')}")

@@ -25,7 +25,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     """
     cells = num_classes * num_classes
     void = target == ignore_index
-    cell = (target * num_classes + prediction).masked_fill(void, cells).flatten(1)
+    cell = (target.long() * num_classes + prediction).masked_fill(void, cells).flatten(1)
     offset = torch.arange(len(cell), device=cell.device).unsqueeze(1) * (cells + 1)
     counts = torch.bincount((cell + offset).flatten(), minlength=len(cell) * (cells + 1))
     return counts.view(-1, cells + 1)[:, :cells].reshape(-1, num_classes, num_classes)

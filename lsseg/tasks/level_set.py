@@ -51,6 +51,7 @@ class LevelSetLossTask(SegmentationTask):
         return {"loss": loss, "cross_entropy": cross_entropy, "level_set": energy}
 
     def level_set_weight(self) -> float:
-        """λ at the current step."""
-        share = min(1.0, self.global_step / self.warmup_steps) if self.warmup_steps else 1.0
+        """λ at the current training step; in evaluation always the full one, so that losses can be compared."""
+        warm = self.training and self.warmup_steps > 0
+        share = min(1.0, self.global_step / self.warmup_steps) if warm else 1.0
         return self.criterion.level_set_weight * share

@@ -61,6 +61,7 @@ class SegmentationTask(pl.LightningModule):
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
         self.recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
         self.window = window
+        self.trained_steps = 0
         self.val_scores = Scores(num_classes)
         self.test_scores = Scores(num_classes)
         self.test_images = PerImage(num_classes, RADII)
@@ -91,7 +92,8 @@ class SegmentationTask(pl.LightningModule):
         prediction = logits.argmax(1)
         self.val_scores.update(prediction, batch["mask"])
         loss = self.losses(SegOutput(logits), batch["mask"])["loss"]
-        self.log("val/loss", loss, batch_size=len(prediction), sync_dist=True)
+        counted = int((batch["index"] >= 0).sum())  # not the copies that fill up a rank's share
+        self.log("val/loss", loss, batch_size=counted, sync_dist=True)
         return {"prediction": prediction, "logits": logits}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -136,7 +138,8 @@ class SegmentationTask(pl.LightningModule):
         checkpoint["num_classes"] = self.num_classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other classes or of another network, in one line."""
+        """Refuse a checkpoint of other classes or of another network, in one line; note how long it was trained."""
+        self.trained_steps = checkpoint["global_step"]
         classes = checkpoint.get("num_classes")
         if classes is not None and classes != self.num_classes:
             raise InputError(f"the checkpoint has {classes} classes, but the data has {self.num_classes}")

@@ -75,11 +75,20 @@ def test_a_suite_with_a_failing_run(tmp_path):
     assert ablate("report", folder).returncode == 0
     assert (folder / "results.md").read_text() == markdown
 
-    # Other settings under the same name would make the table lie.
+    # Other settings under the same name would make the table lie, whichever runs are asked for.
+    described = (folder / "suite.json").read_text()
     write_suite(tmp_path, variants=VARIANTS, set={"trainer.max_steps": 2})
-    other = ablate("ablate", suite)
-    assert other.returncode == 1
+    for only in ((), ("--only", "ls-*")):
+        other = ablate("ablate", suite, *only)
+        assert other.returncode == 1
     assert "holds a run with other settings" in other.stderr
+    assert (folder / "suite.json").read_text() == described
+
+    # A subset without images costs its columns, not the report.
+    description = json.loads(described) | {"subsets": {"none": "Zebra*"}}
+    (folder / "suite.json").write_text(json.dumps(description))
+    assert ablate("report", folder).returncode == 0
+    assert "| mIoU none |" in (folder / "results.md").read_text()
 
 
 def test_dry_run_lists_commands_that_run(tmp_path, lsseg):
@@ -116,6 +125,24 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+def pids(run):
+    """Processes that have the run's folder in their command."""
+    return subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_while_its_runner_dies_goes_with_it(tmp_path):
+    """Killed before the run has imported anything: no orphan may train beside the next runner's process."""
+    suite = write_suite(tmp_path, variants=[{"name": "ce", "set": {"trainer.max_steps": 5000}}])
+    run = tmp_path / "runs" / "tiny" / "ce-seed0"
+    command = [sys.executable, "-m", "lsseg", "ablate", str(suite)]
+    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for((run / "log.txt").is_file)
+    runner.kill()
+    runner.wait()
+    wait_for(lambda: not pids(run), 20)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_runner_leaves_no_process_and_continues(tmp_path, how):
@@ -128,11 +155,7 @@ def test_a_killed_runner_leaves_no_process_and_continues(tmp_path, how):
     runner.send_signal(how)
     assert runner.wait(60) != 0
 
-    def processes():
-        found = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True).stdout.split()
-        return [pid for pid in found if int(pid) != os.getpid()]
-
-    wait_for(lambda: not processes(), 20)
+    wait_for(lambda: not pids(run), 20)
     reached = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
     assert 0 < reached < 200
     assert not (run / "test.json").exists()

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lsseg.files import read_jsonl
+
 TINY = Path(__file__).with_name("tiny.yaml")
 
 
@@ -29,5 +31,10 @@ def test_ddp_trains_and_scores_like_one_process(tmp_path):
     one, two = (json.loads((tmp_path / name / "test.json").read_text()) for name in ("one", "two"))
     assert one["scores"] == two["scores"]
     assert one["test_images"] == two["test_images"] == 3
+    for name, options in (("one", ()), ("two", ddp)):
+        lsseg_process("validate", *run, tmp_path / f"{name}-val", *checkpoint, *options, "--data.val_images", 3)
+    one, two = (read_jsonl(tmp_path / f"{name}-val" / "metrics.jsonl")[-1] for name in ("one", "two"))
+    assert one["val/miou"] == two["val/miou"]
+    assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-6)
     assert torch.load(checkpoint[1], weights_only=True)["global_step"] == 4
-    assert len(list(tmp_path.glob("runs*"))) == 0
+    assert not Path("runs").exists()  # the second process made no folder of its own

@@ -60,6 +60,7 @@ def test_test_repeats_the_scores_from_the_saved_config_and_checkpoint(trained, l
     assert status == 0, err
     first, second = (json.loads((folder / "test.json").read_text())["scores"] for folder in (trained, again))
     assert first == second
+    assert json.loads((again / "test.json").read_text())["step"] == 4
     # The command line beats the checkpoint.
     status, _, err = lsseg("test", "--config", config, "--ckpt_path", checkpoint, "--data.test_images", 1)
     assert status == 0, err
@@ -202,12 +203,39 @@ def test_any_loss_and_network_by_class_path(lsseg, tmp_path, monkeypatch):
     assert config["model"]["init_args"]["criterion"]["init_args"]["power"] == 2
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_evaluation_uses_the_full_weight_whatever_the_warm_up(lsseg, tmp_path):
+    losses = []
+    for warmup in (0, 100):
+        folder = tmp_path / str(warmup)
+        arguments = ("--model", "LevelSetLossTask", "--model.warmup_steps", warmup, "--model.lr", 0)
+        assert lsseg("fit", "--config", TINY, "--trainer.default_root_dir", folder, *arguments)[0] == 0
+        losses.append([row["val/loss"] for row in read_jsonl(folder / "metrics.jsonl") if "val/loss" in row])
+    assert losses[0] == losses[1]
+
+
+def test_a_torn_log_loses_only_its_torn_line(tmp_path):
+    from lsseg.callbacks import JsonlLogger
+
+    JsonlLogger(str(tmp_path)).log_metrics({"loss": 1.0}, 0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    resumed = JsonlLogger(str(tmp_path))
+    resumed.log_metrics({"loss": 3.0}, 1)
+    resumed.log_metrics({"loss": 4.0}, 2)
+    assert [row["loss"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_mixed_precision_accumulation_and_clipping(lsseg, tmp_path, precision):
     options = ("--trainer.precision", precision, "--trainer.accumulate_grad_batches", 2)
     options += ("--trainer.gradient_clip_val", 1.0, "--model", "LevelSetLossTask", "--model.optimizer", "adamw")
-    status, _, err = lsseg("fit", "--config", TINY, *options, "--trainer.default_root_dir", tmp_path / "run")
+    run = ("--trainer.default_root_dir", tmp_path / "run", "--test_after_fit", "true")
+    status, _, err = lsseg("fit", "--config", TINY, *options, *run)
     assert status == 0, err
+    result = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert 0 < result["scores"]["accuracy"] < 1
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert all(np.isfinite(row["train/loss"]) for row in rows if "train/loss" in row)
 
 
 def test_help_does_not_import_torch():

@@ -41,6 +41,15 @@ def test_a_class_that_never_occurs_is_left_out_of_the_mean():
     assert float(Overlap(4)(prediction, target)["iou"][3]) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_any_integer_type(dtype):
+    prediction, target = maps(classes=21)
+    expected = confusion_matrix(prediction, target, 21)
+    assert torch.equal(confusion_matrix(prediction.to(dtype), target.to(dtype), 21), expected)
+    counts = boundary_counts(prediction.to(dtype), target.to(dtype), 21, 1)
+    assert torch.equal(counts, boundary_counts(prediction, target, 21, 1))
+
+
 def test_all_void_has_no_score():
     prediction, target = maps(void=1.1)
     scores = Overlap(4)(prediction, target)
