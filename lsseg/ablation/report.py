@@ -126,7 +126,7 @@ def _rich(shown: pd.DataFrame, title: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in main:
         left = name == "method"
-        header = name.replace(" [", "\n[").replace("boundary F ", "boundary F\n")
+        header = name.replace(" [", "\n[").replace("boundary F ", "boundary F\n").replace(" in the", "\nin the")
         table.add_column(header, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in shown[main].to_numpy().tolist():
         table.add_row(*(str(cell).replace(" [", "\n[") for cell in row))

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from lsseg.functional import boundary_f1, class_iou, pixel_accuracy
 
 # Score → its place in the per-image boundary counts (the radii, in order); mIoU has counts of its own.
 BOUNDARY_SCORES = ("boundary_f1_1px", "boundary_f1_2px", "boundary_f1_3px")
+
+SUMMARY_KEYS = {
+    "scores", "train_seconds_per_image", "test_seconds_per_image", "parameters", "step", "classes", "device",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,22 +71,42 @@ def load_description(folder: Path) -> dict[str, Any]:
     path = folder / "suite.json"
     if not path.is_file():
         raise InputError(f"{folder} holds no suite: {path.name}, which `lsseg ablate` writes, is missing")
-    description: dict[str, Any] = json.loads(path.read_text())
+    description: dict[str, Any] = _read(path, lambda: json.loads(path.read_text()), "start `lsseg ablate` again")
     return description
 
 
 def load_results(folder: Path, description: dict[str, Any]) -> list[Result]:
-    """The finished runs of a suite, in its order."""
+    """The finished runs of a suite, in its order.
+
+    Raises:
+        InputError: If a run's files are damaged; names the file.
+    """
     results = []
     for variant, runs in description["runs"].items():
         for seed, name in runs.items():
             run = folder / name
             if (run / "test.json").is_file():
-                summary = json.loads((run / "test.json").read_text())
-                with np.load(run / "test_images.npz") as counts:
-                    parts = (counts["names"], counts["overlap"], counts["boundary"])
-                results.append(Result(variant, int(seed), run, summary, *parts))
+                results.append(_load_result(run, variant, int(seed)))
     return results
+
+
+def _load_result(run: Path, variant: str, seed: int) -> Result:
+    def counts() -> tuple[npt.NDArray[Any], ...]:
+        with np.load(run / "test_images.npz") as file:
+            return file["names"], file["overlap"], file["boundary"]
+
+    advice = f"delete {run} and start `lsseg ablate` again"
+    summary = _read(run / "test.json", lambda: json.loads((run / "test.json").read_text()), advice)
+    if not isinstance(summary, dict) or not summary.keys() >= SUMMARY_KEYS:
+        raise InputError(f"{run / 'test.json'} lacks results; {advice}")
+    return Result(variant, seed, run, summary, *_read(run / "test_images.npz", counts, advice))
+
+
+def _read(path: Path, load: Callable[[], Any], advice: str) -> Any:
+    try:
+        return load()
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged or missing; {advice}") from error
 
 
 def difference(results: list[Result], variant: str, baseline: str, score: str) -> Difference | None:

@@ -26,6 +26,7 @@ import yaml
 from lsseg.errors import InputError
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
+SCORES = ("miou", "accuracy", "boundary_f1_1px", "boundary_f1_2px", "boundary_f1_3px")
 VARIANT_KEYS = {"name", "label", "config", "set", "paper"}
 
 
@@ -120,7 +121,10 @@ def load_suite(path: Path) -> Suite:
     if baseline not in names:
         raise InputError(f"{path}: baseline {baseline!r} is none of the variants {', '.join(names)}")
     name = str(content.get("name", path.stem))
-    return Suite(_slug(path, name), variants, tuple(seeds), baseline, _mapping(path, content, "subsets"))
+    subsets = _mapping(path, content, "subsets")
+    if not all(isinstance(pattern, str) for pattern in subsets.values()):
+        raise InputError(f"{path}: subsets must give each name a pattern of image names, such as 'Seq05VD*'")
+    return Suite(_slug(path, name), variants, tuple(seeds), baseline, subsets)
 
 
 def expand(suite: Suite) -> list[Run]:
@@ -138,6 +142,8 @@ def describe(suite: Suite) -> dict[str, Any]:
 def _variants(path: Path, content: dict[str, Any]) -> list[Variant]:
     base = content.get("base", [])
     base = [base] if isinstance(base, str) else base
+    if not isinstance(base, list) or not all(isinstance(file, str) for file in base):
+        raise InputError(f"{path}: base must be a file or a list of files, not {base!r}")
     shared = _mapping(path, content, "set")
     grid = _mapping(path, content, "grid")
     for key, values in grid.items():
@@ -150,13 +156,19 @@ def _variants(path: Path, content: dict[str, Any]) -> list[Variant]:
     made = []
     for entry, point in itertools.product(entries, points):
         _known(path, f"variants.{entry['name']}.", entry, VARIANT_KEYS)
-        where = ",".join(f"{key.split('.')[-1]}={_value(value)}" for key, value in point.items())
+        where = ",".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in point.items())
         name = ",".join(part for part in (str(entry["name"]), where) if part)
         label = ", ".join(part for part in (str(entry.get("label", entry["name"])), where) if part)
+        if not isinstance(entry.get("config", ""), str) or not isinstance(entry.get("label", ""), str):
+            raise InputError(f"{path}: config and label of variant {entry['name']!r} must be text")
+        paper = _mapping(path, entry, "paper")
+        for score, number in paper.items():
+            if score not in SCORES or isinstance(number, bool) or not isinstance(number, int | float):
+                raise InputError(f"{path}: paper.{score}: {number!r}; expected a number for one of {', '.join(SCORES)}")
         files = [*base, *([entry["config"]] if "config" in entry else [])]
         configs = tuple(str(_file(path, file)) for file in files)
         settings = {**shared, **_mapping(path, entry, "set"), **point}
-        made.append(Variant(_slug(path, name), label, configs, settings, _mapping(path, entry, "paper")))
+        made.append(Variant(_slug(path, name), label, configs, settings, paper))
     return made
 
 
@@ -168,8 +180,8 @@ def _known(path: Path, where: str, content: dict[str, Any], known: set[str]) -> 
 
 def _mapping(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
     value = content.get(key) or {}
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: {key} must be a mapping, not {value!r}")
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"{path}: {key} must be a mapping of names, not {value!r}")
     return value
 
 
@@ -184,6 +196,12 @@ def _slug(path: Path, name: str) -> str:
     if not re.fullmatch(r"[\w.,=+-]+", name) or name.startswith("."):
         raise InputError(f"{path}: the name {name!r} must be made of letters, digits and _ . , = + -")
     return name
+
+
+def _short(value: Any) -> str:
+    """A value as a part of a name: [64, 64] is 64x64."""
+    text = "x".join(map(_value, value)) if isinstance(value, list) else _value(value)
+    return re.sub(r"[^\w.+-]+", "-", text)
 
 
 def _value(value: Any) -> str:

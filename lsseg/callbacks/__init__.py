@@ -1,5 +1,6 @@
 """What draws, saves and watches a run."""
 
+from lsseg.callbacks.checkpoints import WholeCheckpoints
 from lsseg.callbacks.jsonl import JsonlLogger
 from lsseg.callbacks.panels import Panels
 from lsseg.callbacks.predictions import SavePredictions
@@ -18,5 +19,6 @@ __all__ = [
     "Stopwatch",
     "TestResults",
     "WandbRun",
+    "WholeCheckpoints",
     "progress_bar",
 ]

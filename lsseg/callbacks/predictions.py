@@ -33,6 +33,7 @@ class SavePredictions(pl.Callback):
         if unknown:
             raise InputError(f"predictions.phi {unknown[0]!r} is no class; the data has {', '.join(names)}")
         if stage == "predict":
+            self._check_collisions(self._folder(trainer), trainer.datamodule.predict_images().paths)
             self._folder(trainer).mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
@@ -57,6 +58,15 @@ class SavePredictions(pl.Callback):
         if trainer.is_global_zero:
             count = len(trainer.predict_dataloaders.dataset)
             print(f"{count} prediction(s) in {self._folder(trainer)}")
+
+    @staticmethod
+    def _check_collisions(folder: Path, images: list[Path]) -> None:
+        if folder.resolve() in {path.resolve().parent for path in images}:
+            raise InputError(f"predictions.output {folder} holds the images themselves; choose another folder")
+        stems = {path.stem for path in images}
+        for stem in stems:
+            if f"{stem}_overlay" in stems:
+                raise InputError(f"data.images: the overlay of {stem} and the labels of {stem}_overlay would collide")
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.output) if self.output else Path(trainer.default_root_dir) / "predictions"

@@ -39,18 +39,19 @@ class PlainProgress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the validation scores."""
         if not trainer.sanity_checking:
-            self._say(trainer, pl_module)
+            self._say(trainer, pl_module, ("val/miou", "val/boundary_f1_1px"))
 
-    def _say(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def _say(self, trainer: pl.Trainer, module: pl.LightningModule, scores: tuple[str, ...] = ()) -> None:
         if not self._enabled:
             return
         self._last = time.monotonic()
         shown = {
             k: v for k, v in self.get_metrics(trainer, module).items() if isinstance(v, int | float) and k != "v_num"
         }
-        scores = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        shown |= {name: float(trainer.callback_metrics[name]) for name in scores if name in trainer.callback_metrics}
+        numbers = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
         steps = f"/{int(trainer.estimated_stepping_batches)}" if trainer.state.fn == "fit" else ""
-        print(f"epoch {trainer.current_epoch} step {trainer.global_step}{steps} {scores}", flush=True)
+        print(f"epoch {trainer.current_epoch} step {trainer.global_step}{steps} {numbers}", flush=True)
 
 
 class Bars(RichProgressBar):

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+import traceback
 import warnings
 import zipfile
 from pathlib import Path
@@ -28,6 +29,7 @@ from lsseg.callbacks import (
     Stopwatch,
     TestResults,
     WandbRun,
+    WholeCheckpoints,
     progress_bar,
 )
 from lsseg.cli.environment import describe_environment
@@ -64,12 +66,16 @@ def concise(message: str) -> str:
         text = line.strip(" -")
         # The second form is what an inner parser has already reduced.
         while not reasons and (
-            found := re.match(r'Parser key "([^"]+)":\s*|([a-z_][\w.]*): (?=Expected|Option|\')', text)
+            found := re.match(r'Parser key "([^"]+)":\s*|([a-z_][\w.]*): (?=Expected|Option|Problem|\')', text)
         ):
             keys.append(found[1] or found[2])
             text = text[found.end() :]
-        if text and not BOILERPLATE.match(text) and not reasons:
+        if text and reasons and reasons[0].endswith(":"):
+            reasons[0] += f" {text}"
+        elif text and not BOILERPLATE.match(text) and not reasons:
             reasons.append(re.sub(r"^Expected a dot import path string: (\S+).*", UNKNOWN_CLASS, text))
+    if "required: fit." in message:
+        return "nothing to train: give a configuration with --config FILE (or --model and --data)"
     if not keys or not reasons:
         return " ".join(message.split())
     return f"{'.'.join(keys)}: {reasons[0]}"
@@ -121,17 +127,20 @@ class LssegCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):
             if not Path(checkpoint).is_file():
-                raise InputError(f"ckpt_path {checkpoint} does not exist")
+                raise InputError(f"ckpt_path {checkpoint} is not a file")
             if not zipfile.is_zipfile(checkpoint):
                 raise InputError(f"ckpt_path {checkpoint} is no checkpoint, or a torn one")
             _drop_encoder_weights(config.model)
+        elif self.subcommand != "fit":
+            raise InputError(f"{self.subcommand} needs --ckpt_path: the checkpoint of a run, such as RUN/last.ckpt")
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = self._new_folder(config, checkpoint)
         folder = Path(config.trainer.default_root_dir)
         if self.subcommand == "fit" and not checkpoint and (folder / "metrics.jsonl").exists():
+            last = folder / "last.ckpt"
+            advice = f"continue it with --ckpt_path {last}" if last.exists() else "delete it (it has no checkpoint)"
             raise InputError(
-                f"trainer.default_root_dir {folder} already holds a run: choose another folder, "
-                f"or continue it with --ckpt_path {folder / 'last.ckpt'}"
+                f"trainer.default_root_dir {folder} already holds a run: choose another folder, or {advice}"
             )
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
@@ -165,6 +174,7 @@ class LssegCLI(LightningCLI):
         if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False and not trainer["fast_dev_run"]:
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             keep = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
+            kwargs["plugins"] = [*_listed(trainer["plugins"]), WholeCheckpoints()]
             callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=every, **keep))
             callbacks.append(LastStep(folder))
             callbacks.append(ModelCheckpoint(filename="best", monitor="val/miou", mode="max", **keep))
@@ -177,6 +187,11 @@ class LssegCLI(LightningCLI):
         settings = self._get(self.config_init, "wandb").as_dict()
         mirrored = self.subcommand == "fit" and settings["mode"] != "disabled"
         return [JsonlLogger(folder), *([WandbRun(save_dir=folder, **settings)] if mirrored else [])]
+
+    def before_fit(self) -> None:
+        """Check the test split, too, where it will be needed after the training."""
+        if self._get(self.config, "test_after_fit"):
+            self.datamodule.check("test")
 
     def after_fit(self) -> None:
         """Test the weights of the last step where asked to."""
@@ -223,6 +238,16 @@ def _drop_encoder_weights(config: Any) -> None:
             config[key] = None
 
 
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    """Whether Lightning itself refused a value (a trainer option, the seed), so that no traceback is needed."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    return "/pytorch_lightning/" in place or "/lightning_fabric/" in place
+
+
 def _worth_saying(record: logging.LogRecord) -> bool:
     return not any(
         chatter in record.getMessage() for chatter in ("litlogger", "litmodels", "`weights_only` was not set", "TPU")
@@ -238,7 +263,8 @@ def main(argv: list[str]) -> int:
         "ignore", ".*callbacks used to create the checkpoint need to be provided.*"
     )  # tests save none
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_worth_saying)
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")
     _check_files(argv)
     try:
@@ -258,6 +284,10 @@ def main(argv: list[str]) -> int:
             args=None if argv == sys.argv[1:] else argv,
         )
     except MisconfigurationException as error:
+        raise InputError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        if isinstance(error, InputError) or not _raised_by_lightning(error):
+            raise
         raise InputError(" ".join(str(error).split())) from error
     finally:
         os.environ.pop(RUN_FOLDER, None)  # the next command of this process makes a folder of its own

@@ -59,7 +59,7 @@ class FolderSegmentation(SegmentationData):
     def source(self, split: Split) -> Source:
         """The pairs of a split; raises ``InputError`` where folders, masks or listed images are missing."""
         images, masks = self.root / "images", self.root / "masks"
-        if (images / split).is_dir():
+        if any((images / part).is_dir() for part in ("train", "val", "test")):
             pairs = pair_up(list_images(images / split), masks / split)
         else:
             pairs = pair_up(self._listed(split, list_images(images)), masks)
@@ -69,10 +69,11 @@ class FolderSegmentation(SegmentationData):
         listing = self.root / f"{split}.txt"
         if listing.is_file():
             by_stem = {path.stem: path for path in images}
-            stems = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
-            for stem in stems:
+            names = [line.strip() for line in listing.read_text(errors="replace").splitlines() if line.strip()]
+            stems = [name if name in by_stem else Path(name).stem for name in names]
+            for name, stem in zip(names, stems, strict=True):
                 if stem not in by_stem:
-                    raise InputError(f"{listing} names {stem!r}, but there is no such image in {self.root / 'images'}")
+                    raise InputError(f"{listing} names {name!r}, but there is no such image in {self.root / 'images'}")
             return [by_stem[stem] for stem in stems]
         if any((self.root / f"{other}.txt").is_file() for other in ("train", "val", "test")):
             raise InputError(f"{listing} is missing: give all of train.txt, val.txt and test.txt, or none")
@@ -96,28 +97,56 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...], dict[i
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
-    entries = content.get("classes") if isinstance(content, dict) else None
-    if isinstance(entries, list):
-        entries = {str(name): {} for name in entries}
-    if not isinstance(entries, dict) or len(entries) < 2:
-        raise InputError(f"{path}: `classes` must list two or more different classes")
+    if not isinstance(content, dict) or not content.keys() <= {"classes", "void"}:
+        raise InputError(f"{path}: expected the keys `classes` and, if need be, `void`, not {content!r}"[:300])
+    entries = _entries(path, content.get("classes"))
     labels: dict[int, int] = {}
     colors: list[Color] = []
     for label, (name, entry) in enumerate(entries.items()):
-        entry = entry or {}
         value, color = entry.get("value", label), entry.get("color", _color(label))
-        if not isinstance(value, int) or not 0 <= value <= 65535 or value in labels:
+        if not _is_value(value) or value in labels:
             raise InputError(f"{path}: the value of class {name!r} must be a number 0..65535 of its own, not {value!r}")
         if not (isinstance(color, list | tuple) and len(color) == 3 and all(c in range(256) for c in color)):
             raise InputError(f"{path}: the color of class {name!r} must be three numbers 0..255, not {color!r}")
         labels[value] = label
         colors.append((color[0], color[1], color[2]))
-    for value in content.get("void") or []:
+    void = content.get("void") or []
+    for value in void if isinstance(void, list) else [void]:
+        if not _is_value(value):
+            raise InputError(f"{path}: void must list numbers 0..65535, not {value!r}")
         if value in labels:
             raise InputError(f"{path}: the value {value} is both void and a class")
         labels[value] = IGNORE_INDEX
     labels.setdefault(IGNORE_INDEX, IGNORE_INDEX)
-    return tuple(map(str, entries)), tuple(colors), labels
+    return tuple(entries), tuple(colors), labels
+
+
+def _entries(path: Path, classes: Any) -> dict[str, dict[str, Any]]:
+    """Name → value and colour, from any of the forms that ``classes`` may have."""
+    if isinstance(classes, list):
+        for name in classes:
+            if classes.count(name) > 1:
+                raise InputError(f"{path}: the class {name!r} is listed twice")
+        pairs: list[tuple[Any, Any]] = [(name, {}) for name in classes]
+    else:
+        pairs = list(classes.items()) if isinstance(classes, dict) else []
+    if len(pairs) < 2:
+        raise InputError(f"{path}: `classes` must list two or more different classes")
+    entries = {}
+    for name, entry in pairs:
+        if not isinstance(name, str) or not name:
+            raise InputError(
+                f"{path}: a class must have a name, not {name!r} (put words such as no, yes, null in quotes)"
+            )
+        entry = {"value": entry} if isinstance(entry, int) else entry or {}
+        if not isinstance(entry, dict) or not entry.keys() <= {"value", "color"}:
+            raise InputError(f"{path}: class {name!r} may have a value and a color, not {entry!r}")
+        entries[name] = entry
+    return entries
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
 
 
 def _color(label: int) -> Color:

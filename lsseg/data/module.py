@@ -51,6 +51,11 @@ class SegmentationData(pl.LightningDataModule):
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise InputError(f"data.{key} must be at least 1, not {value}")
+        if num_workers < 0:
+            raise InputError(f"data.num_workers must be at least 0, not {num_workers}")
+        for key, size in (("resize", resize), ("crop_size", crop_size)):
+            if size is not None and min(size) < 1:
+                raise InputError(f"data.{key} must be two positive numbers (height, width), not {list(size)}")
         if not 0 < scale[0] <= scale[1]:
             raise InputError(f"data.scale must be two positive numbers, the least first, not {list(scale)}")
         if not 0 <= photometric <= 1:
@@ -105,9 +110,23 @@ class SegmentationData(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The images of ``data.images``, one at a time."""
+        return DataLoader(self.predict_images(), batch_size=1, num_workers=self.num_workers)
+
+    def predict_images(self) -> Images:
+        """The images of ``data.images``."""
         if self.images is None:
             raise InputError("predict needs data.images: a folder of images, or one image")
-        return DataLoader(Images(Path(self.images), self.resize), batch_size=1, num_workers=self.num_workers)
+        return Images(Path(self.images), self.resize)
+
+    def check(self, *splits: Split) -> None:
+        """Raise ``InputError`` for a split that is empty or lacks a file, before anything is spent on training."""
+        for split in splits:
+            self._filled(split)
+
+    def setup(self, stage: str) -> None:
+        """Check the splits that the stage needs."""
+        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        self.check(*needed.get(stage, ()))
 
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
         source = self._filled(split)

@@ -135,10 +135,12 @@ def pair_up(images: Sequence[Path], masks: Path) -> list[tuple[Path, Path]]:
     Raises:
         InputError: If an image has no mask, or two have the same stem; names the image.
     """
-    by_stem = {path.stem: path for path in list_images(masks)}
-    double = [stem for stem, number in Counter(image.stem for image in images).items() if number > 1]
-    if double:
-        raise InputError(f"{images[0].parent} has several images named {double[0]}; one mask cannot serve both")
+    files = list_images(masks)
+    for folder, paths in ((images[0].parent if images else masks, images), (masks, files)):
+        for stem, number in Counter(path.stem for path in paths).items():
+            if number > 1:
+                raise InputError(f"{folder} has several files named {stem}; an image and its mask belong together")
+    by_stem = {path.stem: path for path in files}
     for image in images:
         if image.stem not in by_stem:
             raise InputError(f"{image} has no mask: expected {masks / (image.stem + '.png')}")

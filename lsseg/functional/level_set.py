@@ -201,8 +201,9 @@ def _energy_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, reduction: st
     outside = count - inside
     misses = sizes - hits
     # A region of zero area has zero hits or misses too: any finite mean makes its term 0.
-    c1 = hits / torch.where(inside > 0, inside, 1.0)
-    c2 = misses / torch.where(outside > 0, outside, 1.0)
+    # (Rounding can put the last digit of a mean above 1.)
+    c1 = (hits / torch.where(inside > 0, inside, 1.0)).clamp_max(1)
+    c2 = (misses / torch.where(outside > 0, outside, 1.0)).clamp_max(1)
     scale = (sizes > 0).double() / (len(sizes) * (count.clamp_min(1) if reduction == "mean" else 1.0))
     energy = ((hits * (1 - c1) + misses * (1 - c2)) * scale).sum()
     slope = torch.stack([c1.square() - c2.square(), 2 * (c2 - c1)], 1) * scale.unsqueeze(1)

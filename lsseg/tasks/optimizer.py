@@ -29,6 +29,14 @@ class Recipe:
     weight_decay: float = 1e-4
     poly_power: float = 0.9
 
+    def __post_init__(self) -> None:
+        """Raise ``InputError`` for a value out of range."""
+        for key in ("lr", "weight_decay", "poly_power"):
+            if not getattr(self, key) >= 0:
+                raise InputError(f"model.{key} must not be negative, not {getattr(self, key)}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"model.momentum must lie in [0, 1), not {self.momentum}")
+
     def build(self, parameters: Iterable[nn.Parameter], steps: float) -> dict[str, Any]:
         """Optimiser and schedule in the form Lightning takes.
 

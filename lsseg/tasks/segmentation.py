@@ -80,7 +80,16 @@ class SegmentationTask(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step on a batch of images and masks."""
-        terms = self.losses(self(batch["image"]), batch["mask"])
+        try:
+            output = self(batch["image"])
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            # Batch-norm behind a global pooling, as in DeepLab, has one value for each image.
+            raise InputError(
+                "this network cannot train on one image at a time: data.batch_size must be 2 or more"
+            ) from error
+        terms = self.losses(output, batch["mask"])
         self._refuse_nonfinite(terms)
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch["image"]))
@@ -169,6 +178,8 @@ class SegmentationTask(pl.LightningModule):
             if stage == "test" and by_class is not None:
                 score = "iou" if score == "miou" else score
                 values |= {f"{stage}/{score}/{name}": x for name, x in zip(names, by_class, strict=True)}
+        if bool(values[f"{stage}/miou"].isnan()):
+            raise InputError(f"the {stage} split cannot be scored: every pixel of its masks is void")
         # A class without a single pixel (or boundary pixel) has no score; it is missing from the log, not 0 in it.
         self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
         scores.reset()

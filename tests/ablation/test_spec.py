@@ -41,6 +41,12 @@ def test_variants_times_grid_times_seeds(suite, tmp_path):
     assert arguments[:5] == ["fit", f"--config={tmp_path / 'base.yaml'}", *model]
 
 
+def test_grids_over_lists_have_readable_names(suite):
+    made = suite(grid={"data.crop_size": [[64, 64], [32, 48]], "model.network.encoder_weights": [None]})
+    names = [variant.name for variant in made.variants]
+    assert names == ["crop_size=64x64,encoder_weights=null", "crop_size=32x48,encoder_weights=null"]
+
+
 def test_values_survive_the_command_line(suite, tmp_path):
     values = {"a": None, "b": True, "c": [1, 2], "d": "text", "e": {"f": 0.5}}
     run = expand(suite(variants=[{"name": "x", "set": values}]))[0]
@@ -69,6 +75,12 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
         ({"variants": [{"name": "a/b"}]}, "the name 'a/b' must be made of letters"),
         ({"variants": [{"label": "a"}]}, "variants must be a list of mappings with a name"),
         ({}, "variants must be a list of mappings with a name (or give a grid)"),
+        ({"base": 3, "variants": [{"name": "a"}]}, "base must be a file or a list of files, not 3"),
+        ({"variants": [{"name": "a", "config": ["b.yaml"]}]}, "config and label of variant 'a' must be text"),
+        ({"variants": [{"name": "a", "set": {3: 4}}]}, "set must be a mapping of names"),
+        ({"variants": [{"name": "a", "paper": {"miou": "76"}}]}, "paper.miou: '76'; expected a number for one of miou"),
+        ({"variants": [{"name": "a", "paper": {"dice": 76}}]}, "paper.dice: 76; expected a number for one of miou"),
+        ({"variants": [{"name": "a"}], "subsets": {"n": 3}}, "subsets must give each name a pattern"),
         ({"grid": {"model.lr": 0.1}}, "grid.model.lr must be a list of values"),
         ({"variants": [{"name": "a", "set": [1]}]}, "set must be a mapping"),
     ],

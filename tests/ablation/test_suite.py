@@ -84,6 +84,17 @@ def test_a_suite_with_a_failing_run(tmp_path):
     assert "holds a run with other settings" in other.stderr
     assert (folder / "suite.json").read_text() == described
 
+    # Damaged files are named.
+    for name in ("test.json", "test_images.npz"):
+        path = folder / "ce-seed0" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        broken = ablate("report", folder)
+        assert broken.returncode == 1
+        assert f"{path.relative_to(tmp_path)} is damaged or missing" in broken.stderr
+        assert "Traceback" not in broken.stderr
+        path.write_bytes(whole)
+
     # A subset without images costs its columns, not the report.
     description = json.loads(described) | {"subsets": {"none": "Zebra*"}}
     (folder / "suite.json").write_text(json.dumps(description))

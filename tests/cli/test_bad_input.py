@@ -48,6 +48,16 @@ def refused(lsseg, tmp_path):
         (("--data", "CamVid"), "no folder data/camvid (set data.root or LSSEG_DATA)"),
         (("--panels.phi_class", "wheel"), "panels.phi_class 'wheel' is no class; the data has background, blob"),
         (("--trainer.max_steps", -1, "--trainer.max_epochs", -1), "set trainer.max_steps or trainer.max_epochs"),
+        (("--model.lr", -1), "model.lr must not be negative, not -1"),
+        (("--model.momentum", 1), "model.momentum must lie in [0, 1), not 1"),
+        (("--data.num_workers", -1), "data.num_workers must be at least 0, not -1"),
+        (("--data.crop_size", "[0,0]"), "data.crop_size must be two positive numbers (height, width), not [0, 0]"),
+        (("--data.resize", "[-1,3]"), "data.resize must be two positive numbers"),
+        (("--data.val_images", 0), "the val split of SyntheticShapes is empty"),
+        (("--seed_everything", -3), "-3 is not in bounds"),
+        (("--trainer.accelerator", "foo"), "accelerator"),
+        (("--trainer.val_check_interval", 2000), "val_check_interval"),
+        (("--model.criterion", "nope.Loss"), "model.criterion: Problem with given class_path 'nope.Loss': "),
         (("--model.lr", 1e30), "the training loss is not finite (in loss)"),
         (("--model", "LevelSetLossTask", "--model.lr", 1e30), "is not finite (in cross_entropy"),
     ],
@@ -88,7 +98,7 @@ def test_checkpoints(lsseg, refused, tmp_path, own_folder):
     assert lsseg("fit", "--config", TINY, "--trainer.default_root_dir", run)[0] == 0
     checkpoint = run / "last.ckpt"
     test = ("test", "--config", TINY, "--trainer.default_root_dir", tmp_path / "test", "--ckpt_path")
-    assert refused(*test, "nowhere.ckpt") == "ckpt_path nowhere.ckpt does not exist"
+    assert refused(*test, "nowhere.ckpt") == "ckpt_path nowhere.ckpt is not a file"
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(checkpoint.read_bytes()[:5000])
     assert refused(*test, torn) == f"ckpt_path {torn} is no checkpoint, or a torn one"
@@ -133,6 +143,10 @@ def remove_mask(root):
     (root / "trainannot" / "0001TP_2.png").unlink()
 
 
+def remove_test_mask(root):
+    (root / "testannot" / "Seq05VD_7.png").unlink()
+
+
 def empty_split(root):
     for path in (root / "train").iterdir():
         path.unlink()
@@ -148,14 +162,42 @@ def empty_split(root):
         (tear_image, "0001TP_2.jpg: "),
         (garble_mask, "cannot decode"),
         (remove_mask, "0001TP_2.jpg has no mask: expected"),
+        (remove_test_mask, "Seq05VD_7.jpg has no mask: expected"),
         (empty_split, "there is no image in"),
     ],
 )
 def test_damaged_data_is_named(refused, tmp_path, camvid, damage, message, workers):
     damage(camvid)
     data = ("--data", "CamVid", "--data.root", camvid, "--data.crop_size", "[32,32]", "--data.num_workers", workers)
-    said = refused("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", *data)
+    run = ("--trainer.default_root_dir", tmp_path / "run", "--test_after_fit", "true")
+    said = refused("fit", "--config", TINY, *run, *data)
     assert message in said
+    assert not (tmp_path / "run" / "last.ckpt").exists()  # found before, or while, training, not after it
+
+
+def test_masks_without_a_label(refused, tmp_path, camvid):
+    for path in (camvid / "valannot").iterdir():
+        Image.fromarray(np.full((48, 60), 11, np.uint8)).save(path)
+    data = ("--data", "CamVid", "--data.root", camvid, "--data.crop_size", "[32,32]", "--data.num_workers", 0)
+    said = refused("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", *data)
+    assert said == "the val split cannot be scored: every pixel of its masks is void"
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_files_of_the_same_name(refused, tmp_path, own_folder, kind):
+    path = next((own_folder / kind).iterdir())
+    Image.open(path).save(path.with_suffix(".bmp"))
+    data = ("--data", "FolderSegmentation", "--data.root", own_folder, "--data.crop_size", "[32,32]")
+    said = refused("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", *data)
+    assert f"{kind} has several files named {path.stem}" in said
+
+
+def test_a_network_that_cannot_train_on_one_image(refused, tmp_path):
+    network = ("--model.network.architecture", "deeplabv3plus", "--model.network.decoder", "{decoder_channels: 16}")
+    said = refused(
+        "fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", *network, "--data.batch_size", 1
+    )
+    assert said == "this network cannot train on one image at a time: data.batch_size must be 2 or more"
 
 
 def test_images_of_several_sizes_do_not_fit_one_batch(refused, tmp_path, own_folder):
@@ -168,13 +210,21 @@ def test_images_of_several_sizes_do_not_fit_one_batch(refused, tmp_path, own_fol
     ("text", "message"),
     [
         ("classes: [one]", "`classes` must list two or more different classes"),
-        ("- one\n- two", "`classes` must list two or more different classes"),
+        ("- one\n- two", "expected the keys `classes` and, if need be, `void`, not ['one', 'two']"),
         (
             "classes: {a: {value: 1}, b: {value: 1}}",
             "the value of class 'b' must be a number 0..65535 of its own, not 1",
         ),
         ("classes: {a: {color: red}, b: {}}", "the color of class 'a' must be three numbers 0..255, not 'red'"),
-        ("classes: [a, b]\nvoid: [1]", "the value 1 is both void and a class"),
+        ("classes: [a, b]\nvoid: 1", "the value 1 is both void and a class"),
+        ("classes: [a, b]\nvoid: [x]", "void must list numbers 0..65535, not 'x'"),
+        ("classes: [a, b]\nviod: [7]", "expected the keys `classes` and, if need be, `void`"),
+        ("classes: [a, b, a]", "the class 'a' is listed twice"),
+        ("classes: [no, b]", "a class must have a name, not False (put words such as no, yes, null in quotes)"),
+        ("classes: [{name: a}, b]", "a class must have a name, not {'name': 'a'}"),
+        ("classes: {a: {value: true}, b: 1}", "the value of class 'a' must be a number"),
+        ("classes: {a: {colour: [1, 2, 3]}, b: 1}", "class 'a' may have a value and a color"),
+        ("classes: {a: [1], b: 1}", "class 'a' may have a value and a color, not [1]"),
         ("classes: [a, b", "is not YAML"),
         ("classes: [a, b]", "holds the value"),
         (None, "classes.yaml is missing: it lists the classes"),
@@ -187,17 +237,34 @@ def test_class_lists(refused, tmp_path, own_folder, text, message):
     assert message in refused("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", *data)
 
 
-def test_predict(refused, tmp_path):
-    predict = ("predict", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run")
+def test_predict(lsseg, refused, tmp_path):
+    assert lsseg("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run")[0] == 0
+    predict = ("predict", "--config", TINY, "--ckpt_path", tmp_path / "run" / "last.ckpt")
     assert refused(*predict) == "predict needs data.images: a folder of images, or one image"
     assert refused(*predict, "--data.images", "nowhere") == "nowhere is not a folder"
-    (tmp_path / "empty").mkdir()
-    assert refused(*predict, "--data.images", tmp_path / "empty") == f"there is no image in {tmp_path / 'empty'}"
-    for suffix in ("png", "jpg"):
-        Image.new("RGB", (40, 40)).save(tmp_path / "empty" / f"twin.{suffix}")
-    assert "several files are named twin" in refused(*predict, "--data.images", tmp_path / "empty")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    assert refused(*predict, "--data.images", photos) == f"there is no image in {photos}"
+    Image.new("RGB", (40, 40)).save(photos / "one.png")
+    before = (photos / "one.png").read_bytes()
+    said = refused(*predict, "--data.images", photos / "one.png", "--predictions.output", photos)
+    assert said == f"predictions.output {photos} holds the images themselves; choose another folder"
+    assert (photos / "one.png").read_bytes() == before
     assert "predictions.phi 'wheel' is no class" in refused(
-        *predict, "--data.images", tmp_path / "empty", "--predictions.phi", "[wheel]"
+        *predict, "--data.images", photos, "--predictions.phi", "[wheel]"
+    )
+    Image.new("RGB", (40, 40)).save(photos / "one_overlay.png")
+    assert "the overlay of one and the labels of one_overlay would collide" in refused(
+        *predict, "--data.images", photos
+    )
+    Image.new("RGB", (40, 40)).save(photos / "one.jpg")
+    assert "several files are named one" in refused(*predict, "--data.images", photos)
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_random_weights_are_not_scored(refused, command):
+    assert refused(command, "--config", TINY) == (
+        f"{command} needs --ckpt_path: the checkpoint of a run, such as RUN/last.ckpt"
     )
 
 
@@ -207,11 +274,14 @@ def test_a_full_or_read_only_disk(refused, tmp_path, monkeypatch):
     fit = ("fit", "--config", TINY, "--trainer.default_root_dir")
     assert refused(*fit, blocked / "run") == f"Not a directory: {blocked / 'run'}"
 
-    def full(path, text):
+    def full(state, path):
+        Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("lsseg.cli.lightning.write_text", full)
+    monkeypatch.setattr("torch.save", full)
     assert refused(*fit, tmp_path / "run").startswith("No space left on device: ")
+    assert not list((tmp_path / "run").glob("*.ckpt*"))
+    assert not list((tmp_path / "run").glob(".*.part"))
 
 
 def test_encoder_weights_that_cannot_be_had(refused, lsseg, tmp_path):
