@@ -23,7 +23,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         try:
             torch.save(checkpoint, temporary)
             os.replace(temporary, target)
-        except RuntimeError as error:  # torch's way to say that the disk is full
-            raise OSError(None, f"cannot write the checkpoint ({error})", str(target)) from error
+        except (OSError, RuntimeError) as error:  # torch says either where the disk is full, and never the file's name
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise OSError(getattr(error, "errno", None), reason, str(target)) from error
         finally:
             temporary.unlink(missing_ok=True)
