@@ -66,8 +66,8 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the CSV view: a row per step, a column per metric."""
+        """Write the CSV view of a run that ended well: a row per step, a column per metric."""
         rows = read_jsonl(self.path)
-        if rows:
+        if rows and status == "success":
             table = pd.DataFrame(rows).groupby("step", sort=True).last()
             write_text(self.path.with_suffix(".csv"), table.to_csv())

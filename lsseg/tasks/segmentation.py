@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from lsseg.errors import InputError
 from lsseg.losses import CrossEntropyLoss
@@ -62,6 +63,7 @@ class SegmentationTask(pl.LightningModule):
         self.recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
         self.window = window
         self.trained_steps = 0
+        self.val_loss = MeanMetric()
         self.val_scores = Scores(num_classes)
         self.test_scores = Scores(num_classes)
         self.test_images = PerImage(num_classes, RADII)
@@ -101,8 +103,8 @@ class SegmentationTask(pl.LightningModule):
         prediction = logits.argmax(1)
         self.val_scores.update(prediction, batch["mask"])
         loss = self.losses(SegOutput(logits), batch["mask"])["loss"]
-        counted = int((batch["index"] >= 0).sum())  # not the copies that fill up a rank's share
-        self.log("val/loss", loss, batch_size=counted, sync_dist=True)
+        counted = (batch["index"] >= 0).sum()  # not the copies that fill up a rank's share
+        self.val_loss.update(loss, counted)
         return {"prediction": prediction, "logits": logits}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -132,6 +134,9 @@ class SegmentationTask(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores over the validation split."""
         self._log_scores("val", self.val_scores)
+        # Not by Lightning's own reduction: it rounds the mean number of images a rank has to a whole number.
+        self.log("val/loss", self.val_loss.compute())
+        self.val_loss.reset()
 
     def on_test_epoch_end(self) -> None:
         """Log the scores over the test split."""
