@@ -24,7 +24,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:  # torch says either where the disk is full, and never the file's name
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            known = isinstance(error, OSError) and error.strerror
+            reason = str(known) if known else "cannot write the checkpoint (is the disk full?)"
             raise OSError(getattr(error, "errno", None), reason, str(target)) from error
         finally:
             temporary.unlink(missing_ok=True)
