@@ -18,7 +18,7 @@ LAYERS = {
     "ablation": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks", "cli"},
     "cli": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks", "ablation"},
 }
-EVERYWHERE = {"errors", "files"}  # what a user did wrong, and writing files whole
+EVERYWHERE = {"errors", "files", "process"}  # what a user did wrong, writing files whole, dying with the parent
 CONFIGS = sorted((TOP / "experiments").rglob("*.yaml"))
 
 

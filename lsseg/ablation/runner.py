@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from lsseg.ablation.spec import Run
-from lsseg.cli import DIE_WITH_PARENT
 from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
+from lsseg.process import DIE_WITH_PARENT
 
 Outcome = Literal["done", "skipped", "failed", "busy"]
 Listener = Callable[[str, str], None]

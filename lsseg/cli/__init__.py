@@ -1,14 +1,12 @@
 """The ``lsseg`` command: dispatches before anything heavy is imported."""
 
 import argparse
-import ctypes
 import importlib
-import os
-import signal
 import sys
 from collections.abc import Sequence
 
 from lsseg.errors import InputError
+from lsseg.process import die_with_parent
 
 # name: (module with a main(argv) -> exit status, what it does)
 COMMANDS = {
@@ -21,10 +19,6 @@ COMMANDS = {
     "data": ("lsseg.cli.data", "show which data sets are there, and fetch one"),
     "bench": ("lsseg.cli.bench", "time the numeric core and measure its memory"),
 }
-
-
-# Set by the runner of a suite for the processes it starts: its own process id.
-DIE_WITH_PARENT = "LSSEG_DIE_WITH_PARENT"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,21 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A full or read-only disk, a missing file: the operating system's words say which.
         name = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{name}")
-
-
-def die_with_parent() -> None:
-    """In a process that a runner started: have the kernel end it when the runner is gone, however it went.
-
-    Before anything heavy is imported, so that no moment is left in which the runner could go unnoticed.
-    """
-    parent = os.environ.get(DIE_WITH_PARENT)
-    if parent and sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        # Processes further down (DDP's ranks) have another parent: they follow it, not the runner.
-        os.environ[DIE_WITH_PARENT] = str(os.getpid())
-        if os.getppid() != int(parent):
-            sys.exit(1)
 
 
 def _fail(message: str) -> int:

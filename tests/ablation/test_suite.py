@@ -36,6 +36,18 @@ VARIANTS = [
 ]
 
 
+def damaged_files_are_named(folder):
+    for name in ("test.json", "test_images.npz"):
+        path = folder / "ce-seed0" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        broken = ablate("report", folder)
+        assert broken.returncode == 1
+        assert f"{path} is damaged or missing" in broken.stderr
+        assert "Traceback" not in broken.stderr
+        path.write_bytes(whole)
+
+
 def test_a_suite_with_a_failing_run(tmp_path):
     suite = write_suite(tmp_path, variants=VARIANTS, subsets={"first": "scene00000"})
     done = ablate("ablate", suite, "--jobs", 2)
@@ -84,16 +96,7 @@ def test_a_suite_with_a_failing_run(tmp_path):
     assert "holds a run with other settings" in other.stderr
     assert (folder / "suite.json").read_text() == described
 
-    # Damaged files are named.
-    for name in ("test.json", "test_images.npz"):
-        path = folder / "ce-seed0" / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])
-        broken = ablate("report", folder)
-        assert broken.returncode == 1
-        assert f"{path.relative_to(tmp_path)} is damaged or missing" in broken.stderr
-        assert "Traceback" not in broken.stderr
-        path.write_bytes(whole)
+    damaged_files_are_named(folder)
 
     # A subset without images costs its columns, not the report.
     description = json.loads(described) | {"subsets": {"none": "Zebra*"}}
@@ -152,6 +155,7 @@ def test_a_run_that_starts_while_its_runner_dies_goes_with_it(tmp_path):
     runner.kill()
     runner.wait()
     wait_for(lambda: not pids(run), 20)
+    assert not (run / "last.ckpt").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,24 @@
+"""Processes that must not outlive the one that started them."""
+
+import ctypes
+import os
+import signal
+import sys
+
+# Set by the runner of a suite for the processes it starts: its own process id.
+DIE_WITH_PARENT = "LSSEG_DIE_WITH_PARENT"
+
+
+def die_with_parent() -> None:
+    """In a process that a runner started: have the kernel end it when the runner is gone, however it went.
+
+    Before anything heavy is imported, so that no moment is left in which the runner could go unnoticed.
+    """
+    parent = os.environ.get(DIE_WITH_PARENT)
+    if parent and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        # Processes further down (DDP's ranks) have another parent: they follow it, not the runner.
+        os.environ[DIE_WITH_PARENT] = str(os.getpid())
+        if os.getppid() != int(parent):
+            sys.exit(1)
