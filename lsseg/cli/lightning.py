@@ -87,17 +87,17 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write ``config.yaml`` and ``environment.json``; a test inside a run's folder leaves the run's own alone."""
         folder = Path(trainer.default_root_dir)
-        if stage != "fit" and (folder / "config.yaml").exists():
+        resumed = stage == "fit" and bool(self.config.get("ckpt_path"))
+        if (folder / "config.yaml").exists() and stage != "fit":
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=True))
         # Where a run was written and from what it was resumed is no part of what it is.
         config["trainer"]["default_root_dir"] = None
         config["ckpt_path"] = None
-        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        # A continued run keeps what its first part was made with.
-        first = folder / "environment.json"
-        again = folder / f"environment-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        write_json(again if first.exists() else first, describe_environment())
+        # A continued run keeps what its first part was made with (the encoder's weights, which are not fetched again).
+        again = f"-{time.strftime('%Y%m%d-%H%M%S')}" if resumed and (folder / "config.yaml").exists() else ""
+        write_text(folder / f"config{again}.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_json(folder / f"environment{again}.json", describe_environment())
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
                 # Under a key of its own: a sweep locks keys with the names of its parameters.

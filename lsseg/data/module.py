@@ -26,7 +26,7 @@ class SegmentationData(pl.LightningDataModule):
         num_workers: Loader processes.
         resize: Resize every image to height, width, for training and evaluation; null keeps their own sizes.
         crop_size: Height, width of the training crop; null trains on whole images.
-        scale: Least and largest random scale in training.
+        scale: Least and largest random scale in training; other than 1, it needs a crop_size.
         flip: Mirror half of the training images.
         photometric: Strength of the colour jitter in training, 0 to 1.
         images: For ``predict``: a folder of images, or one image.
@@ -42,7 +42,7 @@ class SegmentationData(pl.LightningDataModule):
         num_workers: int = 2,
         resize: tuple[int, int] | None = None,
         crop_size: tuple[int, int] | None = None,
-        scale: tuple[float, float] = (0.5, 2.0),
+        scale: tuple[float, float] = (1.0, 1.0),
         flip: bool = True,
         photometric: float = 0.25,
         images: str | None = None,

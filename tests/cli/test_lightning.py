@@ -102,7 +102,10 @@ def test_an_interrupted_run_resumes_bit_identically(trained, lsseg, tmp_path):
         with pytest.raises(SystemExit):
             lsseg("fit", *config)
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
+    before = (folder / "config.yaml").read_text(), (folder / "environment.json").read_text()
     assert lsseg("fit", *config, "--ckpt_path", folder / "last.ckpt")[0] == 0
+    assert ((folder / "config.yaml").read_text(), (folder / "environment.json").read_text()) == before
+    assert len(list(folder.glob("config-*.yaml"))) == len(list(folder.glob("environment-*.json"))) == 1
     states = [torch.load(f / "last.ckpt", weights_only=True)["state_dict"] for f in (trained, folder)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
