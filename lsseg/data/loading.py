@@ -60,7 +60,7 @@ class Samples(Dataset[dict[str, Any]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         real = index if index >= 0 else -1 - index
         image, mask = self.source.read(real)
-        self._check(image, mask, real)
+        check_pair(self.source.name(real), image, mask, self.num_classes)
         pair = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(mask))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, epoch, real))
@@ -71,17 +71,18 @@ class Samples(Dataset[dict[str, Any]]):
             y = torch.full_like(y, IGNORE_INDEX)
         return {"image": x, "mask": y, "index": max(index, -1), "name": self.source.name(real)}
 
-    def _check(self, image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], index: int) -> None:
-        name = self.source.name(index)
-        if image.shape[:2] != mask.shape:
-            (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-            raise InputError(f"{name}: the image is {height}×{width} but its mask is {mask_height}×{mask_width}")
-        wrong = ((mask < 0) | (mask >= self.num_classes)) & (mask != IGNORE_INDEX)
-        if wrong.any():
-            raise InputError(
-                f"{name}: the mask holds the label {int(mask[wrong][0])}; "
-                f"expected 0..{self.num_classes - 1}, or {IGNORE_INDEX} for void"
-            )
+
+def check_pair(name: str, image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], num_classes: int) -> None:
+    """Raise ``InputError`` where a mask does not fit its image or holds a label that is no class."""
+    if image.shape[:2] != mask.shape:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+        raise InputError(f"{name}: the image is {height}×{width} but its mask is {mask_height}×{mask_width}")
+    wrong = ((mask < 0) | (mask >= num_classes)) & (mask != IGNORE_INDEX)
+    if wrong.any():
+        raise InputError(
+            f"{name}: the mask holds the label {int(mask[wrong][0])}; "
+            f"expected 0..{num_classes - 1}, or {IGNORE_INDEX} for void"
+        )
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -1,22 +1,33 @@
 """Equations on tensors: no parameters, no state."""
 
 from lsseg.functional.boundary import boundary_counts, label_boundary
+from lsseg.functional.distance import signed_distance
 from lsseg.functional.heaviside import HeavisideKind, dirac, heaviside
 from lsseg.functional.level_set import Reduction, cross_entropy_level_set, level_set_energy
+from lsseg.functional.multiphase import Normalization, competition, multiphase_evolve
+from lsseg.functional.partition import gaussian_log_posterior, largest_class, partition_level_sets, regions
 from lsseg.functional.scores import boundary_f1, class_iou, confusion_matrix, overlap_counts, pixel_accuracy
 
 __all__ = [
     "HeavisideKind",
+    "Normalization",
     "Reduction",
     "boundary_counts",
     "boundary_f1",
     "class_iou",
+    "competition",
     "confusion_matrix",
     "cross_entropy_level_set",
     "dirac",
+    "gaussian_log_posterior",
     "heaviside",
     "label_boundary",
+    "largest_class",
     "level_set_energy",
+    "multiphase_evolve",
     "overlap_counts",
+    "partition_level_sets",
     "pixel_accuracy",
+    "regions",
+    "signed_distance",
 ]

@@ -2,5 +2,6 @@
 
 from lsseg.losses.cross_entropy import CrossEntropyLoss
 from lsseg.losses.level_set import CrossEntropyLevelSetLoss, LevelSetLoss
+from lsseg.losses.weighted_cross_entropy import WeightedCrossEntropy
 
-__all__ = ["CrossEntropyLevelSetLoss", "CrossEntropyLoss", "LevelSetLoss"]
+__all__ = ["CrossEntropyLevelSetLoss", "CrossEntropyLoss", "LevelSetLoss", "WeightedCrossEntropy"]

@@ -1,6 +1,10 @@
 """Networks: what has learnable parameters."""
 
-from lsseg.models.output import SegOutput
+from lsseg.models.dfcn import DFCN
+from lsseg.models.dmls import DMLS
+from lsseg.models.fcn import FCN
+from lsseg.models.multiphase import MultiphaseLevelSet
+from lsseg.models.output import SegOutput, Step
 from lsseg.models.smp import SmpNet
 
-__all__ = ["SegOutput", "SmpNet"]
+__all__ = ["DFCN", "DMLS", "FCN", "MultiphaseLevelSet", "SegOutput", "SmpNet", "Step"]

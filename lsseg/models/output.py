@@ -5,13 +5,33 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Step(NamedTuple):
+    """One step of a network that refines its own prediction.
+
+    Attributes:
+        logits: B×C×H×W scores of the network.
+        refined: B×C×H×W scores after the step's level-set evolution; None where there is none.
+    """
+
+    logits: Tensor
+    refined: Tensor | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """The step's prediction."""
+        return self.logits if self.refined is None else self.refined
+
+
 class SegOutput(NamedTuple):
     """Output of a semantic network.
 
     Attributes:
         logits: B×C×H×W scores at the input's resolution.
-        steps: Whatever deep supervision and the panels of an evolution need, in order; empty for a plain network.
+        steps: The steps towards them, first to last, for deep supervision and panels; empty for a plain network.
+        features: B×D×h×w features that the scores were read from, for likelihoods; a network may leave them out. Their
+            first pixel lies where the image's does, h = ⌈H/s⌉ and w = ⌈W/s⌉ for some stride s.
     """
 
     logits: Tensor
-    steps: tuple[Tensor, ...] = ()
+    steps: tuple[Step, ...] = ()
+    features: Tensor | None = None

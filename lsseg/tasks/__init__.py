@@ -1,6 +1,7 @@
 """Tasks: one training step, one optimiser recipe and one set of scores for every semantic method."""
 
+from lsseg.tasks.dmls import DMLSTask
 from lsseg.tasks.level_set import LevelSetLossTask
 from lsseg.tasks.segmentation import SegmentationTask
 
-__all__ = ["LevelSetLossTask", "SegmentationTask"]
+__all__ = ["DMLSTask", "LevelSetLossTask", "SegmentationTask"]

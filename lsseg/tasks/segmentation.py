@@ -127,9 +127,17 @@ class SegmentationTask(pl.LightningModule):
 
     def infer(self, image: Tensor) -> Tensor:
         """Logits of whole images, through the sliding window where one is set and the image is larger."""
-        if self.window is not None and max(image.shape[-2:]) > self.window:
-            return sliding_window(lambda part: self(part).logits, image, self.window)
-        return self(image).logits
+        return self._in_windows(lambda part: self(part).logits, image)
+
+    def evolution(self, image: Tensor) -> list[Tensor]:
+        """Scores of whole images after every step of a network that refines its prediction; none of a plain one."""
+
+        def every(part: Tensor) -> Tensor:
+            steps = [step.last for step in self(part).steps]
+            return torch.cat(steps, 1) if steps else part[:, :0]
+
+        scores = self._in_windows(every, image)
+        return list(torch.split(scores, self.num_classes, 1)) if scores.shape[1] else []
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over the validation split."""
@@ -165,6 +173,11 @@ class SegmentationTask(pl.LightningModule):
             if theirs[key].shape != ours[key].shape:
                 shapes = f"{tuple(theirs[key].shape)} in the checkpoint, {tuple(ours[key].shape)} here"
                 raise InputError(f"the checkpoint is of another network: {key} is {shapes}")
+
+    def _in_windows(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        if self.window is not None and max(image.shape[-2:]) > self.window:
+            return sliding_window(scores, image, self.window)
+        return scores(image)
 
     def _refuse_nonfinite(self, terms: dict[str, Tensor]) -> None:
         if not bool(torch.isfinite(terms["loss"])):

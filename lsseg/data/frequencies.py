@@ -1,0 +1,51 @@
+"""How often the classes occur in a split, and the class weights that follow (Zhang 2019, eq. 12)."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+
+from lsseg.data.loading import check_pair
+from lsseg.data.source import IGNORE_INDEX, Source
+
+
+def class_frequencies(source: Source, num_classes: int, progress: bool = False) -> npt.NDArray[np.float64]:
+    """f_c: pixels of class c ÷ valid pixels of the images in which c occurs; 0 for a class that never occurs.
+
+    Args:
+        source: A split; every mask of it is read once.
+        num_classes: C.
+        progress: Show a bar.
+
+    Returns:
+        C frequencies.
+
+    Raises:
+        InputError: If a mask cannot be used; names it.
+    """
+
+    def count(index: int) -> npt.NDArray[np.int64]:
+        image, mask = source.read(index)
+        check_pair(source.name(index), image, mask, num_classes)
+        return np.bincount(mask[mask != IGNORE_INDEX].astype(np.int64).ravel(), minlength=num_classes)
+
+    own, where = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+    with ThreadPoolExecutor(4) as pool:  # decoding releases the interpreter
+        counts = pool.map(count, range(len(source)))
+        for pixels in track(counts, "class frequencies", len(source), transient=True, disable=not progress):
+            own += pixels
+            where += pixels.sum() * (pixels > 0)
+    return own / np.maximum(where, 1)
+
+
+def median_frequency_weights(frequencies: npt.NDArray[np.float64]) -> list[float]:
+    """w_c = median(f) / f_c over the classes that occur, 0 for the others (Zhang 2019, eq. 12; Eigen and Fergus 2015).
+
+    >>> median_frequency_weights(np.array([0.6, 0.2, 0.1, 0.0]))
+    [0.3333333333333333, 1.0, 2.0, 0.0]
+    """
+    occurring = frequencies > 0
+    median = np.median(frequencies[occurring]) if occurring.any() else 0.0
+    weights = np.divide(median, frequencies, out=np.zeros_like(frequencies), where=occurring)
+    return [float(weight) for weight in weights]

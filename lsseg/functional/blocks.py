@@ -1,0 +1,19 @@
+"""How much of a tensor to work on at a time."""
+
+from collections.abc import Iterator
+
+import torch
+
+# Planes that fit into a CPU core's cache together with their intermediate results; a GPU takes everything at once.
+CACHE_ELEMENTS = 2**18
+
+
+def grouped(planes: int, pixels: int, device: torch.device) -> Iterator[slice]:
+    """Groups of planes to be worked on together: what fits into a CPU's cache; all of them elsewhere.
+
+    >>> list(grouped(3, 512 * 512, torch.device("cpu")))
+    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
+    """
+    size = planes if device.type != "cpu" else max(1, CACHE_ELEMENTS // max(1, pixels))
+    for start in range(0, planes, max(1, size)):
+        yield slice(start, min(planes, start + size))

@@ -1,0 +1,509 @@
+"""Evolution of multiphase level sets by competition and curvature (Zhang 2019, eq. 7-10), O(C) per pixel.
+
+Legend: B images, C classes, H×W pixels; b images and n classes of a block. φ > 0 inside (the paper's signs flipped).
+
+    ∂φ_i/∂t = (F_i + ε κ_i) |∇φ_i|
+    F_i = log f_i - max(log ρ, max over j ≠ i of log f_j),   clipped to ± the speed limit
+    κ_i = div(A ∇φ_i/|∇φ_i|),   A = Σ_j ∇φ_j ∇φ_jᵀ / (Σ_j |∇φ_j|² + η²), a 2×2 matrix for each pixel
+
+The maximum over the other classes needs the two best of each pixel, A three planes: nothing grows as C². Both equations
+are opaque custom operators with an analytic backward that recomputes instead of keeping planes, and work through planes
+that fit into a CPU's cache; on other devices everything at once.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lsseg.functional.blocks import grouped
+from lsseg.functional.partition import largest_class, regions
+
+Normalization = Literal["gradient", "classes"]
+
+# log f of a likelihood of exactly 0 or ∞: finite, and beyond everything that the speed limit lets through.
+LOG_RANGE = 1e4
+# How far a class without a pixel is kept below the winner of each pixel.
+MARGIN = 1e-4
+
+
+def multiphase_evolve(
+    phi: Tensor,
+    log_likelihood: Tensor,
+    epsilon: float = 1.0,
+    rho: float = 0.5,
+    dt: float = 0.5,
+    steps: int = 1,
+    *,
+    speed_limit: float = 1.0,
+    eta: float = 0.005,
+    normalize: Normalization = "gradient",
+    present: Tensor | None = None,
+) -> Tensor:
+    """Evolve the level-set functions of all classes at once (Zhang 2019, eq. 7-10).
+
+    The competition F takes upwind (Godunov) differences, the curvature central ones, both with the image's edge
+    repeated. A class that is nowhere the largest has no contour: it neither moves nor smooths others, and where the
+    others fall below it, it is held under them; so a class that is absent stays absent.
+
+    Args:
+        phi: B×C×H×W, positive inside, on any scale (contours move in pixels per unit time whatever it is). The region
+            of a class is where its φ is the largest.
+        log_likelihood: B×C×H×W, log f; -∞ is taken as -10 000.
+        epsilon: ε ≥ 0, weight of the curvature.
+        rho: ρ in (0, 1]: a class whose likelihood is below it retreats even without a rival.
+        dt: Δt in (0, ½], the bound of stability for a speed limit of 1.
+        steps: Number of time steps; 0 returns φ.
+        speed_limit: Bound on the size of F, in pixels per unit time; dt · speed_limit may not exceed ½.
+        eta: η > 0, in units of φ per pixel: gradients much smaller have no direction.
+        normalize: Of A: ``gradient`` as above, so that every contour counts the same; ``classes`` as the paper prints
+            it, 1/C · Σ n_j n_jᵀ, which hardly smooths a contour between two of many classes.
+        present: B×C bool, which classes are the largest somewhere, where that is known already.
+
+    Returns:
+        B×C×H×W, float32 (float64 for float64 input). Differentiable once, by φ and the log-likelihood.
+
+    Raises:
+        ValueError: If shapes do not fit or an option is out of range.
+
+    >>> log_f = torch.tensor([0.9, 0.1]).log().view(1, 2, 1, 1).expand(1, 2, 1, 6)
+    >>> phi = torch.tensor([2.5, 1.5, 0.5, -0.5, -1.5, -2.5]).view(1, 1, 1, 6)
+    >>> moved = multiphase_evolve(torch.cat([phi, -phi], 1), log_f, dt=0.5, steps=4)
+    >>> (moved[0, 0, 0] > moved[0, 1, 0]).tolist()
+    [True, True, True, True, True, False]
+    """
+    _check(phi, log_likelihood, epsilon, rho, dt, steps, speed_limit, eta, normalize)
+    dtype = torch.promote_types(torch.promote_types(phi.dtype, log_likelihood.dtype), torch.float32)
+    phi, log_f = phi.to(dtype), log_likelihood.to(dtype)
+    if steps == 0:
+        return phi
+    if present is None:
+        present = regions(largest_class(phi.detach()), phi.shape[1]).flatten(2).any(2)
+    speed = _competition(log_f, math.log(rho), speed_limit)
+    for _ in range(steps):
+        phi, _ = _step(phi, speed, present, epsilon, dt, eta, normalize == "classes")
+    return _hold_under(phi, present)
+
+
+def competition(log_likelihood: Tensor, rho: float = 0.5, speed_limit: float = 1.0) -> Tensor:
+    """F of every class (Zhang 2019, eq. 9-10 with ρ inside the logarithm), B×C×H×W, clipped to ± the speed limit.
+
+    >>> competition(torch.tensor([0.7, 0.2, 0.1]).log().view(1, 3, 1, 1), speed_limit=9).flatten()
+    tensor([ 0.3365, -1.2528, -1.9459])
+    """
+    return _competition(log_likelihood, math.log(rho), speed_limit)
+
+
+def _check(
+    phi: Tensor,
+    log_likelihood: Tensor,
+    epsilon: float,
+    rho: float,
+    dt: float,
+    steps: int,
+    speed_limit: float,
+    eta: float,
+    normalize: str,
+) -> None:
+    if phi.ndim != 4 or phi.shape != log_likelihood.shape or 0 in phi.shape:
+        shapes = f"{tuple(phi.shape)} and {tuple(log_likelihood.shape)}"
+        raise ValueError(f"expected phi and log_likelihood of one shape B×C×H×W, not {shapes}")
+    if not phi.is_floating_point() or not log_likelihood.is_floating_point():
+        raise ValueError(f"expected floating phi and log_likelihood, not {phi.dtype} and {log_likelihood.dtype}")
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon must not be negative, not {epsilon}")
+    if not 0 < rho <= 1:
+        raise ValueError(f"rho must lie in (0, 1], not {rho}")
+    if not 0 < dt <= 0.5 or not 0 < dt * speed_limit <= 0.5:
+        raise ValueError(f"dt and dt · speed_limit must lie in (0, ½], not {dt} and {dt * speed_limit}")
+    if not steps >= 0:
+        raise ValueError(f"steps must not be negative, not {steps}")
+    if not eta > 0:
+        raise ValueError(f"eta must be positive, not {eta}")
+    if normalize not in ("gradient", "classes"):
+        raise ValueError(f"normalize must be 'gradient' or 'classes', not {normalize!r}")
+
+
+def _hold_under(phi: Tensor, present: Tensor) -> Tensor:
+    """Lower the classes that were absent to just below the winner of each pixel, where they are not."""
+    if phi.device.type == "cpu" and not _any_risen(phi.detach(), present):
+        return phi
+    mask = present[:, :, None, None]
+    best = phi.masked_fill(~mask, -math.inf).amax(1, keepdim=True)
+    return torch.where(mask, phi, torch.minimum(phi, best - MARGIN))
+
+
+def _any_risen(phi: Tensor, present: Tensor) -> bool:
+    for planes, here in zip(phi, present.tolist(), strict=True):
+        absent = [plane for plane, known in zip(planes, here, strict=True) if not known]
+        if absent:
+            best = reduce(torch.maximum, [plane for plane, known in zip(planes, here, strict=True) if known])
+            if bool((reduce(torch.maximum, absent) > best - MARGIN).any()):
+                return True
+    return False
+
+
+# --- competition -----------------------------------------------------------------------------------------------------
+
+
+def _images(x: Tensor) -> list[slice]:
+    """One image at a time on a CPU, all of them elsewhere."""
+    return [slice(b, b + 1) for b in range(len(x))] if x.device.type == "cpu" else [slice(None)]
+
+
+def _finite(plane: Tensor) -> Tensor:
+    """A copy without infinities; values that far out are beyond the speed limit and pass no gradient."""
+    return plane.clamp(-LOG_RANGE, LOG_RANGE)
+
+
+def _two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest and the second largest over the classes of b×C×H×W, each b×H×W (-∞ for the second of one class)."""
+    first = _finite(x[:, 0])
+    second = torch.full_like(first, -math.inf)
+    lower = torch.empty_like(first)
+    for plane in map(_finite, x.unbind(1)[1:]):
+        torch.minimum(first, plane, out=lower)
+        torch.maximum(second, lower, out=second)
+        torch.maximum(first, plane, out=first)
+    return first, second
+
+
+@torch.library.custom_op("lsseg::multiphase_competition", mutates_args=())
+def _competition(log_f: Tensor, log_rho: float, limit: float) -> Tensor:
+    speed = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)
+    for image in _images(log_f):
+        first, second = _two_largest(log_f[image])
+        # Of equals each has the other as its rival, and then the second is the first.
+        over_first, over_second = first.clamp_min(log_rho), second.clamp_min(log_rho)
+        for plane, out in zip(map(_finite, log_f[image].unbind(1)), speed[image].unbind(1), strict=True):
+            torch.sub(plane, torch.where(plane == first, over_second, over_first), out=out)
+            out.clamp_(-limit, limit)
+    return speed
+
+
+@_competition.register_fake
+def _(log_f: Tensor, log_rho: float, limit: float) -> Tensor:
+    return log_f.new_empty(log_f.shape)
+
+
+@torch.library.custom_op("lsseg::multiphase_competition_backward", mutates_args=())
+def _competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float) -> Tensor:
+    by_log_f = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)
+    for image in _images(log_f):
+        first, second = _two_largest(log_f[image])
+        over_first, over_second = first.clamp_min(log_rho), second.clamp_min(log_rho)
+        to_first, to_second = torch.zeros_like(first), torch.zeros_like(first)
+        outs = by_log_f[image].unbind(1)
+        for plane, gradient, out in zip(log_f[image].unbind(1), by_speed[image].unbind(1), outs, strict=True):
+            won = plane == first
+            free = (plane - torch.where(won, over_second, over_first)).abs_() <= limit
+            torch.mul(gradient, free, out=out)
+            owed = out * won
+            to_second -= owed
+            to_first -= owed.neg_().add_(out)
+        # What the rivals owe, unless it is ρ that they are measured against.
+        to_first *= first > log_rho
+        to_second *= (second > log_rho) & (second < first)
+        for plane, out in zip(log_f[image].unbind(1), outs, strict=True):
+            out.addcmul_(to_first, plane == first).addcmul_(to_second, plane == second)
+    return by_log_f
+
+
+@_competition_backward.register_fake
+def _(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float) -> Tensor:
+    return log_f.new_empty(log_f.shape)
+
+
+def _keep_competition(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    log_f, ctx.log_rho, ctx.limit = inputs
+    ctx.save_for_backward(log_f)
+
+
+def _differentiate_competition(ctx: Any, by_speed: Tensor) -> tuple[Tensor | None, ...]:
+    return _competition_backward(by_speed, *ctx.saved_tensors, ctx.log_rho, ctx.limit), None, None
+
+
+# --- one time step ---------------------------------------------------------------------------------------------------
+#
+# Differences d = φ[x+1] - φ[x] along each axis serve both schemes. Upwind: where the front advances (F > 0), by how
+# much the higher neighbour exceeds the pixel; where it retreats, by how much the lower one falls short of it. Central:
+# the sum of the two differences at a pixel, the edge repeated, which is *twice* the derivative; what is made of it
+# takes that into account (n and A do not change if η is doubled, too), and saves a pass over every plane.
+
+
+def _spread(d: Tensor, dim: int) -> Tensor:
+    """Twice the central differences at the pixels from the differences between them."""
+    size = d.shape[dim]
+    out = _empty_pixels(d, dim)
+    out.narrow(dim, 0, size).copy_(d)
+    out.narrow(dim, size, 1).zero_()
+    out.narrow(dim, 1, size).add_(d)
+    return out
+
+
+def _spread_adjoint(g: Tensor, dim: int) -> Tensor:
+    """From pixels to the differences between them."""
+    size = g.shape[dim] - 1
+    return g.narrow(dim, 0, size) + g.narrow(dim, 1, size)
+
+
+def _difference_adjoint(g: Tensor, dim: int) -> Tensor:
+    """From the differences to the pixels."""
+    size = g.shape[dim]
+    out = _empty_pixels(g, dim)
+    out.narrow(dim, 1, size).copy_(g)
+    out.narrow(dim, 0, 1).zero_()
+    out.narrow(dim, 0, size).sub_(g)
+    return out
+
+
+def _add_difference_adjoint(out: Tensor, g: Tensor, dim: int) -> None:
+    size = g.shape[dim]
+    out.narrow(dim, 1, size).add_(g)
+    out.narrow(dim, 0, size).sub_(g)
+
+
+def _empty_pixels(d: Tensor, dim: int) -> Tensor:
+    shape = list(d.shape)
+    shape[dim] += 1
+    return d.new_empty(shape)
+
+
+def _upwind(d: Tensor, sign: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The upwind difference (≥ 0), and the signed difference ahead of each pixel."""
+    size = d.shape[dim]
+    ahead = torch.empty_like(sign)
+    torch.mul(d, sign.narrow(dim, 0, size), out=ahead.narrow(dim, 0, size))
+    ahead.narrow(dim, size, 1).zero_()
+    taken = ahead.clamp_min(0)
+    there = taken.narrow(dim, 1, size)
+    torch.maximum(there, (d * sign.narrow(dim, 1, size)).neg_(), out=there)
+    return taken, ahead
+
+
+def _upwind_adjoint(g: Tensor, taken: Tensor, ahead: Tensor, sign: Tensor, dim: int) -> Tensor:
+    """Gradient by the differences: each pixel's goes to the one that was taken; ``g`` is 0 where none was."""
+    size = g.shape[dim] - 1
+    signed = g * sign
+    by_ahead = signed * (ahead == taken)
+    signed -= by_ahead
+    return by_ahead.narrow(dim, 0, size) - signed.narrow(dim, 1, size)
+
+
+class _Planes:
+    """A block of planes with its differences; forward and backward share it.
+
+    Args:
+        phi: b×n×H×W.
+        eta: η.
+    """
+
+    def __init__(self, phi: Tensor, eta: float) -> None:
+        self.dx, self.dy = phi.diff(dim=-1), phi.diff(dim=-2)
+        self.gx, self.gy = _spread(self.dx, -1), _spread(self.dy, -2)
+        self.eta = eta
+
+    def normals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Twice |∇φ| (with η) and the unit normal."""
+        norm = (self.gx * self.gx).addcmul_(self.gy, self.gy).add_(4 * self.eta**2).sqrt_()
+        return norm, self.gx / norm, self.gy / norm
+
+
+def _blocks(phi: Tensor, present: Tensor) -> Iterator[tuple[Any, Tensor | None, slice]]:
+    """Index of a block of planes in B×C×H×W, the mask of those that evolve (b×n×1×1; None for all), and its images.
+
+    On a CPU classes that are absent are not touched at all; elsewhere asking for them would wait for the device.
+    """
+    if phi.device.type != "cpu":
+        yield slice(None), present[:, :, None, None], slice(None)
+        return
+    for image, here in enumerate(present.tolist()):
+        classes = [label for label, known in enumerate(here) if known]
+        for part in grouped(len(classes), phi[0, 0].numel(), phi.device):
+            chosen = classes[part]
+            together = len(chosen) == chosen[-1] + 1 - chosen[0]
+            index = slice(chosen[0], chosen[-1] + 1) if together else chosen
+            yield (slice(image, image + 1), index), None, slice(image, image + 1)
+
+
+def _sums(phi: Tensor, present: Tensor, eta: float, by_class: bool) -> Tensor:
+    """The sums in A, B×3×H×W (xx, xy, yy): of (2∇φ) (2∇φ)ᵀ, or of n nᵀ."""
+    sums = phi.new_zeros(len(phi), 3, *phi.shape[2:])
+    for place, mask, image in _blocks(phi, present):
+        planes = _Planes(phi[place], eta)
+        vx, vy = planes.normals()[1:] if by_class else (planes.gx, planes.gy)
+        if mask is not None:
+            vx, vy = vx * mask, vy * mask
+        for plane, (one, two) in zip(sums[image].unbind(1), ((vx, vx), (vx, vy), (vy, vy)), strict=True):
+            plane.add_((one * two).sum(1))
+    return sums
+
+
+def _scale(sums: Tensor, classes: int, eta: float, by_class: bool) -> Tensor | int:
+    """What the sums are divided by to make A."""
+    return classes if by_class else sums[:, 0:1] + sums[:, 2:3] + 4 * eta**2
+
+
+def _flow(nx: Tensor, ny: Tensor, tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """A n."""
+    a, b, c = tensor.unsqueeze(2).unbind(1)
+    return (a * nx).addcmul_(b, ny), (b * nx).addcmul_(c, ny)
+
+
+def _divergence(qx: Tensor, qy: Tensor) -> Tensor:
+    """Twice the divergence."""
+    return _spread(qx.diff(dim=-1), -1).add_(_spread(qy.diff(dim=-2), -2))
+
+
+@torch.library.custom_op("lsseg::multiphase_step", mutates_args=())
+def _step(
+    phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns φ after the step and the sums in A (empty where ε is 0)."""
+    out = phi.clone(memory_format=torch.contiguous_format)
+    sums = _sums(phi, present, eta, by_class) if epsilon else phi.new_empty(0)
+    tensor = sums / _scale(sums, phi.shape[1], eta, by_class) if epsilon else None
+    for place, mask, image in _blocks(phi, present):
+        planes, force = _Planes(phi[place], eta), speed[place]
+        sign = force.sign()
+        (ux, _), (uy, _) = _upwind(planes.dx, sign, -1), _upwind(planes.dy, sign, -2)
+        change = ux.mul_(ux).addcmul_(uy, uy).sqrt_().mul_(force)
+        if tensor is not None:
+            norm, nx, ny = planes.normals()
+            change.addcmul_(_divergence(*_flow(nx, ny, tensor[image])), norm, value=epsilon / 4)
+        out[place] += change.mul_(dt) if mask is None else change.mul_(mask * dt)
+    return out, sums
+
+
+@_step.register_fake
+def _(
+    phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool
+) -> tuple[Tensor, Tensor]:
+    return phi.new_empty(phi.shape), phi.new_empty((len(phi), 3, *phi.shape[2:]) if epsilon else (0,))
+
+
+@torch.library.custom_op("lsseg::multiphase_step_backward", mutates_args=())
+def _step_backward(
+    by_out: Tensor,
+    phi: Tensor,
+    speed: Tensor,
+    present: Tensor,
+    sums: Tensor,
+    epsilon: float,
+    dt: float,
+    eta: float,
+    by_class: bool,
+) -> tuple[Tensor, Tensor]:
+    by_phi = by_out.clone(memory_format=torch.contiguous_format)
+    by_speed = torch.zeros(phi.shape, dtype=phi.dtype, device=phi.device)
+    scale = _scale(sums, phi.shape[1], eta, by_class) if epsilon else 1
+    tensor, by_tensor = (sums / scale, torch.zeros_like(sums)) if epsilon else (None, sums)
+    for place, mask, image in _blocks(phi, present):
+        planes = _Planes(phi[place], eta)
+        g = by_out[place] * dt if mask is None else by_out[place] * (mask * dt)
+        gradient, by_force = _upwind_backward(g, planes, speed[place])
+        by_speed[place] = by_force
+        if tensor is not None:
+            _curvature_backward(g.mul_(epsilon / 4), planes, tensor[image], by_tensor[image], gradient)
+        by_phi[place] += gradient
+    if tensor is not None:
+        # A = sums / scale, and unless it is a constant the scale is the trace of the sums (and 4η²).
+        by_sums = by_tensor / scale
+        if not by_class:
+            by_sums[:, 0::2] -= (by_sums * tensor).sum(1, keepdim=True)
+        _sums_backward(by_sums, phi, present, eta, by_class, by_phi)
+    return by_phi, by_speed
+
+
+def _upwind_backward(g: Tensor, planes: _Planes, force: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients by φ and by F of F |∇φ|."""
+    sign = force.sign()
+    ux, ahead_x = _upwind(planes.dx, sign, -1)
+    uy, ahead_y = _upwind(planes.dy, sign, -2)
+    norm = (ux * ux).addcmul_(uy, uy).sqrt_()
+    # At a norm of 0 both components are 0, and so is the gradient that is chosen there.
+    share = (g * force).div_(norm.clamp_min(torch.finfo(g.dtype).tiny))
+    gradient = _difference_adjoint(_upwind_adjoint(share * ux, ux, ahead_x, sign, -1), -1)
+    _add_difference_adjoint(gradient, _upwind_adjoint(share.mul_(uy), uy, ahead_y, sign, -2), -2)
+    return gradient, norm.mul_(g)
+
+
+def _curvature_backward(g: Tensor, planes: _Planes, tensor: Tensor, by_tensor: Tensor, gradient: Tensor) -> None:
+    """Add the gradients by φ (A held fixed) and by A of (2 div A n) (2 |∇φ|)."""
+    norm, nx, ny = planes.normals()
+    divergence = _divergence(*_flow(nx, ny, tensor))
+    by_divergence = g * norm
+    by_qx = _difference_adjoint(_spread_adjoint(by_divergence, -1), -1)
+    by_qy = _difference_adjoint(_spread_adjoint(by_divergence, -2), -2)
+    by_xx, by_xy, by_yy = by_tensor.unbind(1)
+    by_xx += (by_qx * nx).sum(1)
+    by_xy += (by_qx * ny).addcmul_(by_qy, nx).sum(1)
+    by_yy += (by_qy * ny).sum(1)
+    by_nx, by_ny = _flow(by_qx, by_qy, tensor)  # A is symmetric
+    _add_through_normal(gradient, by_nx, by_ny, norm, nx, ny, divergence.mul_(g))
+
+
+def _add_through_normal(
+    gradient: Tensor, by_nx: Tensor, by_ny: Tensor, norm: Tensor, nx: Tensor, ny: Tensor, by_norm: Tensor | float
+) -> None:
+    """Add the gradient by φ of a function of the unit normal and of twice the norm of ∇φ."""
+    by_nx, by_ny = by_nx.div_(norm), by_ny.div_(norm)
+    along = (nx * by_nx).addcmul_(ny, by_ny).neg_().add_(by_norm)
+    _add_difference_adjoint(gradient, _spread_adjoint(by_nx.addcmul_(nx, along), -1), -1)
+    _add_difference_adjoint(gradient, _spread_adjoint(by_ny.addcmul_(ny, along), -2), -2)
+
+
+def _sums_backward(by_sums: Tensor, phi: Tensor, present: Tensor, eta: float, by_class: bool, by_phi: Tensor) -> None:
+    """Add to ``by_phi`` what comes through the sums of A."""
+    by_sums[:, 0::2] *= 2
+    for place, mask, image in _blocks(phi, present):
+        planes = _Planes(phi[place], eta)
+        norm, vx, vy = planes.normals() if by_class else (planes.gx, planes.gx, planes.gy)
+        by_x, by_y = _flow(vx, vy, by_sums[image])
+        if mask is not None:
+            by_x, by_y = by_x * mask, by_y * mask
+        if by_class:
+            gradient = torch.zeros_like(vx)
+            _add_through_normal(gradient, by_x, by_y, norm, vx, vy, 0.0)
+        else:
+            gradient = _difference_adjoint(_spread_adjoint(by_x, -1), -1)
+            _add_difference_adjoint(gradient, _spread_adjoint(by_y, -2), -2)
+        by_phi[place] += gradient
+
+
+@_step_backward.register_fake
+def _(
+    by_out: Tensor,
+    phi: Tensor,
+    speed: Tensor,
+    present: Tensor,
+    sums: Tensor,
+    epsilon: float,
+    dt: float,
+    eta: float,
+    by_class: bool,
+) -> tuple[Tensor, Tensor]:
+    return phi.new_empty(phi.shape), phi.new_empty(phi.shape)
+
+
+def _keep_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    phi, speed, present, *ctx.options = inputs
+    ctx.save_for_backward(phi, speed, present, output[1])
+
+
+def _differentiate_step(ctx: Any, by_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    by_phi, by_speed = _step_backward(by_out, *ctx.saved_tensors, *ctx.options)
+    return by_phi, by_speed, None, None, None, None, None
+
+
+def _refuse(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError("the multiphase evolution is differentiable once; its second derivative is not implemented")
+
+
+_competition.register_autograd(_differentiate_competition, setup_context=_keep_competition)
+_competition_backward.register_autograd(_refuse)
+_step.register_autograd(_differentiate_step, setup_context=_keep_step)
+_step_backward.register_autograd(_refuse)

@@ -1,0 +1,65 @@
+"""Weighted cross-entropy of DMLS: rare classes and boundaries count more (Zhang 2019, eq. 11-12)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsseg.functional import label_boundary
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Cross-entropy with the weight w_c + boundary_weight · 1[boundary] at a pixel of class c (Zhang 2019, eq. 11-12).
+
+    The sum is divided by the number of valid pixels, not by that of the weights; in training on several processes by
+    the number over all of them (times the number of processes, since gradients are then averaged over them). The
+    paper's λ‖θ‖² is the optimiser's weight decay.
+
+    Args:
+        class_weights: w_c of every class, such as :func:`~lsseg.data.frequencies.median_frequency_weights`; None is 1.
+        boundary_weight: Added at pixels of which a 4-neighbour carries another valid label.
+        ignore_index: Label of void pixels.
+
+    >>> logits, target = torch.zeros(1, 2, 1, 3), torch.tensor([[[0, 0, 1]]])
+    >>> WeightedCrossEntropy([1.0, 3.0])(logits, target) / torch.tensor(2.0).log()  # (1 + (1 + 1) + (3 + 1)) / 3
+    tensor(2.3333)
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self, class_weights: Sequence[float] | None = None, boundary_weight: float = 1.0, ignore_index: int = 255
+    ) -> None:
+        super().__init__()
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights)
+        self.boundary_weight = boundary_weight
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Scalar loss of B×C×H×W logits on a B×H×W target; 0 where every pixel is void."""
+        target = target.long()
+        # A sum over 10⁵ pixels overflows float16 and says little in bfloat16.
+        exact = logits if logits.dtype == torch.float64 else logits.float()
+        weights = None if self.class_weights is None else self.class_weights.to(exact.dtype)
+        if self.boundary_weight == 0:
+            total = F.cross_entropy(exact, target, weights, ignore_index=self.ignore_index, reduction="sum")
+        else:
+            total = self._with_boundary(exact, target, weights)
+        return total / self._valid(target)
+
+    def _with_boundary(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        by_pixel = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+        weight = self.boundary_weight * label_boundary(target, self.ignore_index)
+        valid = target != self.ignore_index
+        weight = weight + (1.0 if weights is None else weights[target * valid])
+        return torch.where(valid, by_pixel * weight, 0).sum()
+
+    def _valid(self, target: Tensor) -> Tensor:
+        """Valid pixels of the batch; in training on several processes, their mean over the processes."""
+        count = (target != self.ignore_index).sum().float()
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(count)
+            count /= torch.distributed.get_world_size()
+        return count.clamp_min(1e-8 if self.training else 1)

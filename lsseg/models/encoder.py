@@ -1,0 +1,128 @@
+"""Encoders of segmentation_models_pytorch, plain or with a dilated last stage, and what every network puts before them.
+
+Legend: B images, H×W pixels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsseg.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EncoderNet(nn.Module):
+    """Base of the networks over an smp encoder: normalisation and padding happen here and nowhere else.
+
+    Images come in [0, 1]; mean and standard deviation are buffers, so they travel with the checkpoint. An encoder that
+    fixes its input size (dpt's vision transformers) keeps that limit.
+
+    Args:
+        encoder_name: Any smp encoder.
+        encoder_weights: Those that the encoder was loaded with.
+        stride: Heights and widths are padded to multiples of it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder_name: str, encoder_weights: str | None, stride: int) -> None:
+        super().__init__()
+        mean, std = normalisation(encoder_name, encoder_weights)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.stride = stride
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """Normalise a B×3×H×W image and pad it right and below, by repeating the edge, to multiples of the stride."""
+        height, width = image.shape[-2:]
+        x = (image - self.mean) / self.std
+        return F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+
+    @staticmethod
+    def crop(x: Tensor, image: Tensor, padded: Tensor) -> Tensor:
+        """Cut what came of the padding off a map of any resolution."""
+        height, width = (
+            -(-size // (whole // part))
+            for size, whole, part in zip(image.shape[-2:], padded.shape[-2:], x.shape[-2:], strict=True)
+        )
+        return x[..., :height, :width]
+
+
+def make_encoder(name: str, weights: str | None, dilated: bool = False) -> tuple[nn.Module, list[int], list[int]]:
+    """An encoder, the channels of its feature maps and their strides, finest first.
+
+    Args:
+        name: Any smp encoder.
+        weights: ``imagenet`` or another name smp knows for this encoder; None for random weights.
+        dilated: The last stage keeps the resolution of the one before it and has dilation 2 instead: output stride 16;
+            8 for VGG, whose last stage of convolutions lies at 16 and whose last pooling goes.
+
+    Raises:
+        InputError: If the name is unknown, the weights cannot be had, or the encoder cannot be dilated.
+    """
+    vgg = dilated and name.startswith("vgg")
+    options: dict[str, Any] = {"depth": 4} if vgg else {"output_stride": 16} if dilated else {}
+    with readable_errors(name, weights):
+        encoder = smp.encoders.get_encoder(name, weights=encoder_weights_for(name, weights), **options)
+    if vgg:
+        _dilate_vgg(encoder)
+    channels = list(encoder.out_channels)
+    strides = [2**level for level in range(len(channels))]
+    if dilated:
+        strides[-1] //= 2
+    return encoder, channels, strides
+
+
+def encoder_weights_for(name: str, weights: str | None) -> Any:
+    """The weights as smp wants to hear of them: a timm encoder's are chosen by its name (tu-NAME.TAG)."""
+    return True if weights and name.startswith("tu-") else weights
+
+
+def _dilate_vgg(encoder: Any) -> None:
+    """Drop the fourth pooling; the convolutions behind it, up to the fifth, get dilation 2 and so see as far as before.
+
+    smp itself refuses: what it can dilate are strided convolutions.
+    """
+    pools = [number for number, module in enumerate(encoder.features) if isinstance(module, nn.MaxPool2d)]
+    encoder.features[pools[3]] = nn.Identity()
+    for module in encoder.features[pools[3] : pools[4]]:
+        if isinstance(module, nn.Conv2d):
+            module.dilation = module.padding = (2, 2)
+
+
+@contextmanager
+def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
+    """Turn what smp and timm raise for a name or weights that they cannot serve into one line."""
+    try:
+        yield
+    except KeyError as error:
+        key = "encoder_weights" if "weights" in str(error) else "encoder_name"
+        raise InputError(f"{key}: {str(error.args[0]).splitlines()[0][:300]}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"network with encoder {encoder}: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError) as error:
+        if weights is None:
+            raise InputError(f"encoder_name {encoder!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"encoder_weights: cannot fetch {weights!r} for {encoder} ({type(error).__name__}); "
+            "connect to the network once so that they are cached, or use null for random weights"
+        ) from error
+
+
+def normalisation(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that the encoder's weights expect, for RGB in [0, 1]."""
+    if weights is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    settings = smp.encoders.get_preprocessing_params(encoder, "imagenet" if encoder.startswith("tu-") else weights)
+    if settings["input_space"] != "RGB":
+        raise InputError(f"encoder_weights: {weights!r} of {encoder} expects {settings['input_space']}, not RGB")
+    scale = float(settings["input_range"][1])
+    return tuple(m / scale for m in settings["mean"]), tuple(s / scale for s in settings["std"])

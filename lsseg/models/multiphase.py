@@ -1,0 +1,147 @@
+"""The multiphase level-set layer of DMLS (Zhang 2019, section III.B, eq. 6-10, algorithm 1).
+
+Legend: B images, C classes, D features, H×W pixels.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsseg.errors import InputError
+from lsseg.functional import (
+    Normalization,
+    gaussian_log_posterior,
+    largest_class,
+    multiphase_evolve,
+    partition_level_sets,
+    regions,
+)
+
+Likelihood = Literal["confidence", "colour", "features"]
+
+
+class MultiphaseLevelSet(nn.Module):
+    """Scores → level sets of their partition → evolution → φ, of which softmax(φ/T) is the refined prediction.
+
+    Args:
+        likelihood: f in the competition: ``confidence``, the scores themselves (section III.C of the paper);
+            ``colour`` or ``features``, a Gaussian of what each region of the image looks like, as a posterior (eq. 9).
+        epsilon: ε ≥ 0, weight of the curvature; 1 in the paper.
+        rho: ρ in (0, 1], likelihood below which a class retreats; 0.5 in the paper.
+        truncation: τ > 0 in pixels: distances count up to it.
+        dt: Δt in (0, ½].
+        inner_steps: Time steps of one evolution; 1 in the paper.
+        temperature: T > 0 at the start; it is learnt.
+        normalize: Of the curvature's tensor: ``gradient``, or ``classes`` as printed.
+
+    Raises:
+        InputError: If a value is out of range.
+
+    >>> layer = MultiphaseLevelSet()
+    >>> phi = layer(torch.randn(2, 4, 16, 20))
+    >>> layer.scores(phi).shape
+    torch.Size([2, 4, 16, 20])
+    """
+
+    def __init__(
+        self,
+        likelihood: Likelihood = "confidence",
+        epsilon: float = 1.0,
+        rho: float = 0.5,
+        truncation: float = 10.0,
+        dt: float = 0.5,
+        inner_steps: int = 1,
+        temperature: float = 0.1,
+        normalize: Normalization = "gradient",
+    ) -> None:
+        super().__init__()
+        for name, value, valid, right in (
+            ("epsilon", epsilon, epsilon >= 0, "must not be negative"),
+            ("rho", rho, 0 < rho <= 1, "must lie in (0, 1]"),
+            ("truncation", truncation, truncation > 0, "must be positive, in pixels"),
+            ("dt", dt, 0 < dt <= 0.5, "must lie in (0, 0.5]"),
+            ("inner_steps", inner_steps, inner_steps >= 1, "must be at least 1"),
+            ("temperature", temperature, temperature > 0, "must be positive"),
+        ):
+            if not valid:
+                raise InputError(f"network.{name} {right}, not {value}")
+        self.likelihood = likelihood
+        self.epsilon, self.rho, self.truncation = epsilon, rho, truncation
+        self.dt, self.inner_steps = dt, inner_steps
+        self.normalize: Normalization = normalize
+        # Its logarithm is what is learnt, so that it stays positive.
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    @property
+    def temperature(self) -> Tensor:
+        """T."""
+        return self.log_temperature.exp()
+
+    def scores(self, phi: Tensor) -> Tensor:
+        """Logits of the refined prediction, φ/T."""
+        return _Scale.apply(phi, (-self.log_temperature).exp())
+
+    def forward(self, logits: Tensor, image: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        """Evolved φ, B×C×H×W in float32 at least.
+
+        Args:
+            logits: B×C×H×W scores.
+            image: B×3×H×W, for the likelihood ``colour``.
+            features: B×D×h×w (see :class:`~lsseg.models.SegOutput`), for the likelihood ``features``.
+
+        Raises:
+            InputError: If what the likelihood needs is missing.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            log_scores = torch.log_softmax(logits, 1)
+            scores = log_scores.exp()
+            region = regions(largest_class(logits), logits.shape[1])
+            phi = partition_level_sets(scores, region, self.truncation)
+            log_f = self._log_likelihood(log_scores, scores, region, image, features)
+            return multiphase_evolve(
+                phi,
+                log_f,
+                self.epsilon,
+                self.rho,
+                self.dt,
+                self.inner_steps,
+                normalize=self.normalize,
+                present=region.flatten(2).any(2),
+            )
+
+    def _log_likelihood(
+        self, log_scores: Tensor, scores: Tensor, region: Tensor, image: Tensor | None, features: Tensor | None
+    ) -> Tensor:
+        if self.likelihood == "confidence":
+            return log_scores
+        values = image if self.likelihood == "colour" else features
+        if values is None:
+            raise InputError(f"network.likelihood {self.likelihood!r} needs a network that returns its features")
+        return gaussian_log_posterior(_at_full_size(values.to(scores.dtype), scores), scores, region)
+
+
+class _Scale(torch.autograd.Function):
+    """φ times a learnt number; autograd's own product makes two more tensors of the size of φ on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(phi, factor)
+        return phi * factor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        phi, factor = ctx.saved_tensors
+        return gradient * factor, torch.dot(gradient.reshape(-1), phi.reshape(-1)).to(factor.dtype)
+
+
+def _at_full_size(values: Tensor, scores: Tensor) -> Tensor:
+    """Enlarge features of stride s to the scores' size, pixel on pixel."""
+    height, width = scores.shape[-2:]
+    if values.shape[-2:] == (height, width):
+        return values
+    stride = max(-(-height // values.shape[-2]), -(-width // values.shape[-1]))
+    return F.interpolate(values, scale_factor=stride, mode="bilinear", align_corners=False)[..., :height, :width]
