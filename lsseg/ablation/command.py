@@ -40,12 +40,18 @@ def _ablate(argv: list[str]) -> int:
     parser.add_argument("spec", type=Path, help="the suite's YAML file")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the suite's folder goes (default: runs)")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="run only these, such as 'level_set-*'")
+    parser.add_argument(
+        "--config", type=Path, action="append", default=[], help="a configuration on top of those of every run"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands")
     options = parser.parse_args(argv)
     if options.jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {options.jobs}")
-    suite = load_suite(options.spec)
+    for file in options.config:
+        if not file.is_file():
+            raise InputError(f"--config {file} is not a file")
+    suite = load_suite(options.spec, tuple(options.config))
     folder = options.root / suite.name
     everything = expand(suite)
     runs = _chosen(everything, options.only)

@@ -10,6 +10,7 @@
     variants:
       - {name: cross_entropy, label: Cross-entropy}
       - {name: level_set, config: level_set.yaml, set: {model: LevelSetLossTask}, paper: {miou: 76.5}}
+      - {name: crf, label: Dense CRF, cite: true, paper: {miou: 71.2}}   # a row of the paper that is not run
     grid: {model.lr: [0.01, 0.1]}      # optional: every variant at every point of the grid
     subsets: {Seq05VD: "Seq05VD*"}     # optional: scores on the test images of these names, too
 """
@@ -27,7 +28,7 @@ from lsseg.errors import InputError
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
 SCORES = ("miou", "accuracy", "boundary_f1_1px", "boundary_f1_2px", "boundary_f1_3px")
-VARIANT_KEYS = {"name", "label", "config", "set", "paper"}
+VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Variant:
         configs: Configuration files, later ones win.
         settings: Keys set on top of them.
         paper: Reference numbers, in percent, by score (``miou``).
+        cite: The row has the paper's numbers only and is not run.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Variant:
     configs: tuple[str, ...]
     settings: dict[str, Any]
     paper: dict[str, float] = field(default_factory=dict)
+    cite: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,13 @@ class Run:
         return {"configs": configs, "set": self.variant.settings, "seed": self.seed}
 
 
-def load_suite(path: Path) -> Suite:
+def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
     """Read and check a suite's file.
+
+    Args:
+        path: The suite's file.
+        extra: Configurations on top of those of every run, such as one that makes them smaller; their names become part
+            of the suite's.
 
     Raises:
         InputError: If anything in it cannot be used; names the file and the key.
@@ -110,17 +118,20 @@ def load_suite(path: Path) -> Suite:
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise InputError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
-    variants = tuple(_variants(path, content))
+    variants = tuple(_variants(path, content, extra))
     names = [variant.name for variant in variants]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{path}: two runs have the same name {name!r}")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"{path}: a seed is given twice, so two runs have the same name")
-    baseline = content.get("baseline", names[0])
-    if baseline not in names:
-        raise InputError(f"{path}: baseline {baseline!r} is none of the variants {', '.join(names)}")
-    name = str(content.get("name", path.stem))
+    runnable = [variant.name for variant in variants if not variant.cite]
+    if not runnable:
+        raise InputError(f"{path}: every variant is a citation; there is nothing to run")
+    baseline = content.get("baseline", runnable[0])
+    if baseline not in runnable:
+        raise InputError(f"{path}: baseline {baseline!r} is none of the variants {', '.join(runnable)}")
+    name = "-".join([str(content.get("name", path.stem)), *(file.stem for file in extra)])
     subsets = _mapping(path, content, "subsets")
     if not all(isinstance(pattern, str) for pattern in subsets.values()):
         raise InputError(f"{path}: subsets must give each name a pattern of image names, such as 'Seq05VD*'")
@@ -129,17 +140,17 @@ def load_suite(path: Path) -> Suite:
 
 def expand(suite: Suite) -> list[Run]:
     """All runs, seed by seed, so that every variant has a result early."""
-    return [Run(variant, seed) for seed in suite.seeds for variant in suite.variants]
+    return [Run(variant, seed) for seed in suite.seeds for variant in suite.variants if not variant.cite]
 
 
 def describe(suite: Suite) -> dict[str, Any]:
     """What a report needs to know of a suite, as JSON."""
     content = asdict(suite)
-    content["runs"] = {v.name: {str(s): Run(v, s).name for s in suite.seeds} for v in suite.variants}
+    content["runs"] = {v.name: {str(s): Run(v, s).name for s in suite.seeds} for v in suite.variants if not v.cite}
     return content
 
 
-def _variants(path: Path, content: dict[str, Any]) -> list[Variant]:
+def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> list[Variant]:
     base = content.get("base", [])
     base = [base] if isinstance(base, str) else base
     if not isinstance(base, list) or not all(isinstance(file, str) for file in base):
@@ -165,10 +176,12 @@ def _variants(path: Path, content: dict[str, Any]) -> list[Variant]:
         for score, number in paper.items():
             if score not in SCORES or isinstance(number, bool) or not isinstance(number, int | float):
                 raise InputError(f"{path}: paper.{score}: {number!r}; expected a number for one of {', '.join(SCORES)}")
+        if not isinstance(entry.get("cite", False), bool):
+            raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
         files = [*base, *([entry["config"]] if "config" in entry else [])]
-        configs = tuple(str(_file(path, file)) for file in files)
+        configs = tuple(str(_file(path, file)) for file in files) + tuple(map(str, extra))
         settings = {**shared, **_mapping(path, entry, "set"), **point}
-        made.append(Variant(_slug(path, name), label, configs, settings, paper))
+        made.append(Variant(_slug(path, name), label, configs, settings, paper, entry.get("cite", False)))
     return made
 
 

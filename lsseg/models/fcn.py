@@ -24,13 +24,13 @@ class FCN(EncoderNet):
         stride: Of the finest scores: 32, 16 or 8.
         encoder_name: Any smp encoder; vgg16 in both papers.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder; null for random weights.
-        hidden: Channels of the two layers that VGG's fully connected ones become (7×7 and 1×1 convolutions, dropout);
+        width: Channels of the two layers that VGG's fully connected ones become (7×7 and 1×1 convolutions, dropout);
             4096 in the paper, 0 leaves them out as one does over a residual network.
 
     Raises:
         InputError: If the encoder is unknown or a value is out of range.
 
-    >>> net = FCN(3, encoder_name="tu-test_resnet.r160_in1k", hidden=16).eval()
+    >>> net = FCN(3, encoder_name="tu-test_resnet.r160_in1k", width=16).eval()
     >>> net(torch.rand(1, 3, 45, 70)).logits.shape
     torch.Size([1, 3, 45, 70])
     """
@@ -41,17 +41,17 @@ class FCN(EncoderNet):
         stride: Literal[32, 16, 8] = 8,
         encoder_name: str = "vgg16",
         encoder_weights: str | None = None,
-        hidden: int = 4096,
+        width: int = 4096,
     ) -> None:
-        if hidden < 0:
-            raise InputError(f"network.hidden must not be negative, not {hidden}")
+        if width < 0:
+            raise InputError(f"network.width must not be negative, not {width}")
         encoder, channels, strides = make_encoder(encoder_name, encoder_weights)
         super().__init__(encoder_name, encoder_weights, 32)
         self.encoder = encoder
         self.levels = [strides.index(32 >> shift) for shift in range(3) if 32 >> shift >= stride]
         deepest = channels[self.levels[0]]
-        self.hidden = _fully_connected(deepest, hidden) if hidden else nn.Identity()
-        widths = [hidden or deepest, *(channels[level] for level in self.levels[1:])]
+        self.hidden = _fully_connected(deepest, width) if width else nn.Identity()
+        widths = [width or deepest, *(channels[level] for level in self.levels[1:])]
         scores = [nn.Conv2d(width, num_classes, 1) for width in widths]
         for parameter in (p for score in scores[1:] for p in score.parameters()):
             nn.init.zeros_(parameter)
@@ -70,10 +70,10 @@ class FCN(EncoderNet):
         return SegOutput(self.crop(logits, image, padded), features=self.crop(features, image, padded))
 
 
-def _fully_connected(inputs: int, hidden: int) -> nn.Sequential:
+def _fully_connected(inputs: int, width: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for size, kernel in ((inputs, 7), (hidden, 1)):
-        layers += [nn.Conv2d(size, hidden, kernel, padding=kernel // 2), nn.ReLU(inplace=True), nn.Dropout2d()]
+    for size, kernel in ((inputs, 7), (width, 1)):
+        layers += [nn.Conv2d(size, width, kernel, padding=kernel // 2), nn.ReLU(inplace=True), nn.Dropout2d()]
     return nn.Sequential(*layers)
 
 
