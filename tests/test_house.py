@@ -65,33 +65,62 @@ def test_every_file_opens_with_its_command(path):
     assert any("lsseg " in line and path.name in line for line in head)
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if is_suite(p)], ids=lambda path: str(path.relative_to(TOP)))
-def test_every_run_of_every_suite_goes_through_fit(path, lsseg, tmp_path, camvid, monkeypatch):
+def smaller(path):
+    """The configuration that makes those of its folder fit a small machine, where there is one."""
+    return tuple(path.parent.glob("small.yaml"))
+
+
+def runs(path):
+    """One run of every variant of a suite."""
     from lsseg.ablation.spec import expand, load_suite
 
+    suite = load_suite(path, smaller(path))
+    return [run for run in expand(suite) if run.seed == suite.seeds[0]]
+
+
+FAST = ("--data.batch_size=2", "--trainer.fast_dev_run=1", "--wandb.mode=disabled")
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(run, id=f"{path.stem}-{run.variant.name}")
+        for path in CONFIGS
+        if is_suite(path)
+        for run in runs(path)
+    ],
+)
+def test_every_run_of_every_suite_goes_through_fit(run, lsseg, tmp_path, camvid, monkeypatch):
     monkeypatch.setenv("LSSEG_DATA", str(camvid.parent))
-    suite = load_suite(path)
-    for run in expand(suite)[: len(suite.variants)]:
-        small = ("--data.batch_size=2", "--trainer.fast_dev_run=1", "--wandb.mode=disabled")
-        status, _, err = lsseg(*run.arguments(tmp_path / run.name), *small)
-        assert status == 0, err
+    arguments = [argument for argument in run.arguments(tmp_path / "run") if "test_after_fit" not in argument]
+    status, _, err = lsseg(*arguments, *FAST)
+    assert status == 0, err
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if not is_suite(p)], ids=lambda path: str(path.relative_to(TOP)))
+@pytest.mark.parametrize(
+    "path",
+    [p for p in CONFIGS if not is_suite(p) and p.name != "small.yaml"],
+    ids=lambda path: str(path.relative_to(TOP)),
+)
 def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, camvid, monkeypatch):
     monkeypatch.setenv("LSSEG_DATA", str(camvid.parent))
-    small = ("--data.batch_size=2", "--trainer.fast_dev_run=1", "--wandb.mode=disabled", "--test_after_fit=true")
-    status, _, err = lsseg("fit", "--config", path, "--trainer.default_root_dir", tmp_path / "run", *small)
+    configs = [f"--config={file}" for file in (path, *smaller(path))]
+    status, _, err = lsseg(
+        "fit", *configs, "--trainer.default_root_dir", tmp_path / "run", *FAST, "--test_after_fit=true"
+    )
     assert status == 0, err
 
 
 def test_configurations_of_one_data_set_differ_in_the_method_only():
     """The shared settings are the control of the comparison."""
-    one, two = (
-        yaml.safe_load((TOP / "experiments" / "camvid" / f"{name}.yaml").read_text())
-        for name in ("cross_entropy", "level_set")
+    folder = TOP / "experiments" / "camvid"
+    baseline, *others = (
+        yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("cross_entropy", "level_set", "dmls")
     )
-    methods = one.pop("model"), two.pop("model")
-    assert one == two
-    shared = methods[0]["init_args"].keys()
-    assert {key: methods[1]["init_args"][key] for key in shared} == methods[0]["init_args"]
+    expected = baseline.pop("model")["init_args"]
+    for other in others:
+        arguments = other.pop("model")["init_args"]
+        assert other == baseline
+        if arguments["network"]["class_path"] == "DMLS":  # it wraps the same network
+            arguments["network"] = arguments["network"]["init_args"]["network"]
+        assert {key: arguments[key] for key in expected} == expected

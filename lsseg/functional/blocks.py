@@ -8,12 +8,17 @@ import torch
 CACHE_ELEMENTS = 2**18
 
 
+def in_cache(device: torch.device) -> bool:
+    """Whether to work plane by plane (CPU), or on whole tensors so that the device is not kept waiting (others)."""
+    return device.type == "cpu"
+
+
 def grouped(planes: int, pixels: int, device: torch.device) -> Iterator[slice]:
     """Groups of planes to be worked on together: what fits into a CPU's cache; all of them elsewhere.
 
     >>> list(grouped(3, 512 * 512, torch.device("cpu")))
     [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
     """
-    size = planes if device.type != "cpu" else max(1, CACHE_ELEMENTS // max(1, pixels))
+    size = max(1, CACHE_ELEMENTS // max(1, pixels)) if in_cache(device) else planes
     for start in range(0, planes, max(1, size)):
         yield slice(start, min(planes, start + size))

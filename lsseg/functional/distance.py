@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lsseg.functional.blocks import grouped
+from lsseg.functional import blocks
 
 
 def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
@@ -45,7 +45,7 @@ def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
         raise ValueError(f"truncation must be positive, not {truncation}")
     limit = float(truncation) if truncation is not None else float(sum(mask.shape[-2:]))
     planes = mask.detach().reshape(-1, *mask.shape[-2:])
-    distance = _by_library(planes, limit) if mask.device.type == "cpu" else windowed_signed_distance(planes, limit)
+    distance = _by_library(planes, limit) if blocks.in_cache(mask.device) else windowed_signed_distance(planes, limit)
     return distance.view(mask.shape)
 
 
@@ -85,7 +85,7 @@ def _reach(plane: npt.NDArray[np.uint8], margin: int) -> tuple[slice, slice]:
 
 def windowed_signed_distance(mask: Tensor, limit: float) -> Tensor:
     """:func:`signed_distance` on any device, in whole-tensor operations (M×H×W bool → M×H×W float32)."""
-    return torch.cat([_windowed(mask[part], limit) for part in grouped(len(mask), mask[0].numel(), mask.device)])
+    return torch.cat([_windowed(mask[part], limit) for part in blocks.grouped(len(mask), mask[0].numel(), mask.device)])
 
 
 def _windowed(mask: Tensor, limit: float) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lsseg.functional.blocks import grouped
+from lsseg.functional import blocks
 from lsseg.functional.partition import largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
@@ -129,7 +129,7 @@ def _check(
 
 def _hold_under(phi: Tensor, present: Tensor) -> Tensor:
     """Lower the classes that were absent to just below the winner of each pixel, where they are not."""
-    if phi.device.type == "cpu" and not _any_risen(phi.detach(), present):
+    if blocks.in_cache(phi.device) and not _any_risen(phi.detach(), present):
         return phi
     mask = present[:, :, None, None]
     best = phi.masked_fill(~mask, -math.inf).amax(1, keepdim=True)
@@ -151,7 +151,7 @@ def _any_risen(phi: Tensor, present: Tensor) -> bool:
 
 def _images(x: Tensor) -> list[slice]:
     """One image at a time on a CPU, all of them elsewhere."""
-    return [slice(b, b + 1) for b in range(len(x))] if x.device.type == "cpu" else [slice(None)]
+    return [slice(b, b + 1) for b in range(len(x))] if blocks.in_cache(x.device) else [slice(None)]
 
 
 def _finite(plane: Tensor) -> Tensor:
@@ -317,12 +317,12 @@ def _blocks(phi: Tensor, present: Tensor) -> Iterator[tuple[Any, Tensor | None, 
 
     On a CPU classes that are absent are not touched at all; elsewhere asking for them would wait for the device.
     """
-    if phi.device.type != "cpu":
+    if not blocks.in_cache(phi.device):
         yield slice(None), present[:, :, None, None], slice(None)
         return
     for image, here in enumerate(present.tolist()):
         classes = [label for label, known in enumerate(here) if known]
-        for part in grouped(len(classes), phi[0, 0].numel(), phi.device):
+        for part in blocks.grouped(len(classes), phi[0, 0].numel(), phi.device):
             chosen = classes[part]
             together = len(chosen) == chosen[-1] + 1 - chosen[0]
             index = slice(chosen[0], chosen[-1] + 1) if together else chosen
@@ -374,7 +374,7 @@ def _step(
         if tensor is not None:
             norm, nx, ny = planes.normals()
             change.addcmul_(_divergence(*_flow(nx, ny, tensor[image])), norm, value=epsilon / 4)
-        out[place] += change.mul_(dt) if mask is None else change.mul_(mask * dt)
+        out[place] += change.mul_(dt) if mask is None else change.mul_(dt).mul_(mask)
     return out, sums
 
 
@@ -403,7 +403,7 @@ def _step_backward(
     tensor, by_tensor = (sums / scale, torch.zeros_like(sums)) if epsilon else (None, sums)
     for place, mask, image in _blocks(phi, present):
         planes = _Planes(phi[place], eta)
-        g = by_out[place] * dt if mask is None else by_out[place] * (mask * dt)
+        g = by_out[place] * dt if mask is None else by_out[place] * dt * mask
         gradient, by_force = _upwind_backward(g, planes, speed[place])
         by_speed[place] = by_force
         if tensor is not None:

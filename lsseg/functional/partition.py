@@ -6,6 +6,7 @@ Legend: B images, C classes, D features, H×W pixels.
 import torch
 from torch import Tensor
 
+from lsseg.functional import blocks
 from lsseg.functional.distance import signed_distance
 
 # A region's standard deviation is at least a tenth of the image's: a flat region would have none.
@@ -18,7 +19,7 @@ def largest_class(scores: Tensor) -> Tensor:
     >>> largest_class(torch.tensor([0.2, 0.5, 0.5]).view(1, 3, 1, 1)).item()
     1
     """
-    if scores.device.type != "cpu":
+    if not blocks.in_cache(scores.device):
         return scores.argmax(1)
     # torch's argmax along a strided dimension is some ten times slower than plane by plane.
     labels = torch.zeros(len(scores), *scores.shape[2:], dtype=torch.int64)
@@ -60,8 +61,8 @@ def partition_level_sets(scores: Tensor, region: Tensor, truncation: float = 10.
     >>> partition_level_sets(scores, scores > 0.5).flatten()
     tensor([ 0.7500, -0.7500])
     """
-    offset = signed_distance(region, truncation).mul_(0.5 / truncation).sub_(0.5)
-    return scores + offset.to(scores.dtype)
+    offset = signed_distance(region, truncation).to(scores.dtype).mul_(0.5 / truncation).sub_(0.5)
+    return scores + offset
 
 
 def gaussian_log_posterior(values: Tensor, scores: Tensor, region: Tensor) -> Tensor:
