@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from lsseg.data.frequencies import class_frequencies, median_frequency_weights
+from lsseg.errors import InputError
+
+
+class Masks:
+    def __init__(self, *masks):
+        self.masks = masks
+
+    def __len__(self):
+        return len(self.masks)
+
+    def name(self, index):
+        return f"image {index}"
+
+    def read(self, index):
+        mask = np.array(self.masks[index])
+        return np.zeros((*mask.shape, 3), np.uint8), mask
+
+
+def test_frequencies_are_over_the_valid_pixels_of_the_images_that_have_the_class():
+    source = Masks([[0, 0, 1, 255]], [[0, 0, 0, 0, 2, 2]], [[255, 255]])
+    np.testing.assert_allclose(class_frequencies(source, 4), [6 / 9, 1 / 3, 2 / 6, 0])
+
+
+def test_weights_balance_by_the_median_and_leave_out_what_never_occurs():
+    assert median_frequency_weights(np.array([0.5, 0.25, 0.0, 0.125])) == [0.5, 1.0, 0.0, 2.0]
+    assert median_frequency_weights(np.zeros(3)) == [0.0, 0.0, 0.0]
+
+
+def test_a_label_that_is_no_class_names_its_image():
+    with pytest.raises(InputError, match="image 1: the mask holds the label 7"):
+        class_frequencies(Masks([[0]], [[7]]), 3)

@@ -1,0 +1,234 @@
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lsseg.errors import InputError
+from lsseg.models import DFCN, DMLS, FCN, MultiphaseLevelSet, SegOutput, SmpNet
+from lsseg.models.step_norm import StepNorm, batch_norms
+
+TINY = "tu-test_resnet.r160_in1k"
+dfcn = partial(DFCN, encoder_name=TINY, width=8)
+
+
+def make(**options):
+    torch.manual_seed(0)
+    return DMLS(3, dfcn, **options)
+
+
+def image(count=2, size=(33, 46)):
+    return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def with_feedback(net):
+    """W_P starts at 0; give it something to do."""
+    torch.manual_seed(5)
+    nn.init.normal_(net.feedback.weight, std=0.3)
+    return net
+
+
+def gradients(net, x):
+    loss = sum(step.last.square().mean() for step in net(x).steps)
+    return torch.autograd.grad(loss, [p for p in net.parameters() if p.requires_grad], allow_unused=True)
+
+
+def test_first_step_is_the_plain_network_and_so_are_all_while_the_new_kernel_is_zero():
+    net = make(steps=3, level_set=False).eval()
+    plain = net.network(image()).logits
+    for step in net(image()).steps:
+        assert step.refined is None
+        torch.testing.assert_close(step.logits, plain)
+
+
+def test_later_steps_see_the_previous_prediction_through_its_own_kernel():
+    net = with_feedback(make(steps=3, level_set=False)).eval()
+    first, second, third = (step.logits for step in net(image()).steps)
+    torch.testing.assert_close(first, net.network(image()).logits)
+    # By hand: the first convolution's response plus W_P * P, P padded as the image is.
+    (conv,) = (m for m in net.network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+    previous = F.pad(first.softmax(1), (0, -46 % net.network.stride, 0, -33 % net.network.stride))
+    extra = F.conv2d(previous, net.feedback.weight, None, conv.stride, conv.padding)
+    handle = conv.register_forward_hook(lambda module, inputs, response: response + extra)
+    torch.testing.assert_close(second, net.network(image()).logits)
+    handle.remove()
+    assert (third - second).abs().max() > 1e-4
+
+
+def test_pretrained_kernel_is_kept_and_the_new_one_starts_at_zero():
+    torch.manual_seed(0)
+    alone = dfcn(3).state_dict()
+    net = make(steps=2, batch_norm="shared")
+    kept = net.network.state_dict()
+    assert alone.keys() == kept.keys()
+    assert all(torch.equal(alone[key], kept[key]) for key in alone)
+    assert net.feedback.weight.shape[1] == 3
+    assert not net.feedback.weight.any()
+
+
+def test_one_step_has_no_recurrence():
+    net = make(steps=1)
+    assert net.feedback is None
+    assert not any(isinstance(m, StepNorm) for m in net.modules())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        partial(SmpNet, architecture="unet", encoder_name=TINY, decoder={"decoder_channels": [16, 16, 8, 8, 8]}),
+        partial(SmpNet, architecture="segformer", encoder_name="mit_b0"),
+        partial(FCN, encoder_name="vgg11", width=16),
+        partial(DFCN, encoder_name="vgg11", width=8),
+    ],
+)
+@pytest.mark.parametrize("likelihood", ["confidence", "colour", "features"])
+def test_wraps_any_network_with_any_likelihood(network, likelihood):
+    torch.manual_seed(0)
+    net = with_feedback(DMLS(4, network, steps=2, likelihood=likelihood))
+    output = net(image(2, (45, 70)))
+    assert output.logits.shape == (2, 4, 45, 70)
+    assert output.logits is output.steps[-1].refined
+    output.logits.square().mean().backward()
+    for parameter in (net.feedback.weight, net.level_set.log_temperature):
+        assert torch.isfinite(parameter.grad).all()
+        assert parameter.grad.any()
+
+
+def test_a_network_without_features_cannot_have_their_likelihood():
+    class Plain(nn.Conv2d):
+        def forward(self, x):
+            return SegOutput(super().forward(x))
+
+    net = DMLS(4, lambda classes: Plain(3, classes, 3, padding=1), steps=1, likelihood="features")
+    with pytest.raises(InputError, match="needs a network that returns its features"):
+        net(image())
+
+
+def test_a_network_without_a_convolution_on_the_image_is_refused():
+    with pytest.raises(InputError, match="no convolution on the three channels"):
+        DMLS(4, lambda classes: nn.Conv2d(1, classes, 1), steps=2)
+
+
+# --- batch normalisation ---------------------------------------------------------------------------------------------
+
+
+def test_each_step_has_statistics_of_its_own():
+    net = with_feedback(make(steps=2, level_set=False, batch_norm="per_step"))
+    norm = next(m for m in net.modules() if isinstance(m, StepNorm))
+    assert norm.norms[0].weight is norm.norms[1].weight
+    for each in batch_norms(net):
+        each.momentum = 1.0  # the running statistics are those of the last batch
+    seen = []
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    net(image(4, (64, 64)))
+    assert len(seen) == 2
+    for x, own in zip(seen, norm.norms, strict=True):
+        torch.testing.assert_close(own.running_mean, x.mean((0, 2, 3)))
+        torch.testing.assert_close(own.running_var, x.var((0, 2, 3)))
+    assert (norm.norms[0].running_mean - norm.norms[1].running_mean).abs().max() > 1e-3
+    # Evaluation takes each step's own.
+    seen.clear()
+    responses = []
+    norm.register_forward_hook(
+        lambda module, inputs, response: responses.append(response.clone())
+    )  # ReLU follows in place
+    net.eval()(image(1, (64, 64)))
+    for x, own, response in zip(seen, norm.norms, responses, strict=True):
+        torch.testing.assert_close(response, own(x))
+
+
+def test_shared_statistics_count_every_step():
+    net = make(steps=3, level_set=False, batch_norm="shared")
+    net(image())
+    assert {int(norm.num_batches_tracked) for norm in batch_norms(net)} == {3}
+
+
+@pytest.mark.parametrize(("batch_norm", "count", "frozen"), [("frozen", 2, True), (None, 1, True), (None, 2, False)])
+def test_frozen_statistics_are_the_default_for_single_images(batch_norm, count, frozen):
+    net = make(steps=2, batch_norm=batch_norm).train()
+    before = copy.deepcopy({k: v for k, v in net.state_dict().items() if "running" in k})
+    net(image(count)).logits.mean().backward()
+    after = net.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before) == frozen
+    assert all(norm.weight.grad is not None for norm in batch_norms(net))
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_norm", ["per_step", "shared", "frozen"])
+def test_checkpointing_changes_neither_gradients_nor_statistics(batch_norm):
+    plain, saving = (with_feedback(make(steps=3, batch_norm=batch_norm, checkpoint=c)) for c in (False, True))
+    x = image(2, (40, 52))
+    expected, found = gradients(plain, x), gradients(saving, x)
+    for one, two in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, two)
+    ours, theirs = saving.state_dict(), plain.state_dict()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, msg=key)
+
+
+def test_a_copy_is_independent():
+    net = with_feedback(make(steps=2)).eval()
+    other = copy.deepcopy(net)
+    nn.init.zeros_(other.feedback.weight)
+    a, b = net(image()), other(image())
+    assert not torch.equal(a.steps[1].logits, b.steps[1].logits)
+    torch.testing.assert_close(a.steps[0].logits, b.steps[0].logits)
+
+
+# --- the layer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["confidence", "colour", "features"])
+def test_layer_gradcheck(likelihood):
+    g = torch.Generator().manual_seed(3)
+    layer = MultiphaseLevelSet(likelihood, temperature=0.5).double()
+    logits = torch.randn(1, 3, 5, 6, generator=g, dtype=torch.float64).mul(2).requires_grad_()
+    values = torch.rand(1, 3, 5, 6, generator=g, dtype=torch.float64).requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda x, v: layer.scores(layer(x, v, v)), (logits, values))
+
+
+def test_layer_temperature_gradient():
+    layer = MultiphaseLevelSet(temperature=0.5).double()
+    phi = torch.randn(1, 3, 5, 6, dtype=torch.float64)
+    layer.scores(phi).square().sum().backward()
+    # d/dlogT Σ (φ/T)² = -2 Σ (φ/T)²
+    torch.testing.assert_close(layer.log_temperature.grad, -2 * (phi / 0.5).square().sum())
+
+
+def test_layer_is_exact_under_autocast():
+    layer = MultiphaseLevelSet()
+    logits = torch.randn(1, 4, 12, 13)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(logits)
+    assert half.dtype == torch.float32
+    assert torch.equal(half, layer(logits))
+
+
+@pytest.mark.parametrize(
+    "logits", [torch.zeros(1, 3, 6, 6), torch.full((1, 3, 6, 6), 1e4) * torch.eye(3)[0].view(3, 1, 1)]
+)
+def test_undecided_and_one_class_images(logits):
+    layer = MultiphaseLevelSet()
+    logits = logits.clone().requires_grad_()
+    phi = layer(logits)
+    layer.scores(phi).square().mean().backward()
+    assert torch.isfinite(phi).all()
+    assert torch.isfinite(logits.grad).all()
+    assert (phi.argmax(1) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("steps", 0), ("rho", 0.0), ("rho", 1.01), ("rho", float("nan")), ("truncation", 0.0), ("epsilon", -1.0),
+        ("dt", 0.7), ("inner_steps", 0), ("temperature", 0.0),
+    ],
+)  # fmt: skip
+def test_bad_options_are_named(option, value):
+    with pytest.raises(InputError, match=f"network.{option}"):
+        make(**{option: value})
