@@ -97,6 +97,50 @@ def panel(
     return figure
 
 
+def steps_panel(
+    image: Array,
+    truth: Array | None,
+    predictions: Sequence[Array],
+    phi: Sequence[Array],
+    phi_class: int,
+    class_names: Sequence[str],
+    palette: Sequence[Color],
+    title: str,
+) -> Figure:
+    """How a prediction evolves: above the labels after every step, below φ of one class with its zero contour.
+
+    Args:
+        image: H×W×3 floats in [0, 1], or uint8.
+        truth: H×W labels, 255 for void; None where there is none.
+        predictions: H×W labels after each of K steps.
+        phi: H×W level-set functions of ``phi_class`` after each step, positive inside.
+        phi_class: Of which φ is shown.
+        class_names: C names.
+        palette: C colours.
+        title: Above the rows.
+    """
+    height, width = image.shape[:2]
+    columns = len(predictions) + (1 if truth is None else 2)
+    figure = Figure(figsize=(3 * columns, 6.2 * height / width + 1.1), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, columns, squeeze=False)
+    axes[0, 0].imshow(_bytes(image).astype(np.uint8))
+    axes[0, 0].set_title("image", fontsize=9)
+    inside = np.zeros((height, width), bool) if truth is None else truth == phi_class
+    for number, (labels, values) in enumerate(zip(predictions, phi, strict=True), start=1):
+        axes[0, number].imshow(overlay(image, labels, palette, 0.7), interpolation="nearest")
+        changed = "" if number == 1 else f", {100 * np.mean(labels != predictions[number - 2]):.1f} % changed"
+        axes[0, number].set_title(f"step {number}{changed}", fontsize=9)
+        _draw_phi(axes[1, number], values, inside, class_names[phi_class])
+    if truth is not None:
+        axes[0, -1].imshow(colorize(truth, palette), interpolation="nearest")
+        axes[0, -1].set_title("truth", fontsize=9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def hardest_class(truth: Array, prediction: Array, num_classes: int) -> int:
     """The class worth looking at: of the lowest IoU among those of at least 0.5 % of the picture that were found."""
     best, lowest = int(prediction.flat[0]), 2.0

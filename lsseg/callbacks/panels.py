@@ -1,14 +1,15 @@
-"""Panels of a few images: image, truth, prediction, errors at boundaries, φ with its zero contour."""
+"""Panels of a few images: image, truth, prediction, errors at boundaries, φ with its zero contour; its steps."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
-from lsseg.callbacks.drawing import colorize, hardest_class, panel
+from lsseg.callbacks.drawing import colorize, hardest_class, panel, steps_panel
 from lsseg.errors import InputError
 
 
@@ -16,7 +17,8 @@ class Panels(pl.Callback):
     """Saves the panels of the first images of a split as PNG in the run's folder, and to W&B where it is on.
 
     In validation one image is drawn, over the last one in the folder (W&B keeps the history). For every test panel the
-    plain image, truth and prediction are saved too, for the report's comparison of methods.
+    plain image, truth and prediction are saved too, for the report's comparison of methods. A network that refines its
+    prediction gets a second picture, ``…-steps.png`` (Zhang 2019, figure 7).
 
     Args:
         images: How many test images.
@@ -54,18 +56,20 @@ class Panels(pl.Callback):
         folder = Path(trainer.default_root_dir) / "panels"
         folder.mkdir(parents=True, exist_ok=True)
         phi = task.phi(outputs["logits"][chosen]).cpu().numpy()
-        for i, values in zip(chosen, phi, strict=True):
+        steps = task.evolution(batch["image"][chosen])
+        for place, (i, values) in enumerate(zip(chosen, phi, strict=True)):
             image = batch["image"][i].permute(1, 2, 0).float().cpu().numpy()
             truth, prediction = batch["mask"][i].cpu().numpy(), outputs["prediction"][i].cpu().numpy()
             shown = self._shown(truth, prediction, data.class_names)
             name = batch["name"][i]
             title = f"{name}, step {max(trainer.global_step, task.trained_steps)}"
             figure = panel(image, truth, prediction, values, data.class_names, data.palette, shown, title)
-            path = folder / f"{stage}-{name}.png"
-            figure.savefig(path)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"panels/{stage}", [str(path)], caption=[title])
+            _save(figure, folder / f"{stage}-{name}.png", f"panels/{stage}", title, trainer)
+            if steps:
+                labels = [step[place].argmax(0).cpu().numpy() for step in steps]
+                phis = [task.phi(step[place : place + 1])[0, shown].cpu().numpy() for step in steps]
+                figure = steps_panel(image, truth, labels, phis, shown, data.class_names, data.palette, title)
+                _save(figure, folder / f"{stage}-{name}-steps.png", f"panels/{stage}_steps", title, trainer)
             if stage == "test":
                 parts = {
                     "image": (image * 255).round().astype(np.uint8),
@@ -79,3 +83,11 @@ class Panels(pl.Callback):
         if self.phi_class is not None:
             return names.index(self.phi_class)
         return hardest_class(truth, prediction, len(names))
+
+
+def _save(figure: Figure, path: Path, key: str, title: str, trainer: pl.Trainer) -> None:
+    """To the run's folder, and to W&B where it is on."""
+    figure.savefig(path)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key, [str(path)], caption=[title])

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch.nn.functional as F
 from matplotlib import colormaps
 from PIL import Image
 
-from lsseg.callbacks.drawing import overlay
+from lsseg.callbacks.drawing import overlay, steps_panel
 from lsseg.data.source import read_image
 from lsseg.errors import InputError
 
@@ -20,11 +21,15 @@ class SavePredictions(pl.Callback):
         output: Folder to write into; null is ``predictions`` in the run's folder.
         phi: Names of classes whose level-set function is written too, as ``NAME_phi_CLASS.npy`` (float32, H×W, positive
             inside) and a picture of it, ``NAME_phi_CLASS.png``; ``[all]`` for every class.
+        steps: Of a network that refines its prediction, also write the labels after every step, ``NAME_step1.png`` …,
+            and a picture of all steps with the zero contour of φ, ``NAME_steps.png``, for the first class of ``phi``,
+            or else for the one that the steps change most. The image passes the network a second time.
     """
 
-    def __init__(self, output: str | None = None, phi: list[str] | None = None) -> None:
+    def __init__(self, output: str | None = None, phi: list[str] | None = None, steps: bool = False) -> None:
         self.output = output
         self.phi = phi or []
+        self.steps = steps
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check the class names and make the folder before anything runs."""
@@ -44,14 +49,15 @@ class SavePredictions(pl.Callback):
         folder = self._folder(trainer)
         for i, path in enumerate(map(Path, outputs["path"])):
             labels = outputs["prediction"][i].cpu().numpy().astype(np.uint8)
-            picture = Image.fromarray(labels)
-            picture.putpalette([channel for color in palette for channel in color])  # grey values become indices
-            picture.save(folder / f"{path.stem}.png")
+            self._save_labels(labels, palette, folder / f"{path.stem}.png")
             Image.fromarray(overlay(read_image(path), labels, palette)).save(folder / f"{path.stem}_overlay.png")
             for label, name in enumerate(names):
                 if name in self.phi or "all" in self.phi:
                     values = outputs["phi"][i, label].cpu().numpy().astype(np.float32)
                     self._save_phi(values, folder / f"{path.stem}_phi_{name.replace('/', '_')}")
+            if self.steps:
+                size = outputs["prediction"].shape[-2:]
+                self._save_steps(pl_module, batch["image"][i : i + 1], size, path, trainer.datamodule, folder)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the files are."""
@@ -71,9 +77,36 @@ class SavePredictions(pl.Callback):
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.output) if self.output else Path(trainer.default_root_dir) / "predictions"
 
+    def _save_steps(self, task: Any, image: Any, size: Any, path: Path, data: Any, folder: Path) -> None:
+        scores = [F.interpolate(s.float(), size, mode="bilinear", align_corners=False) for s in task.evolution(image)]
+        if not scores:
+            raise InputError("predictions.steps: this network has no steps; it predicts once")
+        labels = [s[0].argmax(0).cpu().numpy().astype(np.uint8) for s in scores]
+        for number, one in enumerate(labels, start=1):
+            self._save_labels(one, data.palette, folder / f"{path.stem}_step{number}.png")
+        named = [data.class_names.index(name) for name in self.phi if name != "all"]
+        shown = named[0] if named else _most_changed(labels)
+        phi = [task.phi(s)[0, shown].cpu().numpy() for s in scores]
+        pixels = read_image(path)
+        figure = steps_panel(pixels, None, labels, phi, shown, data.class_names, data.palette, path.stem)
+        figure.savefig(folder / f"{path.stem}_steps.png")
+
+    @staticmethod
+    def _save_labels(labels: Any, palette: Any, path: Path) -> None:
+        picture = Image.fromarray(labels)
+        picture.putpalette([channel for color in palette for channel in color])  # grey values become indices
+        picture.save(path)
+
     @staticmethod
     def _save_phi(values: Any, stem: Path) -> None:
         np.save(stem.with_name(stem.name + ".npy"), values)
         reach = float(np.abs(values).max()) or 1.0
         colors = colormaps["RdBu_r"](values / (2 * reach) + 0.5)[..., :3]
         Image.fromarray((colors * 255).round().astype(np.uint8)).save(stem.with_name(stem.name + ".png"))
+
+
+def _most_changed(labels: list[Any]) -> int:
+    """The class that gains and loses the most pixels between the first and the last step."""
+    first, last = labels[0], labels[-1]
+    moved = np.bincount(np.concatenate([first[first != last], last[first != last]]), minlength=1)
+    return int(moved.argmax()) if moved.any() else int(np.bincount(last.ravel()).argmax())

@@ -1,0 +1,138 @@
+"""DMLS through the real command line: training, class weights, pictures of the steps, bad input."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lsseg.files import read_jsonl
+
+TINY = str(Path(__file__).with_name("tiny.yaml"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The tiny configuration with its network inside DMLS, K = 2."""
+    content = yaml.safe_load(Path(TINY).read_text())
+    network = content["model"]["init_args"]["network"]
+    content["model"] = {
+        "class_path": "DMLSTask",
+        "init_args": {"network": {"class_path": "DMLS", "init_args": {"steps": 2, "network": network}}},
+    }
+    path = tmp_path / "dmls.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def fit(lsseg, config, tmp_path):
+    def run(*arguments, folder="run"):
+        return lsseg("fit", "--config", config, "--trainer.default_root_dir", tmp_path / folder, *arguments)
+
+    return run
+
+
+def test_a_run_counts_its_classes_once_and_logs_every_step(fit, lsseg, config, tmp_path):
+    status, _, err = fit("--test_after_fit", "true")
+    assert status == 0, err
+    run = tmp_path / "run"
+    weights = json.loads((run / "class_weights.json").read_text())
+    assert list(weights) == ["background", "blob", "ring", "star", "panel", "wire", "dots"]
+    state = torch.load(run / "last.ckpt", weights_only=False)["state_dict"]
+    np.testing.assert_allclose(state["criterion.class_weights"], list(weights.values()), rtol=1e-6)
+    rows = [row for row in read_jsonl(run / "metrics.jsonl") if "train/step2" in row]
+    assert rows[0]["train/loss"] == pytest.approx(rows[0]["train/step1"] + rows[0]["train/step2"], rel=1e-5)
+    assert (run / "panels" / "test-scene00000-steps.png").is_file()
+    # A test takes the weights from the checkpoint and counts nothing.
+    scores = json.loads((run / "test.json").read_text())["scores"]
+    again = tmp_path / "again"
+    arguments = ("--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt")
+    status, _, err = lsseg("test", *arguments, "--trainer.default_root_dir", again)
+    assert status == 0, err
+    assert json.loads((again / "test.json").read_text())["scores"] == scores
+    assert not (again / "class_weights.json").exists()
+
+
+def test_only_the_last_prediction_is_supervised_on_request(fit, tmp_path):
+    status, _, err = fit("--model.deep_supervision", "false", "--model.class_weights", "null")
+    assert status == 0, err
+    names = {name for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") for name in row}
+    assert "train/loss" in names
+    assert not any(name.startswith("train/step") for name in names)
+
+
+@pytest.mark.parametrize("window", [[], ["--model.window=40"]])
+def test_predict_writes_every_step(fit, lsseg, tmp_path, window):
+    assert fit()[0] == 0
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)).save(images / "a.png")
+    run, out = tmp_path / "run", tmp_path / "out"
+    arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--data.images", images, *window]
+    status, _, err = lsseg("predict", *arguments, "--predictions.output", out, "--predictions.steps", "true")
+    assert status == 0, err
+    assert {p.name for p in out.iterdir()} == {"a.png", "a_overlay.png", "a_step1.png", "a_step2.png", "a_steps.png"}
+    last, final = (np.array(Image.open(out / name)) for name in ("a_step2.png", "a.png"))
+    assert last.shape == (50, 60)
+    assert np.array_equal(last, final)
+
+
+def test_predict_of_a_plain_network_has_no_steps(lsseg, tmp_path):
+    run = tmp_path / "plain"
+    assert lsseg("fit", "--config", TINY, "--trainer.default_root_dir", run)[0] == 0
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--data.images", tmp_path / "a.png"]
+    status, _, err = lsseg("predict", *arguments, "--predictions.steps", "true")
+    assert status == 1
+    assert "this network has no steps" in err
+
+
+def test_a_class_without_training_pixels_has_weight_zero_and_one_warning(fit, own_folder):
+    (own_folder / "classes.yaml").write_text(
+        "classes:\n  ground: {value: 0}\n  unicorn: {value: 1}\n  cell: {value: 128}\nvoid: [7]\n"
+    )
+    data = ("--data", "FolderSegmentation", "--data.root", own_folder, "--data.crop_size", "[48,48]")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        status, _, err = fit(*data, folder="own")
+    assert status == 0, err
+    assert [str(w.message) for w in caught if "unicorn" in str(w.message)] == [
+        "no pixel of unicorn in the training split: weight 0"
+    ]
+    weights = json.loads((own_folder.parent / "own" / "class_weights.json").read_text())
+    assert weights["unicorn"] == 0
+    assert weights["cell"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.network.steps=0"], "network.steps must be at least 1, not 0"),
+        (["--model.network.rho=0"], "network.rho must lie in (0, 1], not 0"),
+        (["--model.network.truncation=-3"], "network.truncation must be positive, in pixels, not -3"),
+        (["--model.step_weights=[1,2,3]"], "model.step_weights must be 2 numbers of at least 0"),
+        (["--model.class_weights=[1,2,3]"], "model.class_weights must be 7 numbers of at least 0"),
+        (["--model.boundary_weight=-1"], "model.boundary_weight must not be negative"),
+        (["--model.network.likelihood=magic"], "model.network.likelihood"),
+        (["--model.class_weights=magic"], "model.class_weights"),
+    ],
+)
+def test_bad_input_is_one_line(fit, arguments, message):
+    status, _, err = fit(*arguments)
+    assert status == 1
+    last = [line for line in err.splitlines() if line.startswith("lsseg: error:")]
+    assert len(last) == 1
+    assert message in last[0]
+
+
+def test_damaged_class_weights_are_named(fit, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "class_weights.json").write_text("{")
+    status, _, err = fit()
+    assert status == 1
+    assert "class_weights.json is damaged; delete it" in err
