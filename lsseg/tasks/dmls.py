@@ -81,10 +81,12 @@ class DMLSTask(SegmentationTask):
         return {"loss": torch.stack(weighted).sum(), **terms}
 
     def phi(self, logits: Tensor) -> Tensor:
-        """φ of every class after the last evolution, B×C×H×W in [-1, 1] or so, positive inside."""
-        if isinstance(self.network, DMLS) and self.network.level_set is not None:
-            return logits.float() * self.network.level_set.temperature.detach()
-        return super().phi(logits)
+        """φ_i - max over j ≠ i of φ_j after the last evolution, B×C×H×W: its zero contour is region i's (eq. 6)."""
+        if not isinstance(self.network, DMLS) or self.network.level_set is None:
+            return super().phi(logits)
+        phi = logits.float() * self.network.level_set.temperature.detach()
+        two = phi.topk(2, 1).values
+        return phi - torch.where(phi == two[:, :1], two[:, 1:], two[:, :1])
 
     def _count(self) -> list[float]:
         path = Path(self.trainer.default_root_dir) / "class_weights.json"
