@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from lsseg.ablation.spec import expand, load_suite
+from lsseg.ablation.spec import describe, expand, load_suite
 from lsseg.errors import InputError
 
 
@@ -41,6 +41,28 @@ def test_variants_times_grid_times_seeds(suite, tmp_path):
     assert arguments[:5] == ["fit", f"--config={tmp_path / 'base.yaml'}", *model]
 
 
+def test_cited_rows_are_not_run(suite):
+    variants = [{"name": "crf", "cite": True, "paper": {"miou": 71.2}}, {"name": "ce"}]
+    made = suite(seeds=[0, 1], variants=variants)
+    assert [run.name for run in expand(made)] == ["ce-seed0", "ce-seed1"]
+    assert made.baseline == "ce"
+    assert describe(made)["runs"].keys() == {"ce"}
+    assert made.variants[0].cite
+
+
+def test_further_configurations_come_after_those_of_the_suite(suite, tmp_path):
+    suite(variants=[{"name": "ce", "config": "base.yaml", "set": {"model.lr": 1}}])
+    small = tmp_path / "small.yaml"
+    small.write_text("trainer: {max_steps: 1}\n")
+    made = load_suite(tmp_path / "suite.yaml", (small,))
+    assert made.name == "suite-small"
+    arguments = expand(made)[0].arguments(tmp_path / "run")
+    configs = [argument for argument in arguments if argument.startswith("--config=")]
+    assert configs[-1] == f"--config={small}"
+    assert arguments.index("--model.lr=1") > arguments.index(configs[-1])
+    assert expand(made)[0].fingerprint()["configs"][-1] == {"trainer": {"max_steps": 1}}
+
+
 def test_grids_over_lists_have_readable_names(suite):
     made = suite(grid={"data.crop_size": [[64, 64], [32, 48]], "model.network.encoder_weights": [None]})
     names = [variant.name for variant in made.variants]
@@ -71,6 +93,9 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
         ({"variants": [{"name": "a"}], "baseline": "b"}, "baseline 'b' is none of the variants a"),
         ({"variants": [{"name": "a", "sett": {}}]}, "unknown key variants.a.sett"),
         ({"variants": [{"name": "a"}], "seed": [0]}, "unknown key seed; expected base, baseline"),
+        ({"variants": [{"name": "a", "cite": True}]}, "nothing to run"),
+        ({"variants": [{"name": "a", "cite": "yes"}]}, "cite of variant 'a' must be true or false"),
+        ({"variants": [{"name": "a", "cite": True}, {"name": "b"}], "baseline": "a"}, "baseline 'a'"),
         ({"variants": [{"name": "a", "config": "nope.yaml"}]}, "there is no configuration"),
         ({"variants": [{"name": "a/b"}]}, "the name 'a/b' must be made of letters"),
         ({"variants": [{"label": "a"}]}, "variants must be a list of mappings with a name"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lsseg.files import read_jsonl
 
@@ -38,3 +39,21 @@ def test_ddp_trains_and_scores_like_one_process(tmp_path):
     assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-6)
     assert torch.load(checkpoint[1], weights_only=True)["global_step"] == 4
     assert not Path("runs").exists()  # the second process made no folder of its own
+
+
+@pytest.mark.slow
+def test_dmls_on_two_processes_learns_what_one_learns_with_twice_the_batch(tmp_path):
+    """Class weights counted once, the loss over the valid pixels of both ranks, every parameter used."""
+    network = yaml.safe_load(TINY.read_text())["model"]["init_args"]["network"]
+    dmls = {"class_path": "DMLS", "init_args": {"steps": 2, "batch_norm": "frozen", "network": network}}
+    config = tmp_path / "dmls.yaml"
+    model = {"class_path": "DMLSTask", "init_args": {"network": dmls, "lr": 0.01, "optimizer": "sgd"}}
+    config.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text()), "model": model}, sort_keys=False))
+    run = ("fit", "--config", config, "--trainer.default_root_dir")
+    lsseg_process(*run, tmp_path / "one", "--data.batch_size=2")
+    lsseg_process(*run, tmp_path / "two", "--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp")
+    one, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=False)["state_dict"] for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert one["network.feedback.weight"].any()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
