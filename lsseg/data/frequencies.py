@@ -42,8 +42,8 @@ def class_frequencies(source: Source, num_classes: int, progress: bool = False) 
 def median_frequency_weights(frequencies: npt.NDArray[np.float64]) -> list[float]:
     """w_c = median(f) / f_c over the classes that occur, 0 for the others (Zhang 2019, eq. 12; Eigen and Fergus 2015).
 
-    >>> median_frequency_weights(np.array([0.6, 0.2, 0.1, 0.0]))
-    [0.3333333333333333, 1.0, 2.0, 0.0]
+    >>> median_frequency_weights(np.array([0.5, 0.25, 0.125, 0.0]))
+    [0.5, 1.0, 2.0, 0.0]
     """
     occurring = frequencies > 0
     median = np.median(frequencies[occurring]) if occurring.any() else 0.0

@@ -1,10 +1,11 @@
 """Equations on tensors: no parameters, no state."""
 
 from lsseg.functional.boundary import boundary_counts, label_boundary
+from lsseg.functional.competition import competition
 from lsseg.functional.distance import signed_distance
 from lsseg.functional.heaviside import HeavisideKind, dirac, heaviside
 from lsseg.functional.level_set import Reduction, cross_entropy_level_set, level_set_energy
-from lsseg.functional.multiphase import Normalization, competition, multiphase_evolve
+from lsseg.functional.multiphase import Normalization, multiphase_evolve
 from lsseg.functional.partition import gaussian_log_posterior, largest_class, partition_level_sets, regions
 from lsseg.functional.scores import boundary_f1, class_iou, confusion_matrix, overlap_counts, pixel_accuracy
 

@@ -6,9 +6,9 @@ Legend: B images, C classes, H×W pixels; b images and n classes of a block. φ 
     F_i = log f_i - max(log ρ, max over j ≠ i of log f_j),   clipped to ± the speed limit
     κ_i = div(A ∇φ_i/|∇φ_i|),   A = Σ_j ∇φ_j ∇φ_jᵀ / (Σ_j |∇φ_j|² + η²), a 2×2 matrix for each pixel
 
-The maximum over the other classes needs the two best of each pixel, A three planes: nothing grows as C². Both equations
-are opaque custom operators with an analytic backward that recomputes instead of keeping planes, and work through planes
-that fit into a CPU's cache; on other devices everything at once.
+A takes three planes whatever C is: nothing grows as C². A time step is an opaque custom operator with an analytic
+backward that recomputes instead of keeping planes, and works through planes that fit into a CPU's cache; on other
+devices everything at once.
 """
 
 import math
@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
+from lsseg.functional.competition import competition, refuse_second_derivative
 from lsseg.functional.partition import largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
 
-# log f of a likelihood of exactly 0 or ∞: finite, and beyond everything that the speed limit lets through.
-LOG_RANGE = 1e4
 # How far a class without a pixel is kept below the winner of each pixel.
 MARGIN = 1e-4
 
@@ -82,19 +81,10 @@ def multiphase_evolve(
         return phi
     if present is None:
         present = regions(largest_class(phi.detach()), phi.shape[1]).flatten(2).any(2)
-    speed = _competition(log_f, math.log(rho), speed_limit)
+    speed = competition(log_f, rho, speed_limit)
     for _ in range(steps):
         phi, _ = _step(phi, speed, present, epsilon, dt, eta, normalize == "classes")
     return _hold_under(phi, present)
-
-
-def competition(log_likelihood: Tensor, rho: float = 0.5, speed_limit: float = 1.0) -> Tensor:
-    """F of every class (Zhang 2019, eq. 9-10 with ρ inside the logarithm), B×C×H×W, clipped to ± the speed limit.
-
-    >>> competition(torch.tensor([0.7, 0.2, 0.1]).log().view(1, 3, 1, 1), speed_limit=9).flatten()
-    tensor([ 0.3365, -1.2528, -1.9459])
-    """
-    return _competition(log_likelihood, math.log(rho), speed_limit)
 
 
 def _check(
@@ -144,86 +134,6 @@ def _any_risen(phi: Tensor, present: Tensor) -> bool:
             if bool((reduce(torch.maximum, absent) > best - MARGIN).any()):
                 return True
     return False
-
-
-# --- competition -----------------------------------------------------------------------------------------------------
-
-
-def _images(x: Tensor) -> list[slice]:
-    """One image at a time on a CPU, all of them elsewhere."""
-    return [slice(b, b + 1) for b in range(len(x))] if blocks.in_cache(x.device) else [slice(None)]
-
-
-def _finite(plane: Tensor) -> Tensor:
-    """A copy without infinities; values that far out are beyond the speed limit and pass no gradient."""
-    return plane.clamp(-LOG_RANGE, LOG_RANGE)
-
-
-def _two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest and the second largest over the classes of b×C×H×W, each b×H×W (-∞ for the second of one class)."""
-    first = _finite(x[:, 0])
-    second = torch.full_like(first, -math.inf)
-    lower = torch.empty_like(first)
-    for plane in map(_finite, x.unbind(1)[1:]):
-        torch.minimum(first, plane, out=lower)
-        torch.maximum(second, lower, out=second)
-        torch.maximum(first, plane, out=first)
-    return first, second
-
-
-@torch.library.custom_op("lsseg::multiphase_competition", mutates_args=())
-def _competition(log_f: Tensor, log_rho: float, limit: float) -> Tensor:
-    speed = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)
-    for image in _images(log_f):
-        first, second = _two_largest(log_f[image])
-        # Of equals each has the other as its rival, and then the second is the first.
-        over_first, over_second = first.clamp_min(log_rho), second.clamp_min(log_rho)
-        for plane, out in zip(map(_finite, log_f[image].unbind(1)), speed[image].unbind(1), strict=True):
-            torch.sub(plane, torch.where(plane == first, over_second, over_first), out=out)
-            out.clamp_(-limit, limit)
-    return speed
-
-
-@_competition.register_fake
-def _(log_f: Tensor, log_rho: float, limit: float) -> Tensor:
-    return log_f.new_empty(log_f.shape)
-
-
-@torch.library.custom_op("lsseg::multiphase_competition_backward", mutates_args=())
-def _competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float) -> Tensor:
-    by_log_f = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)
-    for image in _images(log_f):
-        first, second = _two_largest(log_f[image])
-        over_first, over_second = first.clamp_min(log_rho), second.clamp_min(log_rho)
-        to_first, to_second = torch.zeros_like(first), torch.zeros_like(first)
-        outs = by_log_f[image].unbind(1)
-        for plane, gradient, out in zip(log_f[image].unbind(1), by_speed[image].unbind(1), outs, strict=True):
-            won = plane == first
-            free = (plane - torch.where(won, over_second, over_first)).abs_() <= limit
-            torch.mul(gradient, free, out=out)
-            owed = out * won
-            to_second -= owed
-            to_first -= owed.neg_().add_(out)
-        # What the rivals owe, unless it is ρ that they are measured against.
-        to_first *= first > log_rho
-        to_second *= (second > log_rho) & (second < first)
-        for plane, out in zip(log_f[image].unbind(1), outs, strict=True):
-            out.addcmul_(to_first, plane == first).addcmul_(to_second, plane == second)
-    return by_log_f
-
-
-@_competition_backward.register_fake
-def _(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float) -> Tensor:
-    return log_f.new_empty(log_f.shape)
-
-
-def _keep_competition(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    log_f, ctx.log_rho, ctx.limit = inputs
-    ctx.save_for_backward(log_f)
-
-
-def _differentiate_competition(ctx: Any, by_speed: Tensor) -> tuple[Tensor | None, ...]:
-    return _competition_backward(by_speed, *ctx.saved_tensors, ctx.log_rho, ctx.limit), None, None
 
 
 # --- one time step ---------------------------------------------------------------------------------------------------
@@ -499,11 +409,5 @@ def _differentiate_step(ctx: Any, by_out: Tensor, _: Tensor) -> tuple[Tensor | N
     return by_phi, by_speed, None, None, None, None, None
 
 
-def _refuse(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError("the multiphase evolution is differentiable once; its second derivative is not implemented")
-
-
-_competition.register_autograd(_differentiate_competition, setup_context=_keep_competition)
-_competition_backward.register_autograd(_refuse)
 _step.register_autograd(_differentiate_step, setup_context=_keep_step)
-_step_backward.register_autograd(_refuse)
+_step_backward.register_autograd(refuse_second_derivative)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lsseg.errors import InputError
-from lsseg.functional import Normalization
 from lsseg.models.dfcn import DFCN
-from lsseg.models.multiphase import Likelihood, MultiphaseLevelSet
+from lsseg.models.multiphase import MultiphaseLevelSet
 from lsseg.models.output import SegOutput, Step
 from lsseg.models.step_norm import StepNorm, batch_norms, split_by_step, statistics_untouched
 
@@ -34,19 +33,12 @@ class DMLS(nn.Module):
             :class:`~lsseg.models.DFCN` on ResNet-50. In YAML a class path and its arguments without ``num_classes``.
         steps: K ≥ 1; 4 in the paper. 1 leaves out the recurrence.
         level_set: Whether the multiphase layer is on.
-        likelihood: See :class:`~lsseg.models.MultiphaseLevelSet`, as the options down to ``normalize``.
-        epsilon: Weight of the curvature.
-        rho: Likelihood below which a class retreats.
-        truncation: Distances count up to it, in pixels.
-        dt: Time step.
-        inner_steps: Time steps of one evolution.
-        temperature: T at the start.
-        normalize: Of the curvature's tensor.
         batch_norm: Statistics of batch-norm over the steps: ``per_step`` (each step its own), ``shared``, or
             ``frozen`` (the running ones, in training, too; weight and bias are still learnt). Null is ``per_step``,
             frozen while a training batch (of one process) has a single image.
         checkpoint: Keep nothing of a step but its input and output, and compute it again in the backward pass: the
             memory of about one step, a third more time.
+        **options: Of the layer, see :class:`~lsseg.models.MultiphaseLevelSet`.
 
     Raises:
         InputError: If a value is out of range, or the network has no convolution on three channels.
@@ -63,16 +55,9 @@ class DMLS(nn.Module):
         network: Callable[[int], nn.Module] | None = None,
         steps: int = 4,
         level_set: bool = True,
-        likelihood: Likelihood = "confidence",
-        epsilon: float = 1.0,
-        rho: float = 0.5,
-        truncation: float = 10.0,
-        dt: float = 0.5,
-        inner_steps: int = 1,
-        temperature: float = 0.1,
-        normalize: Normalization = "gradient",
         batch_norm: Literal["per_step", "shared", "frozen"] | None = None,
         checkpoint: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
         if steps < 1:
@@ -81,11 +66,7 @@ class DMLS(nn.Module):
         self.steps = steps
         self.batch_norm = batch_norm
         self.checkpoint = checkpoint
-        self.level_set: MultiphaseLevelSet | None = None
-        if level_set:
-            self.level_set = MultiphaseLevelSet(
-                likelihood, epsilon, rho, truncation, dt, inner_steps, temperature, normalize
-            )
+        self.level_set = MultiphaseLevelSet(**options) if level_set else None
         self.feedback: nn.Conv2d | None = None
         self._previous: Tensor | None = None
         if steps > 1:

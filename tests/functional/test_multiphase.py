@@ -13,7 +13,6 @@ from lsseg.functional import (
     blocks,
     competition,
     largest_class,
-    multiphase,
     multiphase_evolve,
     partition_level_sets,
     regions,
@@ -106,9 +105,11 @@ def test_operators_are_well_formed():
     phi, log_f = random_fields((1, 3, 4, 5))
     present = torch.ones(1, 3, dtype=torch.bool)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(multiphase._competition, (log_f.requires_grad_(), -0.7, 1.0), test_utils=tests)
+    torch.library.opcheck(
+        torch.ops.lsseg.multiphase_competition.default, (log_f.requires_grad_(), -0.7, 1.0), test_utils=tests
+    )
     arguments = (phi.requires_grad_(), log_f.detach(), present, 1.0, 0.5, 0.1, False)
-    torch.library.opcheck(multiphase._step, arguments, test_utils=tests)
+    torch.library.opcheck(torch.ops.lsseg.multiphase_step.default, arguments, test_utils=tests)
 
 
 # --- invariants ------------------------------------------------------------------------------------------------------
