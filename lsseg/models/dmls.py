@@ -78,12 +78,11 @@ class DMLS(nn.Module):
         """Scores of a B×3×H×W image with values in [0, 1], and those of every step."""
         if self.training:
             self._freeze(self.batch_norm == "frozen" or (self.batch_norm is None and len(image) == 1))
-        previous: Tensor | None = None
         steps: list[Step] = []
         for number in range(self.steps):
+            previous = torch.softmax(steps[-1].last, 1) if steps else None
             run = self._checkpointed if self.checkpoint and torch.is_grad_enabled() else self._step
             steps.append(run(number, image, previous))
-            previous = torch.softmax(steps[-1].last, 1)
         return SegOutput(steps[-1].last, tuple(steps))
 
     def _step(self, number: int, image: Tensor, previous: Tensor | None) -> Step:
