@@ -30,6 +30,7 @@ from lsseg.functional import (
     partition_level_sets,
     regions,
 )
+from lsseg.models.multiphase import enlarged
 
 LABELS = {"confidence": "the scores", "colour": "Gaussian of colours", "features": "Gaussian of features"}
 
@@ -60,7 +61,7 @@ def evolved(network: Any, image: torch.Tensor, time: float) -> tuple[torch.Tenso
     scores = log_scores.exp()
     region = regions(largest_class(scores), scores.shape[1])
     phi = partition_level_sets(scores, region)
-    features = torch.nn.functional.interpolate(output.features, image.shape[-2:], mode="bilinear")
+    features = enlarged(output.features, output.feature_stride, scores)
     likelihoods = {
         "confidence": log_scores,
         "colour": gaussian_log_posterior(image, scores, region),

@@ -14,7 +14,7 @@ def class_frequencies(source: Source, num_classes: int, progress: bool = False) 
     """f_c: pixels of class c ÷ valid pixels of the images in which c occurs; 0 for a class that never occurs.
 
     Args:
-        source: A split; every mask of it is read once.
+        source: A split; all of it is read once.
         num_classes: C.
         progress: Show a bar.
 

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from lsseg.functional import blocks
 
+# Squares of distances up to this are told from their neighbours in float32 (2¹² squared has 24 bits).
+EXACT_BELOW = 1200
+
 
 def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
     """Signed distance to the contour of a mask: d_in - ½ inside, ½ - d_out outside.
@@ -71,7 +74,10 @@ def _by_library(mask: Tensor, limit: float) -> Tensor:
 
 def _to_nearest_zero(plane: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     distance: npt.NDArray[np.float32] = cv2.distanceTransform(plane, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return distance
+    if sum(plane.shape) > EXACT_BELOW:
+        return distance
+    # Its last bit depends on where in memory the result lies. The square is a whole number, whose root is exact.
+    return np.sqrt(np.rint(np.square(distance, out=distance), out=distance), out=distance)
 
 
 def _reach(plane: npt.NDArray[np.uint8], margin: int) -> tuple[slice, slice]:
@@ -101,7 +107,8 @@ def _squared_distance(mask: Tensor, reach: int) -> Tensor:
     min over (dy, dx) of dy² + dx² is a minimum over columns of a minimum over rows, in integers, hence exact.
     """
     far = (reach + 1) ** 2
-    squared = torch.where(mask, 0, far).to(torch.int16 if 3 * far < 2**15 else torch.int32)
+    kind = torch.int16 if 3 * far < 2**15 else torch.int32
+    squared = torch.full(mask.shape, far, dtype=kind, device=mask.device).masked_fill_(mask, 0)
     for dim in (1, 2):
         size = squared.shape[dim]
         nearest = squared.clone()

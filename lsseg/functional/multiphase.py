@@ -25,7 +25,7 @@ from lsseg.functional.partition import largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
 
-# How far a class without a pixel is kept below the winner of each pixel.
+# How far a class without a pixel is kept below the winner of each pixel, and relative to it where |φ| > 1.
 MARGIN = 1e-4
 
 
@@ -49,10 +49,10 @@ def multiphase_evolve(
     others fall below it, it is held under them; so a class that is absent stays absent.
 
     Args:
-        phi: B×C×H×W, positive inside, on any scale (contours move in pixels per unit time whatever it is). The region
-            of a class is where its φ is the largest.
+        phi: B×C×H×W, positive inside; contours move in pixels per unit time on any scale on which gradients are well
+            above η. The region of a class is where its φ is the largest.
         log_likelihood: B×C×H×W, log f; -∞ is taken as -10 000.
-        epsilon: ε ≥ 0, weight of the curvature.
+        epsilon: ε ≥ 0, weight of the curvature; dt · ε may not exceed 1, the bound of its stability.
         rho: ρ in (0, 1]: a class whose likelihood is below it retreats even without a rival.
         dt: Δt in (0, ½], the bound of stability for a speed limit of 1.
         steps: Number of time steps; 0 returns φ.
@@ -109,6 +109,10 @@ def _check(
         raise ValueError(f"rho must lie in (0, 1], not {rho}")
     if not 0 < dt <= 0.5 or not 0 < dt * speed_limit <= 0.5:
         raise ValueError(f"dt and dt · speed_limit must lie in (0, ½], not {dt} and {dt * speed_limit}")
+    if not dt * epsilon <= 1:
+        raise ValueError(
+            f"dt · epsilon must not exceed 1, beyond which the curvature's step is unstable: {dt * epsilon}"
+        )
     if not steps >= 0:
         raise ValueError(f"steps must not be negative, not {steps}")
     if not eta > 0:
@@ -123,7 +127,11 @@ def _hold_under(phi: Tensor, present: Tensor) -> Tensor:
         return phi
     mask = present[:, :, None, None]
     best = phi.masked_fill(~mask, -math.inf).amax(1, keepdim=True)
-    return torch.where(mask, phi, torch.minimum(phi, best - MARGIN))
+    return torch.where(mask, phi, torch.minimum(phi, _below(best)))
+
+
+def _below(best: Tensor) -> Tensor:
+    return best - MARGIN * best.detach().abs().clamp_min(1)
 
 
 def _any_risen(phi: Tensor, present: Tensor) -> bool:
@@ -131,7 +139,7 @@ def _any_risen(phi: Tensor, present: Tensor) -> bool:
         absent = [plane for plane, known in zip(planes, here, strict=True) if not known]
         if absent:
             best = reduce(torch.maximum, [plane for plane, known in zip(planes, here, strict=True) if known])
-            if bool((reduce(torch.maximum, absent) > best - MARGIN).any()):
+            if bool((reduce(torch.maximum, absent) > _below(best)).any()):
                 return True
     return False
 
@@ -334,8 +342,9 @@ def _upwind_backward(g: Tensor, planes: _Planes, force: Tensor) -> tuple[Tensor,
     ux, ahead_x = _upwind(planes.dx, sign, -1)
     uy, ahead_y = _upwind(planes.dy, sign, -2)
     norm = (ux * ux).addcmul_(uy, uy).sqrt_()
-    # At a norm of 0 both components are 0, and so is the gradient that is chosen there.
-    share = (g * force).div_(norm.clamp_min(torch.finfo(g.dtype).tiny))
+    # At a norm of 0 both components are 0, and so is the gradient that is chosen there (the bound is large enough for
+    # the quotient to stay finite whatever a gradient scaler makes of g).
+    share = (g * force).div_(norm.clamp_min(1e-12))
     gradient = _difference_adjoint(_upwind_adjoint(share * ux, ux, ahead_x, sign, -1), -1)
     _add_difference_adjoint(gradient, _upwind_adjoint(share.mul_(uy), uy, ahead_y, sign, -2), -2)
     return gradient, norm.mul_(g)

@@ -78,7 +78,7 @@ def gaussian_log_posterior(values: Tensor, scores: Tensor, region: Tensor) -> Te
         region: B×C×H×W bool, the region of every class.
 
     Returns:
-        B×C×H×W, float32 at least; -∞ for a class without a region.
+        B×C×H×W; -∞ for a class without a region.
 
     >>> values = torch.tensor([0.0, 0.1, 0.9, 1.0]).view(1, 1, 1, 4)
     >>> region = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]]).view(1, 3, 1, 4) > 0

@@ -57,7 +57,7 @@ class DFCN(EncoderNet):
         for level, lateral, merge in zip(self.levels[1:], self.lateral, self.merge, strict=True):
             x = merge(_enlarged(x, maps[level].shape[-2:]) + lateral(maps[level]))
         logits = _enlarged(self.classifier(x), padded.shape[-2:])
-        return SegOutput(self.crop(logits, image, padded), features=self.crop(x, image, padded))
+        return self.output(logits, x, image, padded)
 
 
 def dilated_convolution(inputs: int, outputs: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 Legend: B images, C classes, H×W pixels, K steps.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -66,7 +67,8 @@ class DMLS(nn.Module):
         self.steps = steps
         self.batch_norm = batch_norm
         self.checkpoint = checkpoint
-        self.level_set = MultiphaseLevelSet(**options) if level_set else None
+        layer = MultiphaseLevelSet(**options)  # made in any case: a key that it does not know is an error
+        self.level_set = layer if level_set else None
         self.feedback: nn.Conv2d | None = None
         self._previous: Tensor | None = None
         if steps > 1:
@@ -90,11 +92,13 @@ class DMLS(nn.Module):
         for module in self.network.modules():
             if isinstance(module, StepNorm):
                 module.step = number
-        output: SegOutput = self.network(image)
-        self._previous = None
+        try:
+            output: SegOutput = self.network(image)
+        finally:  # whatever happens, no graph outlives the call
+            self._previous = None
         if self.level_set is None:
             return Step(output.logits)
-        phi = self.level_set(output.logits, image, output.features)
+        phi = self.level_set(output.logits, image, output.features, output.feature_stride)
         return Step(output.logits, self.level_set.scores(phi))
 
     def _checkpointed(self, number: int, image: Tensor, previous: Tensor | None) -> Step:
@@ -117,16 +121,10 @@ class DMLS(nn.Module):
                 f"network.network {type(self.network).__name__} has no convolution on the three channels of an image, "
                 "which the previous prediction could enter"
             )
-        kernel = nn.Conv2d(
-            num_classes,
-            first.out_channels,
-            first.kernel_size,  # type: ignore[arg-type]
-            first.stride,  # type: ignore[arg-type]
-            first.padding,  # type: ignore[arg-type]
-            first.dilation,  # type: ignore[arg-type]
-            bias=False,
-        )
-        nn.init.zeros_(kernel.weight)
+        # A copy, since the convolutions of some encoders are no plain ones and pad on their own.
+        kernel = copy.deepcopy(first)
+        kernel.in_channels, kernel.bias = num_classes, None
+        kernel.weight = nn.Parameter(torch.zeros(first.out_channels, num_classes, *first.kernel_size))
         first.register_forward_hook(self._add_previous)
         return kernel
 
@@ -136,4 +134,4 @@ class DMLS(nn.Module):
         (height, width), size = inputs[0].shape[-2:], self._previous.shape[-2:]
         # The network has padded the image right and below; nothing is predicted there.
         previous = F.pad(self._previous, (0, width - size[1], 0, height - size[0]))
-        return response + self.feedback(previous)
+        return response + self.feedback(previous.to(self.feedback.weight.dtype))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
+from lsseg.models.output import SegOutput
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -47,13 +48,12 @@ class EncoderNet(nn.Module):
         return F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
 
     @staticmethod
-    def crop(x: Tensor, image: Tensor, padded: Tensor) -> Tensor:
-        """Cut what came of the padding off a map of any resolution."""
-        height, width = (
-            -(-size // (whole // part))
-            for size, whole, part in zip(image.shape[-2:], padded.shape[-2:], x.shape[-2:], strict=True)
-        )
-        return x[..., :height, :width]
+    def output(logits: Tensor, features: Tensor, image: Tensor, padded: Tensor) -> SegOutput:
+        """Scores and features without what came of the padding."""
+        height, width = image.shape[-2:]
+        stride = padded.shape[-1] // features.shape[-1]
+        kept = features[..., : -(-height // stride), : -(-width // stride)]
+        return SegOutput(logits[..., :height, :width], features=kept, feature_stride=stride)
 
 
 def make_encoder(name: str, weights: str | None, dilated: bool = False) -> tuple[nn.Module, list[int], list[int]]:

@@ -59,15 +59,14 @@ class FCN(EncoderNet):
         self.enlarge = nn.ModuleList(bilinear_doubling(num_classes) for _ in widths[1:])
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]; the features are those at stride 32."""
+        """Scores of a B×3×H×W image with values in [0, 1]; the features are the finest that it scores."""
         padded = self.prepare(image)
         maps = self.encoder(padded)
-        features = self.hidden(maps[self.levels[0]])
-        x = self.scores[0](features)
+        x = self.scores[0](self.hidden(maps[self.levels[0]]))
         for level, score, enlarge in zip(self.levels[1:], self.scores[1:], self.enlarge, strict=True):
             x = enlarge(x) + score(maps[level])
         logits = nn.functional.interpolate(x, padded.shape[-2:], mode="bilinear", align_corners=False)
-        return SegOutput(self.crop(logits, image, padded), features=self.crop(features, image, padded))
+        return self.output(logits, maps[self.levels[-1]], image, padded)
 
 
 def _fully_connected(inputs: int, width: int) -> nn.Sequential:

@@ -4,7 +4,7 @@ Legend: B images, C classes, D features, H×W pixels.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class MultiphaseLevelSet(nn.Module):
     Args:
         likelihood: f in the competition: ``confidence``, the scores themselves (section III.C of the paper);
             ``colour`` or ``features``, a Gaussian of what each region of the image looks like, as a posterior (eq. 9).
-        epsilon: ε ≥ 0, weight of the curvature; 1 in the paper.
+        epsilon: ε in [0, 1/Δt], weight of the curvature; 1 in the paper.
         rho: ρ in (0, 1], likelihood below which a class retreats; 0.5 in the paper.
         truncation: τ > 0 in pixels: distances count up to it.
         dt: Δt in (0, ½].
@@ -59,12 +59,14 @@ class MultiphaseLevelSet(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, valid, right in (
-            ("epsilon", epsilon, epsilon >= 0, "must not be negative"),
-            ("rho", rho, 0 < rho <= 1, "must lie in (0, 1]"),
-            ("truncation", truncation, truncation > 0, "must be positive, in pixels"),
+            ("likelihood", likelihood, likelihood in get_args(Likelihood), f"must be one of {get_args(Likelihood)}"),
             ("dt", dt, 0 < dt <= 0.5, "must lie in (0, 0.5]"),
+            ("epsilon", epsilon, 0 <= dt * epsilon <= 1, f"must lie in [0, {1 / dt if dt else 0:g}], from 0 to 1/dt"),
+            ("rho", rho, 0 < rho <= 1, "must lie in (0, 1]"),
+            ("truncation", truncation, 0 < truncation < math.inf, "must be positive, in pixels"),
             ("inner_steps", inner_steps, inner_steps >= 1, "must be at least 1"),
-            ("temperature", temperature, temperature > 0, "must be positive"),
+            ("temperature", temperature, 0 < temperature < math.inf, "must be positive"),
+            ("normalize", normalize, normalize in get_args(Normalization), f"must be one of {get_args(Normalization)}"),
         ):
             if not valid:
                 raise InputError(f"network.{name} {right}, not {value}")
@@ -84,13 +86,20 @@ class MultiphaseLevelSet(nn.Module):
         """Logits of the refined prediction, φ/T."""
         return _Scale.apply(phi, (-self.log_temperature).exp())
 
-    def forward(self, logits: Tensor, image: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        image: Tensor | None = None,
+        features: Tensor | None = None,
+        feature_stride: int = 1,
+    ) -> Tensor:
         """Evolved φ, B×C×H×W in float32 at least.
 
         Args:
             logits: B×C×H×W scores.
             image: B×3×H×W, for the likelihood ``colour``.
             features: B×D×h×w (see :class:`~lsseg.models.SegOutput`), for the likelihood ``features``.
+            feature_stride: Pixels per feature.
 
         Raises:
             InputError: If what the likelihood needs is missing.
@@ -101,7 +110,7 @@ class MultiphaseLevelSet(nn.Module):
             scores = log_scores.exp()
             region = regions(largest_class(logits), logits.shape[1])
             phi = partition_level_sets(scores, region, self.truncation)
-            log_f = self._log_likelihood(log_scores, scores, region, image, features)
+            log_f = self._log_likelihood(log_scores, scores, region, image, features, feature_stride)
             return multiphase_evolve(
                 phi,
                 log_f,
@@ -114,14 +123,21 @@ class MultiphaseLevelSet(nn.Module):
             )
 
     def _log_likelihood(
-        self, log_scores: Tensor, scores: Tensor, region: Tensor, image: Tensor | None, features: Tensor | None
+        self,
+        log_scores: Tensor,
+        scores: Tensor,
+        region: Tensor,
+        image: Tensor | None,
+        features: Tensor | None,
+        feature_stride: int,
     ) -> Tensor:
         if self.likelihood == "confidence":
             return log_scores
-        values = image if self.likelihood == "colour" else features
+        values, stride = (image, 1) if self.likelihood == "colour" else (features, feature_stride)
         if values is None:
-            raise InputError(f"network.likelihood {self.likelihood!r} needs a network that returns its features")
-        return gaussian_log_posterior(_at_full_size(values.to(scores.dtype), scores), scores, region)
+            what = "the image" if self.likelihood == "colour" else "a network that returns its features"
+            raise InputError(f"network.likelihood {self.likelihood!r} needs {what}")
+        return gaussian_log_posterior(enlarged(values.to(scores.dtype), stride, scores), scores, region)
 
 
 class _Scale(torch.autograd.Function):
@@ -138,10 +154,8 @@ class _Scale(torch.autograd.Function):
         return gradient * factor, torch.dot(gradient.reshape(-1), phi.reshape(-1)).to(factor.dtype)
 
 
-def _at_full_size(values: Tensor, scores: Tensor) -> Tensor:
-    """Enlarge features of stride s to the scores' size, pixel on pixel."""
-    height, width = scores.shape[-2:]
-    if values.shape[-2:] == (height, width):
-        return values
-    stride = max(-(-height // values.shape[-2]), -(-width // values.shape[-1]))
-    return F.interpolate(values, scale_factor=stride, mode="bilinear", align_corners=False)[..., :height, :width]
+def enlarged(values: Tensor, stride: int, like: Tensor) -> Tensor:
+    """Features of a stride at every pixel, each in the middle of the pixels that it stands for."""
+    if stride > 1:
+        values = F.interpolate(values, scale_factor=stride, mode="bilinear", align_corners=False)
+    return values[..., : like.shape[-2], : like.shape[-1]]

@@ -28,10 +28,11 @@ class SegOutput(NamedTuple):
     Attributes:
         logits: B×C×H×W scores at the input's resolution.
         steps: The steps towards them, first to last, for deep supervision and panels; empty for a plain network.
-        features: B×D×h×w features that the scores were read from, for likelihoods; a network may leave them out. Their
-            first pixel lies where the image's does, h = ⌈H/s⌉ and w = ⌈W/s⌉ for some stride s.
+        features: B×D×h×w features that the scores were read from, for likelihoods; a network may leave them out.
+        feature_stride: s: a feature stands for s×s pixels, h = ⌈H/s⌉ and w = ⌈W/s⌉.
     """
 
     logits: Tensor
     steps: tuple[Step, ...] = ()
     features: Tensor | None = None
+    feature_stride: int = 1

@@ -48,10 +48,12 @@ class SmpNet(EncoderNet):
     def forward(self, image: Tensor) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1], and the decoder's features."""
         padded = self.prepare(image)
-        logits = self.net(padded)
-        features, self._features = self._features, None
-        kept = None if features is None else self.crop(features, image, padded)
-        return SegOutput(self.crop(logits, image, padded), features=kept)
+        try:
+            logits = self.net(padded)
+            assert self._features is not None
+            return self.output(logits, self._features, image, padded)
+        finally:  # whatever happens, no graph outlives the call
+            self._features = None
 
     def _keep(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """What the head is given are the decoder's features."""

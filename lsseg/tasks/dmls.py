@@ -57,6 +57,8 @@ class DMLSTask(SegmentationTask):
         steps = self.network.steps if isinstance(self.network, DMLS) else 1
         if step_weights is not None and (len(step_weights) != steps or min(step_weights) < 0):
             raise InputError(f"model.step_weights must be {steps} numbers of at least 0, not {step_weights}")
+        if step_weights is not None and not deep_supervision:
+            raise InputError("model.step_weights needs model.deep_supervision")
         self.deep_supervision = deep_supervision
         self.step_weights = step_weights or [1.0] * steps
 

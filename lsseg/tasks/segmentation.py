@@ -63,6 +63,7 @@ class SegmentationTask(pl.LightningModule):
         self.recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
         self.window = window
         self.trained_steps = 0
+        self._refines = True
         self.val_loss = MeanMetric()
         self.val_scores = Scores(num_classes)
         self.test_scores = Scores(num_classes)
@@ -70,7 +71,9 @@ class SegmentationTask(pl.LightningModule):
 
     def forward(self, image: Tensor) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]."""
-        return self.network(image)
+        output: SegOutput = self.network(image)
+        self._refines = bool(output.steps)
+        return output
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
         """The terms of the training loss by name; ``loss`` is what is minimised."""
@@ -136,7 +139,8 @@ class SegmentationTask(pl.LightningModule):
             steps = [step.last for step in self(part).steps]
             return torch.cat(steps, 1) if steps else part[:, :0]
 
-        scores = self._in_windows(every, image)
+        # That a network is a plain one is known as soon as it has run once.
+        scores = self._in_windows(every, image) if self._refines else image[:, :0]
         return list(torch.split(scores, self.num_classes, 1)) if scores.shape[1] else []
 
     def on_validation_epoch_end(self) -> None:
