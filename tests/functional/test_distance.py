@@ -49,6 +49,18 @@ def test_both_ways_agree(height, width, seed, truncation):
     torch.testing.assert_close(signed_distance(mask, truncation), windowed_signed_distance(mask, truncation))
 
 
+def test_the_same_to_the_last_bit_wherever_it_lies_in_memory():
+    mask = torch.rand(40, 52, generator=torch.Generator().manual_seed(0)) < 0.3
+    first = signed_distance(mask, 10.0)
+    keep = []
+    for size in range(1, 60):
+        keep.append(torch.empty(size))  # moves what is allocated next
+        assert torch.equal(signed_distance(mask.clone(), 10.0), first)
+    squared = (first.double().abs() + 0.5).square()
+    inside = first.abs() < 10
+    assert torch.equal(squared[inside].round().sqrt().float(), (first.abs() + 0.5)[inside])
+
+
 def test_any_leading_dimensions():
     mask = torch.rand(2, 3, 8, 9) < 0.4
     together = signed_distance(mask, 4.0)

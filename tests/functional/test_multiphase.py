@@ -252,6 +252,23 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(out, multiphase_evolve(phi.float(), log_f.float()))
 
 
+def test_large_gradients_do_not_overflow():
+    """As those of a loss scaler; where a level set is at a local extremum its upwind norm is 0."""
+    phi, log_f = (field.requires_grad_() for field in random_fields((1, 3, 8, 8), dtype=torch.float32))
+    (multiphase_evolve(phi, log_f) * 65536.0 * 100).sum().backward()
+    assert torch.isfinite(phi.grad).all()
+    assert torch.isfinite(log_f.grad).all()
+
+
+def test_bounded_over_many_steps_at_the_limit_of_stability():
+    scores = scene(5, (20, 24), 1, sharpness=60.0)
+    scores[:, 0] *= 0.01
+    scores = (scores / scores.sum(1, keepdim=True)).float()
+    phi = evolve_scores(scores, epsilon=2.0, steps=60)
+    assert phi.abs().max() < 20
+    assert set(phi.argmax(1).unique().tolist()) <= set(scores.argmax(1).unique().tolist())
+
+
 def test_no_steps_change_nothing():
     phi, log_f = random_fields((1, 2, 4, 4))
     assert torch.equal(multiphase_evolve(phi, log_f, steps=0), phi)
@@ -266,6 +283,7 @@ def test_no_steps_change_nothing():
         ({"dt": 0.0}, "dt"),
         ({"dt": 0.6}, "dt"),
         ({"speed_limit": 2.0}, "speed_limit"),
+        ({"epsilon": 2.1}, "epsilon"),
         ({"steps": -1}, "steps"),
         ({"eta": 0.0}, "eta"),
         ({"normalize": "nothing"}, "normalize"),

@@ -8,6 +8,7 @@ from torch import nn
 
 from lsseg.errors import InputError
 from lsseg.models import DFCN, DMLS, FCN, MultiphaseLevelSet, SegOutput, SmpNet
+from lsseg.models.multiphase import enlarged
 from lsseg.models.step_norm import StepNorm, batch_norms
 
 TINY = "tu-test_resnet.r160_in1k"
@@ -81,6 +82,7 @@ def test_one_step_has_no_recurrence():
         partial(SmpNet, architecture="segformer", encoder_name="mit_b0"),
         partial(FCN, encoder_name="vgg11", width=16),
         partial(DFCN, encoder_name="vgg11", width=8),
+        partial(DFCN, encoder_name="efficientnet-b0", width=8),  # its first convolution pads by itself
     ],
 )
 @pytest.mark.parametrize("likelihood", ["confidence", "colour", "features"])
@@ -94,6 +96,40 @@ def test_wraps_any_network_with_any_likelihood(network, likelihood):
     for parameter in (net.feedback.weight, net.level_set.log_temperature):
         assert torch.isfinite(parameter.grad).all()
         assert parameter.grad.any()
+
+
+def test_gradients_flow_back_through_the_previous_prediction():
+    net = with_feedback(make(steps=2)).train()
+    first, second = net(image(2)).steps
+    (gradient,) = torch.autograd.grad(second.logits.square().sum(), first.refined)
+    assert gradient.any()
+
+
+def test_features_of_a_stride_lie_where_the_image_does():
+    """A network whose features are the true place of each pixel, at stride 4 of an image that is no multiple of it."""
+
+    class Places(nn.Module):
+        def forward(self, x):
+            height, width = x.shape[-2:]
+            rows = torch.arange(-(-height // 4)) * 4 + 1.5
+            columns = torch.arange(-(-width // 4)) * 4 + 1.5
+            grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+            return SegOutput(x, features=grid.expand(len(x), -1, -1, -1), feature_stride=4)
+
+    places = enlarged(Places()(torch.zeros(1, 3, 33, 46)).features, 4, torch.zeros(1, 3, 33, 46))
+    rows, columns = torch.meshgrid(torch.arange(33.0), torch.arange(46.0), indexing="ij")
+    inner = (..., slice(2, 30), slice(2, 42))
+    torch.testing.assert_close(places[0][inner], torch.stack([rows, columns])[inner])
+
+
+@pytest.mark.parametrize("size", [(33, 33), (45, 70), (64, 64), (9, 90)])
+@pytest.mark.parametrize(
+    "network", [dfcn, partial(FCN, encoder_name=TINY, width=8), partial(SmpNet, encoder_name=TINY)]
+)
+def test_features_cover_the_image(network, size):
+    output = network(3).eval()(torch.rand(1, 3, *size))
+    stride = output.feature_stride
+    assert output.features.shape[-2:] == (-(-size[0] // stride), -(-size[1] // stride))
 
 
 def test_a_network_without_features_cannot_have_their_likelihood():
@@ -170,6 +206,18 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(batch_norm):
         torch.testing.assert_close(ours[key], value, msg=key)
 
 
+def test_nothing_of_a_graph_is_left_behind():
+    network = partial(SmpNet, encoder_name=TINY, decoder={"decoder_channels": [16, 16, 8, 8, 8]})
+    net = with_feedback(DMLS(3, network, steps=2, level_set=False, checkpoint=True))
+    net(image(2, (64, 64))).logits.mean().backward()
+    copy.deepcopy(net)  # fails with a tensor of a graph inside
+
+
+def test_half_precision_weights():
+    net = with_feedback(make(steps=2)).bfloat16()
+    assert net(image().bfloat16()).logits.shape == (2, 3, 33, 46)
+
+
 def test_a_copy_is_independent():
     net = with_feedback(make(steps=2)).eval()
     other = copy.deepcopy(net)
@@ -226,9 +274,15 @@ def test_undecided_and_one_class_images(logits):
     ("option", "value"),
     [
         ("steps", 0), ("rho", 0.0), ("rho", 1.01), ("rho", float("nan")), ("truncation", 0.0), ("epsilon", -1.0),
-        ("dt", 0.7), ("inner_steps", 0), ("temperature", 0.0),
+        ("dt", 0.7), ("inner_steps", 0), ("temperature", 0.0), ("epsilon", 2.1), ("epsilon", float("inf")),
+        ("truncation", float("inf")), ("likelihood", "feature"), ("normalize", "x"),
     ],
 )  # fmt: skip
 def test_bad_options_are_named(option, value):
     with pytest.raises(InputError, match=f"network.{option}"):
         make(**{option: value})
+
+
+def test_unknown_options_are_refused_even_where_the_layer_is_off():
+    with pytest.raises(TypeError, match="epsilom"):
+        make(level_set=False, epsilom=3)

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import nn
+
+from lsseg.errors import InputError
+from lsseg.losses import WeightedCrossEntropy
+from lsseg.models import DMLS, SegOutput, Step
+from lsseg.tasks import DMLSTask
+
+
+def network(classes, **options):
+    class Pointwise(nn.Sequential):
+        def forward(self, image):
+            return SegOutput(super().forward(image))
+
+    return DMLS(classes, lambda count: Pointwise(nn.Conv2d(3, count, 1)), **{"steps": 2, **options})
+
+
+def task(**options):
+    torch.manual_seed(0)
+    return DMLSTask(3, network, **{"class_weights": [0.5, 1.0, 2.0], **options})
+
+
+def example():
+    g = torch.Generator().manual_seed(1)
+    parts = [torch.randn(2, 3, 6, 7, generator=g) for _ in range(4)]
+    target = torch.randint(0, 3, (2, 6, 7), generator=g)
+    output = SegOutput(parts[3], (Step(parts[0], parts[1]), Step(parts[2], parts[3])))
+    return parts, target, output
+
+
+def test_every_step_and_both_its_predictions_are_supervised():
+    parts, target, output = example()
+    terms = task(step_weights=[0.25, 3.0], boundary_weight=2.0).losses(output, target)
+    one, two, three, four = (WeightedCrossEntropy([0.5, 1.0, 2.0], 2.0)(part, target) for part in parts)
+    torch.testing.assert_close(terms["step1"], one + two)
+    torch.testing.assert_close(terms["step2"], three + four)
+    torch.testing.assert_close(terms["loss"], 0.25 * (one + two) + 3.0 * (three + four))
+
+
+def test_without_deep_supervision_only_the_last_prediction_is():
+    parts, target, output = example()
+    terms = task(deep_supervision=False).losses(output, target)
+    assert terms.keys() == {"loss"}
+    torch.testing.assert_close(terms["loss"], WeightedCrossEntropy([0.5, 1.0, 2.0])(parts[3], target))
+
+
+def test_without_level_sets_there_is_one_prediction_a_step():
+    parts, target, _ = example()
+    output = SegOutput(parts[1], (Step(parts[0]), Step(parts[1])))
+    terms = task().losses(output, target)
+    one, two = (WeightedCrossEntropy([0.5, 1.0, 2.0])(part, target) for part in parts[:2])
+    torch.testing.assert_close(terms["loss"], one + two)
+
+
+def test_phi_is_positive_exactly_inside_each_region():
+    made = task()
+    made.network.level_set.log_temperature.data.fill_(-1.0)
+    logits = example()[0][0]
+    phi = made.phi(logits)
+    scaled = logits * torch.tensor(-1.0).exp()
+    for label in range(3):
+        rivals = scaled[:, [other for other in range(3) if other != label]].amax(1)
+        torch.testing.assert_close(phi[:, label], scaled[:, label] - rivals)
+    assert torch.equal((phi > 0).sum(1), torch.ones(2, 6, 7, dtype=torch.long))
+    assert torch.equal((phi > 0).to(torch.uint8).argmax(1), logits.argmax(1))
+
+
+def test_phi_without_level_sets_is_that_of_the_probabilities():
+    logits = example()[0][0]
+    plain = DMLSTask(3, lambda classes: network(classes, level_set=False), class_weights=None)
+    torch.testing.assert_close(plain.phi(logits), logits.softmax(1) - 0.5)
+
+
+def test_evolution_ends_with_the_prediction():
+    made = task().eval()
+    image = torch.rand(1, 3, 20, 24)
+    with torch.no_grad():
+        steps = made.evolution(image)
+        assert len(steps) == 2
+        torch.testing.assert_close(steps[-1], made.infer(image))
+
+
+def test_step_weights_need_deep_supervision():
+    with pytest.raises(InputError, match=r"step_weights needs model\.deep_supervision"):
+        task(step_weights=[1.0, 1.0], deep_supervision=False)
