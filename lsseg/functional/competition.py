@@ -37,6 +37,11 @@ def _finite(plane: Tensor) -> Tensor:
     return plane.clamp(-LOG_RANGE, LOG_RANGE)
 
 
+def equal(one: Tensor, other: Tensor) -> Tensor:
+    """1 where both are equal, else 0, as numbers: on a CPU four times as fast as a mask, and so is what follows."""
+    return torch.eq(one, other, out=torch.empty_like(one))
+
+
 def _two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     """The largest and the second largest over the classes of b×C×H×W, each b×H×W (-∞ for the second of one class)."""
     first = _finite(x[:, 0])
@@ -76,17 +81,17 @@ def _competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit
         to_first, to_second = torch.zeros_like(first), torch.zeros_like(first)
         outs = by_log_f[image].unbind(1)
         for plane, gradient, out in zip(log_f[image].unbind(1), by_speed[image].unbind(1), outs, strict=True):
-            won = plane == first
-            free = (plane - torch.where(won, over_second, over_first)).abs_() <= limit
-            torch.mul(gradient, free, out=out)
-            owed = out * won
+            won = equal(plane, first)
+            excess = torch.lerp(over_first, over_second, won).sub_(plane).abs_()
+            torch.mul(gradient, torch.le(excess, limit, out=excess), out=out)
+            owed = won.mul_(out)
             to_second -= owed
-            to_first -= owed.neg_().add_(out)
+            to_first += owed.sub_(out)
         # What the rivals owe, unless it is ρ that they are measured against.
         to_first *= first > log_rho
         to_second *= (second > log_rho) & (second < first)
         for plane, out in zip(log_f[image].unbind(1), outs, strict=True):
-            out.addcmul_(to_first, plane == first).addcmul_(to_second, plane == second)
+            out.addcmul_(to_first, equal(plane, first)).addcmul_(to_second, equal(plane, second))
     return by_log_f
 
 

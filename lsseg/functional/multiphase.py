@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
-from lsseg.functional.competition import competition, refuse_second_derivative
+from lsseg.functional.competition import competition, equal, refuse_second_derivative
 from lsseg.functional.partition import largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
@@ -206,7 +206,7 @@ def _upwind_adjoint(g: Tensor, taken: Tensor, ahead: Tensor, sign: Tensor, dim: 
     """Gradient by the differences: each pixel's goes to the one that was taken; ``g`` is 0 where none was."""
     size = g.shape[dim] - 1
     signed = g * sign
-    by_ahead = signed * (ahead == taken)
+    by_ahead = equal(ahead, taken).mul_(signed)
     signed -= by_ahead
     return by_ahead.narrow(dim, 0, size) - signed.narrow(dim, 1, size)
 
@@ -256,8 +256,13 @@ def _sums(phi: Tensor, present: Tensor, eta: float, by_class: bool) -> Tensor:
         if mask is not None:
             vx, vy = vx * mask, vy * mask
         for plane, (one, two) in zip(sums[image].unbind(1), ((vx, vx), (vx, vy), (vy, vy)), strict=True):
-            plane.add_((one * two).sum(1))
+            plane.add_(_total(one * two))
     return sums
+
+
+def _total(planes: Tensor) -> Tensor:
+    """Sum over the classes of a block; that of one class costs nothing."""
+    return planes.sum(1) if planes.shape[1] > 1 else planes[:, 0]
 
 
 def _scale(sums: Tensor, classes: int, eta: float, by_class: bool) -> Tensor | int:
@@ -358,9 +363,9 @@ def _curvature_backward(g: Tensor, planes: _Planes, tensor: Tensor, by_tensor: T
     by_qx = _difference_adjoint(_spread_adjoint(by_divergence, -1), -1)
     by_qy = _difference_adjoint(_spread_adjoint(by_divergence, -2), -2)
     by_xx, by_xy, by_yy = by_tensor.unbind(1)
-    by_xx += (by_qx * nx).sum(1)
-    by_xy += (by_qx * ny).addcmul_(by_qy, nx).sum(1)
-    by_yy += (by_qy * ny).sum(1)
+    by_xx += _total(by_qx * nx)
+    by_xy += _total((by_qx * ny).addcmul_(by_qy, nx))
+    by_yy += _total(by_qy * ny)
     by_nx, by_ny = _flow(by_qx, by_qy, tensor)  # A is symmetric
     _add_through_normal(gradient, by_nx, by_ny, norm, nx, ny, divergence.mul_(g))
 
