@@ -43,6 +43,11 @@ RUN_FOLDER = "LSSEG_RUN_FOLDER"
 BOILERPLATE = re.compile(
     r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but"
 )
+CHATTERS = (
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric.utilities.rank_zero",
+    "pytorch_lightning.trainer.connectors.checkpoint_connector",
+)
 UNKNOWN_CLASS = r"'\1' is no known class; give a class of lsseg by its name, or yours by its import path"
 
 
@@ -263,8 +268,8 @@ def main(argv: list[str]) -> int:
         "ignore", ".*callbacks used to create the checkpoint need to be provided.*"
     )  # tests save none
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
-    for package in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_worth_saying)
+    for name in CHATTERS:
+        logging.getLogger(name).addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")
     _check_files(argv)
     try:
