@@ -41,7 +41,11 @@ def _ablate(argv: list[str]) -> int:
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the suite's folder goes (default: runs)")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="run only these, such as 'level_set-*'")
     parser.add_argument(
-        "--config", type=Path, action="append", default=[], help="a configuration on top of those of every run"
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        help="a configuration on top of those of every run; its name becomes part of the suite's (may be repeated)",
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands")

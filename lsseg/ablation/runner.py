@@ -85,7 +85,7 @@ class Runner:
         environment = {**os.environ, DIE_WITH_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         environment.setdefault("OMP_NUM_THREADS", threads)
         process = subprocess.Popen(
-            [sys.executable, "-m", "lsseg", *arguments],
+            [sys.executable, "-P", "-m", "lsseg", *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -180,6 +180,8 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
             raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
         files = [*base, *([entry["config"]] if "config" in entry else [])]
         configs = tuple(str(_file(path, file)) for file in files) + tuple(map(str, extra))
+        for config in configs:
+            _check_config(config)
         settings = {**shared, **_mapping(path, entry, "set"), **point}
         made.append(Variant(_slug(path, name), label, configs, settings, paper, entry.get("cite", False)))
     return made
@@ -203,6 +205,16 @@ def _file(path: Path, name: Any) -> Path:
     if not file.is_file():
         raise InputError(f"{path}: there is no configuration {file}")
     return file
+
+
+def _check_config(file: str) -> None:
+    """Refuse a configuration that no run could read, before the first one starts."""
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is no configuration: expected a mapping of keys such as model, data, trainer")
 
 
 def _slug(path: Path, name: str) -> str:

@@ -157,9 +157,10 @@ def hardest_class(truth: Array, prediction: Array, num_classes: int) -> int:
 def _draw_phi(axis: Any, phi: Array, truth: Array, name: str) -> None:
     reach = float(np.abs(phi).max()) or 1.0
     axis.imshow(phi, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
-    if truth.any() and not truth.all():
+    drawable = min(phi.shape) > 1  # a contour needs two pixels each way
+    if drawable and truth.any() and not truth.all():
         axis.contour(truth, levels=[0.5], colors="k", linewidths=0.6, linestyles="dotted")
-    if phi.min() < 0 < phi.max():
+    if drawable and phi.min() < 0 < phi.max():
         axis.contour(phi, levels=[0.0], colors="yellow", linewidths=1.2)
     axis.set_title(f"φ of {name}, zero contour in yellow (±{reach:.2f})", fontsize=9)
 

@@ -1,5 +1,6 @@
 """Predictions as files."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,11 @@ class SavePredictions(pl.Callback):
             raise InputError(f"predictions.output {folder} holds the images themselves; choose another folder")
         stems = {path.stem for path in images}
         for stem in stems:
-            if f"{stem}_overlay" in stems:
-                raise InputError(f"data.images: the overlay of {stem} and the labels of {stem}_overlay would collide")
+            derived = re.fullmatch(r"(.+)_(overlay|steps|step\d+|phi_.+)", stem)
+            if derived and derived[1] in stems:
+                raise InputError(
+                    f"data.images: the {derived[2]} of {derived[1]} and the labels of {stem} would collide"
+                )
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.output) if self.output else Path(trainer.default_root_dir) / "predictions"

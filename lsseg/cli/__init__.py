@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = parser.parse_args(argv[:1]).command
     die_with_parent()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that a user's own classes are found where the command is typed
     module = importlib.import_module(COMMANDS[command][0])
     try:
         status: int = module.main(argv)

@@ -31,8 +31,9 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(given)
     module = BENCHMARKS[options.benchmark]
     module.check(options)
-    if options.repeats < 1:
-        raise InputError(f"--repeats must be at least 1, not {options.repeats}")
+    for key in ("repeats", "threads"):
+        if getattr(options, key) is not None and getattr(options, key) < 1:
+            raise InputError(f"--{key} must be at least 1, not {getattr(options, key)}")
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -261,6 +261,7 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 def main(argv: list[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict``."""
+    warnings.formatwarning = lambda message, *_: f"lsseg: warning: {message}\n"
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a hint, wrong where data is generated
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # resuming
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own use of torch

@@ -46,7 +46,7 @@ def peak_memory(run: Callable[[], Any], device: str = "cpu") -> int:
 
 def in_fresh_process(argv: list[str], case: str) -> int:
     """What ``lsseg bench ARGV --memory-of CASE`` prints: one case's peak memory, with nothing else in the process."""
-    command = [sys.executable, "-m", "lsseg", "bench", *argv, "--memory-of", case]
+    command = [sys.executable, "-P", "-m", "lsseg", "bench", *argv, "--memory-of", case]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"the memory of {case} could not be measured: {done.stderr.strip().splitlines()[-1:]}")

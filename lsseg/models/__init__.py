@@ -4,7 +4,7 @@ from lsseg.models.dfcn import DFCN
 from lsseg.models.dmls import DMLS
 from lsseg.models.fcn import FCN
 from lsseg.models.multiphase import MultiphaseLevelSet
-from lsseg.models.output import SegOutput, Step
+from lsseg.models.output import SegOutput, Step, checked
 from lsseg.models.smp import SmpNet
 
-__all__ = ["DFCN", "DMLS", "FCN", "MultiphaseLevelSet", "SegOutput", "SmpNet", "Step"]
+__all__ = ["DFCN", "DMLS", "FCN", "MultiphaseLevelSet", "SegOutput", "SmpNet", "Step", "checked"]

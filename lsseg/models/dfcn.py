@@ -6,6 +6,7 @@ Legend: B images, C classes, H×W pixels.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsseg.errors import InputError
 from lsseg.models.encoder import EncoderNet, make_encoder
 from lsseg.models.output import SegOutput
 
@@ -39,6 +40,8 @@ class DFCN(EncoderNet):
         encoder_weights: str | None = None,
         width: int = 256,
     ) -> None:
+        if width < 1:
+            raise InputError(f"width of DFCN must be at least 1, not {width}")
         encoder, channels, strides = make_encoder(encoder_name, encoder_weights, dilated=True)
         super().__init__(encoder_name, encoder_weights, max(strides))
         self.encoder = encoder

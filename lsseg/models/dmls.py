@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lsseg.errors import InputError
 from lsseg.models.dfcn import DFCN
 from lsseg.models.multiphase import MultiphaseLevelSet
-from lsseg.models.output import SegOutput, Step
+from lsseg.models.output import SegOutput, Step, checked
 from lsseg.models.step_norm import StepNorm, batch_norms, split_by_step, statistics_untouched
 
 
@@ -62,8 +62,11 @@ class DMLS(nn.Module):
     ) -> None:
         super().__init__()
         if steps < 1:
-            raise InputError(f"network.steps must be at least 1, not {steps}")
+            raise InputError(f"model.network.steps must be at least 1, not {steps}")
+        self.num_classes = num_classes
         self.network = (network or partial(DFCN))(num_classes)
+        if isinstance(self.network, DMLS):
+            raise InputError("model.network.network is what DMLS runs several times, and cannot be DMLS itself")
         self.steps = steps
         self.batch_norm = batch_norm
         self.checkpoint = checkpoint
@@ -93,7 +96,7 @@ class DMLS(nn.Module):
             if isinstance(module, StepNorm):
                 module.step = number
         try:
-            output: SegOutput = self.network(image)
+            output = checked(self.network(image), self.network, image, self.num_classes)
         finally:  # whatever happens, no graph outlives the call
             self._previous = None
         if self.level_set is None:
@@ -118,8 +121,8 @@ class DMLS(nn.Module):
         first = next(convolutions, None)
         if first is None or first.groups != 1:
             raise InputError(
-                f"network.network {type(self.network).__name__} has no convolution on the three channels of an image, "
-                "which the previous prediction could enter"
+                f"model.network.network {type(self.network).__name__} has no convolution on the three channels of an "
+                "image, which the previous prediction could enter"
             )
         # A copy, since the convolutions of some encoders are no plain ones and pad on their own.
         kernel = copy.deepcopy(first)
@@ -132,6 +135,11 @@ class DMLS(nn.Module):
         if self._previous is None or self.feedback is None:
             return response
         (height, width), size = inputs[0].shape[-2:], self._previous.shape[-2:]
+        if height < size[0] or width < size[1]:
+            raise InputError(
+                f"model.network.network {type(self.network).__name__}: the previous prediction cannot enter its first "
+                f"convolution on three channels, which sees {height}×{width} pixels of {size[0]}×{size[1]}"
+            )
         # The network has padded the image right and below; nothing is predicted there.
         previous = F.pad(self._previous, (0, width - size[1], 0, height - size[0]))
         return response + self.feedback(previous.to(self.feedback.weight.dtype))

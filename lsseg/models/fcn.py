@@ -44,7 +44,7 @@ class FCN(EncoderNet):
         width: int = 4096,
     ) -> None:
         if width < 0:
-            raise InputError(f"network.width must not be negative, not {width}")
+            raise InputError(f"width of FCN must not be negative, not {width}")
         encoder, channels, strides = make_encoder(encoder_name, encoder_weights)
         super().__init__(encoder_name, encoder_weights, 32)
         self.encoder = encoder

@@ -69,7 +69,7 @@ class MultiphaseLevelSet(nn.Module):
             ("normalize", normalize, normalize in get_args(Normalization), f"must be one of {get_args(Normalization)}"),
         ):
             if not valid:
-                raise InputError(f"network.{name} {right}, not {value}")
+                raise InputError(f"model.network.{name} {right}, not {value}")
         self.likelihood = likelihood
         self.epsilon, self.rho, self.truncation = epsilon, rho, truncation
         self.dt, self.inner_steps = dt, inner_steps
@@ -136,7 +136,7 @@ class MultiphaseLevelSet(nn.Module):
         values, stride = (image, 1) if self.likelihood == "colour" else (features, feature_stride)
         if values is None:
             what = "the image" if self.likelihood == "colour" else "a network that returns its features"
-            raise InputError(f"network.likelihood {self.likelihood!r} needs {what}")
+            raise InputError(f"model.network.likelihood {self.likelihood!r} needs {what}")
         return gaussian_log_posterior(enlarged(values.to(scores.dtype), stride, scores), scores, region)
 
 

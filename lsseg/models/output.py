@@ -1,8 +1,10 @@
 """What every semantic network returns."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from lsseg.errors import InputError
 
 
 class Step(NamedTuple):
@@ -36,3 +38,18 @@ class SegOutput(NamedTuple):
     steps: tuple[Step, ...] = ()
     features: Tensor | None = None
     feature_stride: int = 1
+
+
+def checked(output: Any, network: object, image: Tensor, num_classes: int) -> SegOutput:
+    """A network's output, if it is what every network has to return.
+
+    Raises:
+        InputError: If it is not, naming the network.
+    """
+    name = type(network).__name__
+    if not isinstance(output, SegOutput):
+        raise InputError(f"network {name} must return SegOutput(logits), not {type(output).__name__}")
+    expected = (len(image), num_classes, *image.shape[-2:])
+    if output.logits.shape != expected:
+        raise InputError(f"network {name} returned logits {tuple(output.logits.shape)}; expected {expected}: B×C×H×W")
+    return output

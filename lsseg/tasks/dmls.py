@@ -1,6 +1,6 @@
 """DMLS (Zhang 2019): a recurrent network with multiphase level sets, weighted cross-entropy, deep supervision."""
 
-import json
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -24,8 +24,8 @@ class DMLSTask(SegmentationTask):
     Args:
         num_classes: C; the command line takes it from the data.
         network: Makes the network for C classes; null is :class:`~lsseg.models.DMLS` with its defaults.
-        class_weights: ``median_frequency`` (counted over the training split when the training begins, and kept in the
-            run's folder as ``class_weights.json``), a list of C numbers, or null for equal weights.
+        class_weights: ``median_frequency`` (counted over the training split when a training begins, noted in the run's
+            folder as ``class_weights.json``, kept in its checkpoints), a list of C numbers, or null for equal weights.
         boundary_weight: Added to the weight of ground-truth boundary pixels; 0 with equal weights is plain
             cross-entropy.
         deep_supervision: Whether every step is supervised, or only the final prediction.
@@ -45,26 +45,31 @@ class DMLSTask(SegmentationTask):
         step_weights: list[float] | None = None,
         **options: Any,
     ) -> None:
-        if boundary_weight < 0:
+        if not 0 <= boundary_weight < math.inf:
             raise InputError(f"model.boundary_weight must not be negative, not {boundary_weight}")
-        if isinstance(class_weights, list) and (len(class_weights) != num_classes or min(class_weights) < 0):
-            raise InputError(f"model.class_weights must be {num_classes} numbers of at least 0, not {class_weights}")
+        if isinstance(class_weights, list):
+            _check_weights("class_weights", class_weights, num_classes)
         self._counts_classes = class_weights == "median_frequency"
         # Weights that are still to be counted have their place in the checkpoint from the beginning.
         weights = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
         criterion = WeightedCrossEntropy(weights, boundary_weight)
         super().__init__(num_classes, network=network or partial(DMLS), criterion=criterion, **options)
         steps = self.network.steps if isinstance(self.network, DMLS) else 1
-        if step_weights is not None and (len(step_weights) != steps or min(step_weights) < 0):
-            raise InputError(f"model.step_weights must be {steps} numbers of at least 0, not {step_weights}")
+        if step_weights is not None:
+            _check_weights("step_weights", step_weights, steps)
         if step_weights is not None and not deep_supervision:
             raise InputError("model.step_weights needs model.deep_supervision")
         self.deep_supervision = deep_supervision
         self.step_weights = step_weights or [1.0] * steps
 
-    def setup(self, stage: str) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint brings its class weights along."""
+        super().on_load_checkpoint(checkpoint)
+        self._counts_classes = False
+
+    def on_fit_start(self) -> None:
         """Count the classes of the training split where their weights follow from it."""
-        if stage != "fit" or not self._counts_classes:
+        if not self._counts_classes:
             return
         weights = self._count() if self.trainer.is_global_zero else None
         weights = self.trainer.strategy.broadcast(weights)
@@ -91,27 +96,21 @@ class DMLSTask(SegmentationTask):
         return phi - torch.where(phi == two[:, :1], two[:, 1:], two[:, :1])
 
     def _count(self) -> list[float]:
-        path = Path(self.trainer.default_root_dir) / "class_weights.json"
         data = self.trainer.datamodule
         if data is None:
             raise InputError("model.class_weights 'median_frequency' needs a data module; give a list, or null")
-        if path.is_file():
-            return list(_read(path, data.class_names).values())
         frequencies = class_frequencies(data.source("train"), self.num_classes, progress=True)
         weights = dict(zip(data.class_names, median_frequency_weights(frequencies), strict=True))
         missing = [name for name, weight in weights.items() if weight == 0]
+        if len(missing) == len(weights):
+            raise InputError("the train split has nothing to learn from: every pixel of its masks is void")
         if missing:
             warnings.warn(f"no pixel of {', '.join(missing)} in the training split: weight 0", stacklevel=2)
         if not self.trainer.fast_dev_run:
-            write_json(path, weights)
+            write_json(Path(self.trainer.default_root_dir) / "class_weights.json", weights)
         return list(weights.values())
 
 
-def _read(path: Path, names: tuple[str, ...]) -> dict[str, float]:
-    try:
-        weights: dict[str, float] = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged; delete it, and the weights are counted again") from error
-    if tuple(weights) != names:
-        raise InputError(f"{path} has the weights of other classes; delete it, and they are counted again")
-    return weights
+def _check_weights(key: str, weights: list[float], count: int) -> None:
+    if len(weights) != count or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise InputError(f"model.{key} must be {count} numbers of at least 0, not all of them 0; not {weights}")

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from lsseg.errors import InputError
 from lsseg.losses import CrossEntropyLoss
 from lsseg.metrics import BoundaryF1, Overlap, PerImage
-from lsseg.models import SegOutput, SmpNet
+from lsseg.models import SegOutput, SmpNet, checked
 from lsseg.tasks.inference import sliding_window
 from lsseg.tasks.optimizer import Recipe
 
@@ -71,7 +71,7 @@ class SegmentationTask(pl.LightningModule):
 
     def forward(self, image: Tensor) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]."""
-        output: SegOutput = self.network(image)
+        output = checked(self.network(image), self.network, image, self.num_classes)
         self._refines = bool(output.steps)
         return output
 

@@ -112,9 +112,14 @@ def test_a_class_without_training_pixels_has_weight_zero_and_one_warning(fit, ow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.network.steps=0"], "network.steps must be at least 1, not 0"),
-        (["--model.network.rho=0"], "network.rho must lie in (0, 1], not 0"),
-        (["--model.network.truncation=-3"], "network.truncation must be positive, in pixels, not -3"),
+        (["--model.network.steps=0"], "model.network.steps must be at least 1, not 0"),
+        (["--model.network.rho=0"], "model.network.rho must lie in (0, 1], not 0"),
+        (["--model.network.truncation=-3"], "model.network.truncation must be positive, in pixels, not -3"),
+        (["--model.step_weights=[.nan,1]"], "model.step_weights must be 2 numbers of at least 0"),
+        (["--model.step_weights=[0,0]"], "model.step_weights must be 2 numbers of at least 0, not all of them 0"),
+        (["--model.boundary_weight=.nan"], "model.boundary_weight must not be negative"),
+        (["--model.network.network=DMLS"], "cannot be DMLS itself"),
+        (["--model.network.network=DFCN", "--model.network.network.width=0"], "width of DFCN must be at least 1"),
         (["--model.step_weights=[1,2,3]"], "model.step_weights must be 2 numbers of at least 0"),
         (["--model.class_weights=[1,2,3]"], "model.class_weights must be 7 numbers of at least 0"),
         (["--model.boundary_weight=-1"], "model.boundary_weight must not be negative"),
@@ -130,9 +135,53 @@ def test_bad_input_is_one_line(fit, arguments, message):
     assert message in last[0]
 
 
-def test_damaged_class_weights_are_named(fit, tmp_path):
+def test_weights_left_by_another_run_are_not_taken(fit, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "class_weights.json").write_text("{")
-    status, _, err = fit()
+    path = tmp_path / "run" / "class_weights.json"
+    path.write_text("{")
+    assert fit()[0] == 0
+    assert json.loads(path.read_text())["background"] > 0
+
+
+def test_a_continued_run_takes_the_weights_of_its_checkpoint(fit, lsseg, tmp_path):
+    assert fit()[0] == 0
+    run = tmp_path / "run"
+    (run / "class_weights.json").unlink()
+    weights = torch.load(run / "last.ckpt", weights_only=False)["state_dict"]["criterion.class_weights"]
+    arguments = ("--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--trainer.max_steps", 6)
+    status, _, err = lsseg("fit", *arguments, "--trainer.default_root_dir", run)
+    assert status == 0, err
+    assert not (run / "class_weights.json").exists()
+    after = torch.load(run / "last.ckpt", weights_only=False)
+    assert after["global_step"] == 6
+    assert torch.equal(after["state_dict"]["criterion.class_weights"], weights)
+
+
+def test_training_masks_that_are_all_void(fit, own_folder):
+    (own_folder / "classes.yaml").write_text("classes:\n  a: {value: 3}\n  b: {value: 4}\nvoid: [0, 7, 128, 255]\n")
+    data = ("--data", "FolderSegmentation", "--data.root", own_folder, "--data.crop_size", "[48,48]")
+    status, _, err = fit(*data)
     assert status == 1
-    assert "class_weights.json is damaged; delete it" in err
+    assert "every pixel of its masks is void" in err
+
+
+def test_images_whose_names_are_those_of_predictions(fit, lsseg, tmp_path):
+    assert fit()[0] == 0
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a", "a_step1"):
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(images / f"{name}.png")
+    run = tmp_path / "run"
+    arguments = ("--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--data.images", images)
+    status, _, err = lsseg("predict", *arguments)
+    assert status == 1
+    assert "would collide" in err
+
+
+def test_pictures_of_an_image_of_one_row(fit, lsseg, tmp_path):
+    assert fit()[0] == 0
+    Image.fromarray(np.zeros((1, 60, 3), np.uint8)).save(tmp_path / "row.png")
+    run = tmp_path / "run"
+    arguments = ("--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--data.images")
+    status, _, err = lsseg("predict", *arguments, tmp_path / "row.png", "--predictions.steps", "true")
+    assert status == 0, err

@@ -142,6 +142,34 @@ def test_a_network_without_features_cannot_have_their_likelihood():
         net(image())
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda classes: nn.Conv2d(3, classes, 1), r"network Conv2d must return SegOutput\(logits\), not Tensor"),
+        (lambda classes: FCN(classes + 1, 8, TINY, width=4), r"returned logits \(2, 4, 33, 46\); expected \(2, 3, 33"),
+            lambda classes: FCN(classes + 1, 8, TINY, width=4),
+            r"FCN returned logits \(2, 4, 33, 46\); expected \(2, 3, 33",
+        ),
+    ],
+)
+def test_networks_that_return_something_else(network, message):
+    with pytest.raises(InputError, match=message):
+        DMLS(3, network, steps=1)(image())
+
+
+def test_a_first_convolution_that_does_not_see_the_image():
+    class Shuffled(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.layers = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 3, 1), nn.Conv2d(3, classes * 4, 1))
+
+        def forward(self, x):
+            return SegOutput(F.pixel_shuffle(self.layers(x), 2))
+
+    with pytest.raises(InputError, match="the previous prediction cannot enter its first convolution"):
+        DMLS(3, Shuffled, steps=2)(image(2, (32, 32)))
+
+
 def test_a_network_without_a_convolution_on_the_image_is_refused():
     with pytest.raises(InputError, match="no convolution on the three channels"):
         DMLS(4, lambda classes: nn.Conv2d(1, classes, 1), steps=2)
@@ -279,7 +307,7 @@ def test_undecided_and_one_class_images(logits):
     ],
 )  # fmt: skip
 def test_bad_options_are_named(option, value):
-    with pytest.raises(InputError, match=f"network.{option}"):
+    with pytest.raises(InputError, match=f"model.network.{option}"):
         make(**{option: value})
 
 
