@@ -132,6 +132,7 @@ def steps_panel(
         changed = "" if number == 1 else f", {100 * np.mean(labels != predictions[number - 2]):.1f} % changed"
         axes[0, number].set_title(f"step {number}{changed}", fontsize=9)
         _draw_phi(axes[1, number], values, inside, class_names[phi_class])
+        axes[1, number].set_title(f"φ of {class_names[phi_class]}, zero contour", fontsize=9)
     if truth is not None:
         axes[0, -1].imshow(colorize(truth, palette), interpolation="nearest")
         axes[0, -1].set_title("truth", fontsize=9)
