@@ -64,19 +64,20 @@ def _by_library(mask: Tensor, limit: float) -> Tensor:
         out.fill(-limit)
         part = _reach(plane, math.ceil(limit + 0.5))
         own = np.ascontiguousarray(plane[part])
-        signed = _to_nearest_zero(own)
-        signed -= _to_nearest_zero(1 - own)
+        signed = _to_nearest_zero(own, limit)
+        signed -= _to_nearest_zero(1 - own, limit)
         signed += 0.5
         signed -= own
         np.clip(signed, -limit, limit, out=out[part])
     return torch.from_numpy(distance)
 
 
-def _to_nearest_zero(plane: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _to_nearest_zero(plane: npt.NDArray[np.uint8], limit: float) -> npt.NDArray[np.float32]:
     distance: npt.NDArray[np.float32] = cv2.distanceTransform(plane, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    if sum(plane.shape) > EXACT_BELOW:
+    if min(limit, sum(plane.shape)) > EXACT_BELOW:
         return distance
-    # Its last bit depends on where in memory the result lies. The square is a whole number, whose root is exact.
+    # Its last bit depends on where in memory the result lies. The square is a whole number, whose root is exact; too
+    # large a square is not told from its neighbours, but beyond the limit no one looks.
     return np.sqrt(np.rint(np.square(distance, out=distance), out=distance), out=distance)
 
 

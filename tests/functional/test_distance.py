@@ -61,6 +61,16 @@ def test_the_same_to_the_last_bit_wherever_it_lies_in_memory():
     assert torch.equal(squared[inside].round().sqrt().float(), (first.abs() + 0.5)[inside])
 
 
+def test_the_same_to_the_last_bit_in_a_large_image():
+    mask = torch.zeros(900, 800, dtype=torch.bool)
+    mask[::40, ::50] = True
+    first = signed_distance(mask, 10.0)
+    whole = (first.double().abs() + 0.5).square().round().sqrt().float()
+    inside = first.abs() < 10
+    assert inside.any()
+    assert torch.equal(whole[inside], (first.abs() + 0.5)[inside])
+
+
 def test_any_leading_dimensions():
     mask = torch.rand(2, 3, 8, 9) < 0.4
     together = signed_distance(mask, 4.0)
