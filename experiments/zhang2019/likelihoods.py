@@ -106,11 +106,11 @@ def draw(network: Any, data: Any, index: int, time: float, shown: int | None) ->
     for column, (name, one) in enumerate(labels.items(), start=1):
         axes[0, column].imshow(overlay(pixels, one.numpy(), data.palette, 0.7), interpolation="nearest")
         axes[0, column].set_title(titles[name], fontsize=9)
-    axes[1, 1].imshow(scores[0, number], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes[1, 1].imshow(scores[0, number].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes[1, 1].set_title(f"score of {data.class_names[number]}", fontsize=9)
     for column, (name, (speed, _)) in enumerate(results.items(), start=2):
         axis = axes[1, column]
-        axis.imshow(speed[0, number], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        axis.imshow(speed[0, number].numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         for one, color in ((before[0], "white"), (labels[name], "yellow")):
             inside = (one == number).numpy()
             if 0 < inside.sum() < inside.size:
@@ -131,7 +131,12 @@ def main() -> None:
     parser.add_argument("--time", type=float, default=5.0, help="time of the evolution (default: 5)")
     parser.add_argument("--output", type=Path, default=Path("likelihoods.png"))
     options = parser.parse_args()
+    for name in ("config.yaml", "last.ckpt"):
+        if not (options.run / name).is_file():
+            parser.error(f"{options.run} holds no finished run: {name} is missing")
     network, data = load(options.run)
+    if options.name not in (None, *data.class_names):
+        parser.error(f"--class {options.name} is no class; the data has {', '.join(data.class_names)}")
     shown = data.class_names.index(options.name) if options.name else None
     draw(network, data, options.image, options.time, shown).savefig(options.output)
     counts = {
