@@ -1,7 +1,9 @@
 """Equations on tensors: no parameters, no state."""
 
 from lsseg.functional.boundary import boundary_counts, label_boundary
+from lsseg.functional.chan_vese import Delta, chan_vese_evolve
 from lsseg.functional.competition import competition
+from lsseg.functional.curvature import curvature
 from lsseg.functional.distance import signed_distance
 from lsseg.functional.heaviside import HeavisideKind, dirac, heaviside
 from lsseg.functional.level_set import Reduction, cross_entropy_level_set, level_set_energy
@@ -10,15 +12,18 @@ from lsseg.functional.partition import gaussian_log_posterior, largest_class, pa
 from lsseg.functional.scores import boundary_f1, class_iou, confusion_matrix, overlap_counts, pixel_accuracy
 
 __all__ = [
+    "Delta",
     "HeavisideKind",
     "Normalization",
     "Reduction",
     "boundary_counts",
     "boundary_f1",
+    "chan_vese_evolve",
     "class_iou",
     "competition",
     "confusion_matrix",
     "cross_entropy_level_set",
+    "curvature",
     "dirac",
     "gaussian_log_posterior",
     "heaviside",

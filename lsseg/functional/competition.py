@@ -111,7 +111,7 @@ def _differentiate_competition(ctx: Any, by_speed: Tensor) -> tuple[Tensor | Non
 
 def refuse_second_derivative(ctx: Any, *_: Tensor) -> None:
     """The backward of a backward operator."""
-    raise RuntimeError("the multiphase evolution is differentiable once; its second derivative is not implemented")
+    raise RuntimeError("level-set evolutions are differentiable once; their second derivatives are not implemented")
 
 
 _competition.register_autograd(_differentiate_competition, setup_context=_keep_competition)

@@ -36,7 +36,7 @@ def heaviside(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") 
     if kind == "hf":
         return (z >= 0).to(z.dtype)
     if kind == "ahf":
-        return torch.atan(z / epsilon).div(math.pi).add(0.5)
+        return arctan_step(z, z.new_tensor(epsilon))
     # ½ (1 + tanh(z/ε)) is the logistic function of 2z/ε, which is several times faster and exact in the lower tail,
     # where 1 + tanh cancels to 0.
     return torch.sigmoid(z * (2 / epsilon))
@@ -68,6 +68,14 @@ def dirac(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") -> T
         return epsilon / (math.pi * (epsilon**2 + z.square()))
     step = torch.sigmoid(z * (2 / epsilon))
     return torch.addcmul(step, step, step, value=-1).mul_(2 / epsilon)
+
+
+def arctan_step(z: Tensor, epsilon: Tensor) -> Tensor:
+    """``ahf`` of a tensor of ε that broadcasts; accurate in the lower tail, where ½ + atan/π cancels to 0.
+
+    1 - H(z) is H(-z), accurate in the upper tail.
+    """
+    return torch.atan2(epsilon, -z).div_(math.pi)
 
 
 def check_heaviside(epsilon: float, kind: str) -> None:

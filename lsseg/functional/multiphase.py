@@ -21,6 +21,12 @@ from torch import Tensor
 
 from lsseg.functional import blocks
 from lsseg.functional.competition import competition, equal, refuse_second_derivative
+from lsseg.functional.differences import (
+    add_difference_adjoint,
+    difference_adjoint,
+    spread,
+    spread_adjoint,
+)
 from lsseg.functional.partition import largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
@@ -146,48 +152,10 @@ def _any_risen(phi: Tensor, present: Tensor) -> bool:
 
 # --- one time step ---------------------------------------------------------------------------------------------------
 #
-# Differences d = φ[x+1] - φ[x] along each axis serve both schemes. Upwind: where the front advances (F > 0), by how
+# Differences between pixels along each axis serve both schemes. Upwind: where the front advances (F > 0), by how
 # much the higher neighbour exceeds the pixel; where it retreats, by how much the lower one falls short of it. Central:
 # the sum of the two differences at a pixel, the edge repeated, which is *twice* the derivative; what is made of it
 # takes that into account (n and A do not change if η is doubled, too), and saves a pass over every plane.
-
-
-def _spread(d: Tensor, dim: int) -> Tensor:
-    """Twice the central differences at the pixels from the differences between them."""
-    size = d.shape[dim]
-    out = _empty_pixels(d, dim)
-    out.narrow(dim, 0, size).copy_(d)
-    out.narrow(dim, size, 1).zero_()
-    out.narrow(dim, 1, size).add_(d)
-    return out
-
-
-def _spread_adjoint(g: Tensor, dim: int) -> Tensor:
-    """From pixels to the differences between them."""
-    size = g.shape[dim] - 1
-    return g.narrow(dim, 0, size) + g.narrow(dim, 1, size)
-
-
-def _difference_adjoint(g: Tensor, dim: int) -> Tensor:
-    """From the differences to the pixels."""
-    size = g.shape[dim]
-    out = _empty_pixels(g, dim)
-    out.narrow(dim, 1, size).copy_(g)
-    out.narrow(dim, 0, 1).zero_()
-    out.narrow(dim, 0, size).sub_(g)
-    return out
-
-
-def _add_difference_adjoint(out: Tensor, g: Tensor, dim: int) -> None:
-    size = g.shape[dim]
-    out.narrow(dim, 1, size).add_(g)
-    out.narrow(dim, 0, size).sub_(g)
-
-
-def _empty_pixels(d: Tensor, dim: int) -> Tensor:
-    shape = list(d.shape)
-    shape[dim] += 1
-    return d.new_empty(shape)
 
 
 def _upwind(d: Tensor, sign: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -221,7 +189,7 @@ class _Planes:
 
     def __init__(self, phi: Tensor, eta: float) -> None:
         self.dx, self.dy = phi.diff(dim=-1), phi.diff(dim=-2)
-        self.gx, self.gy = _spread(self.dx, -1), _spread(self.dy, -2)
+        self.gx, self.gy = spread(self.dx, -1), spread(self.dy, -2)
         self.eta = eta
 
     def normals(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,7 +246,7 @@ def _flow(nx: Tensor, ny: Tensor, tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 def _divergence(qx: Tensor, qy: Tensor) -> Tensor:
     """Twice the divergence."""
-    return _spread(qx.diff(dim=-1), -1).add_(_spread(qy.diff(dim=-2), -2))
+    return spread(qx.diff(dim=-1), -1).add_(spread(qy.diff(dim=-2), -2))
 
 
 @torch.library.custom_op("lsseg::multiphase_step", mutates_args=())
@@ -350,8 +318,8 @@ def _upwind_backward(g: Tensor, planes: _Planes, force: Tensor) -> tuple[Tensor,
     # At a norm of 0 both components are 0, and so is the gradient that is chosen there (the bound is large enough for
     # the quotient to stay finite whatever a gradient scaler makes of g).
     share = (g * force).div_(norm.clamp_min(1e-12))
-    gradient = _difference_adjoint(_upwind_adjoint(share * ux, ux, ahead_x, sign, -1), -1)
-    _add_difference_adjoint(gradient, _upwind_adjoint(share.mul_(uy), uy, ahead_y, sign, -2), -2)
+    gradient = difference_adjoint(_upwind_adjoint(share * ux, ux, ahead_x, sign, -1), -1)
+    add_difference_adjoint(gradient, _upwind_adjoint(share.mul_(uy), uy, ahead_y, sign, -2), -2)
     return gradient, norm.mul_(g)
 
 
@@ -360,8 +328,8 @@ def _curvature_backward(g: Tensor, planes: _Planes, tensor: Tensor, by_tensor: T
     norm, nx, ny = planes.normals()
     divergence = _divergence(*_flow(nx, ny, tensor))
     by_divergence = g * norm
-    by_qx = _difference_adjoint(_spread_adjoint(by_divergence, -1), -1)
-    by_qy = _difference_adjoint(_spread_adjoint(by_divergence, -2), -2)
+    by_qx = difference_adjoint(spread_adjoint(by_divergence, -1), -1)
+    by_qy = difference_adjoint(spread_adjoint(by_divergence, -2), -2)
     by_xx, by_xy, by_yy = by_tensor.unbind(1)
     by_xx += _total(by_qx * nx)
     by_xy += _total((by_qx * ny).addcmul_(by_qy, nx))
@@ -376,8 +344,8 @@ def _add_through_normal(
     """Add the gradient by φ of a function of the unit normal and of twice the norm of ∇φ."""
     by_nx, by_ny = by_nx.div_(norm), by_ny.div_(norm)
     along = (nx * by_nx).addcmul_(ny, by_ny).neg_().add_(by_norm)
-    _add_difference_adjoint(gradient, _spread_adjoint(by_nx.addcmul_(nx, along), -1), -1)
-    _add_difference_adjoint(gradient, _spread_adjoint(by_ny.addcmul_(ny, along), -2), -2)
+    add_difference_adjoint(gradient, spread_adjoint(by_nx.addcmul_(nx, along), -1), -1)
+    add_difference_adjoint(gradient, spread_adjoint(by_ny.addcmul_(ny, along), -2), -2)
 
 
 def _sums_backward(by_sums: Tensor, phi: Tensor, present: Tensor, eta: float, by_class: bool, by_phi: Tensor) -> None:
@@ -393,8 +361,8 @@ def _sums_backward(by_sums: Tensor, phi: Tensor, present: Tensor, eta: float, by
             gradient = torch.zeros_like(vx)
             _add_through_normal(gradient, by_x, by_y, norm, vx, vy, 0.0)
         else:
-            gradient = _difference_adjoint(_spread_adjoint(by_x, -1), -1)
-            _add_difference_adjoint(gradient, _spread_adjoint(by_y, -2), -2)
+            gradient = difference_adjoint(spread_adjoint(by_x, -1), -1)
+            add_difference_adjoint(gradient, spread_adjoint(by_y, -2), -2)
         by_phi[place] += gradient
 
 

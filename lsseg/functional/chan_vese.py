@@ -1,0 +1,355 @@
+"""Chan-Vese evolution on learned features, unrolled (Homayounfar 2020, eq. 4-9), and its gradient.
+
+Legend: M objects, or G groups of K objects that share their features; D features, N iterations, P = H·W pixels; b
+groups of a block. φ > 0 inside.
+
+    φ ← φ + Δt δ_ε(φ) [μ div(∇φ/|∇φ|) - λ1 ‖F - c1‖² + λ2 ‖F - c2‖²],    c1, c2 the means of F inside and outside
+
+With the squares expanded, ‖F‖² is needed once and an iteration is two matrix products with F; no D×H×W tensor is made.
+The gradient by F is a product of two thin matrices for all iterations together. It also flows through c1 and c2. An
+opaque custom operator; on a CPU object by object, so that its features stay in the cache, elsewhere all at once.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lsseg.functional import blocks
+from lsseg.functional.competition import refuse_second_derivative
+from lsseg.functional.curvature import curvature, curvature_adjoint
+from lsseg.functional.heaviside import arctan_step
+
+Delta = Literal["printed", "derivative"]
+
+
+def chan_vese_evolve(
+    phi: Tensor,
+    features: Tensor,
+    lambda1: Tensor,
+    lambda2: Tensor,
+    mu: Tensor,
+    epsilon: Tensor,
+    dt: Tensor,
+    *,
+    delta: Delta = "printed",
+    eta: float = 0.03,
+) -> Tensor:
+    """Evolve the level-set function of every object to a partition of its features (Homayounfar 2020, eq. 7-9).
+
+    Args:
+        phi: M×H×W, positive inside.
+        features: M×D×H×W, or G×D×H×W where M is a multiple of G: then the first M/G objects share the first features,
+            and so on.
+        lambda1: M; λ1, how much the inside should be of one kind.
+        lambda2: M; λ2, how much the outside should.
+        mu: M; μ, weight of the contour's length.
+        epsilon: M×N, positive; ε of every iteration, in units of φ: the reach of its step.
+        dt: M×N; Δt of every iteration.
+        delta: δ_ε(z) = ε² / π(ε² + z²) as ``printed`` in eq. 4, whose peak is 1/π whatever ε; or the ``derivative`` of
+            the step function, ε / π(ε² + z²).
+        eta: η > 0, in units of φ per pixel: gradients much smaller have no direction (see :func:`curvature`).
+
+    Returns:
+        M×H×W, float32 (float64 for float64 input). Differentiable once, by all tensors.
+
+    Raises:
+        ValueError: If shapes do not fit, an input is not floating, or an option is out of range.
+
+    >>> features = torch.zeros(1, 1, 5, 6)
+    >>> features[..., :4] = 1
+    >>> phi = torch.tensor([-0.5, 0.5, 0.5, -0.5, -0.5, -0.5]).expand(1, 5, 6)  # two of four bright columns
+    >>> one = torch.ones(1)
+    >>> evolved = chan_vese_evolve(phi, features, one, one, 0.1 * one, torch.ones(1, 9), 2 * torch.ones(1, 9))
+    >>> (evolved[0, 2] > 0).int().tolist()
+    [1, 1, 1, 1, 0, 0]
+    """
+    _check(phi, features, (lambda1, lambda2, mu), epsilon, dt, delta, eta)
+    tensors = (phi, features, lambda1, lambda2, mu, epsilon, dt)
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    phi, features, lambda1, lambda2, mu, epsilon, dt = (tensor.to(dtype) for tensor in tensors)
+    if len(phi) == 0 or epsilon.shape[1] == 0:
+        return phi
+    groups = (len(features), len(phi) // len(features))
+    numbers = torch.cat([torch.stack([lambda1, lambda2, mu], 1), epsilon, dt], 1)
+    grouped = phi.reshape(*groups, *phi.shape[1:])
+    with torch.autocast(phi.device.type, enabled=False):  # sums over 10⁴ pixels say little in half precision
+        evolved = _evolve(grouped, features.contiguous(), numbers.view(*groups, -1), delta == "printed", eta)[0]
+    return evolved.view(phi.shape)
+
+
+def _check(
+    phi: Tensor,
+    features: Tensor,
+    weights: tuple[Tensor, ...],
+    epsilon: Tensor,
+    dt: Tensor,
+    delta: str,
+    eta: float,
+) -> None:
+    objects = len(phi) if phi.dim() else 0
+    shared = features.dim() == 4 and (objects % len(features) == 0 if len(features) else objects == 0)
+    if phi.dim() != 3 or not shared or phi.shape[1:] != features.shape[2:] or 0 in features.shape[1:]:
+        raise ValueError(
+            "expected phi M×H×W and features M×D×H×W (or G×D×H×W, M a multiple of G), "
+            f"not {tuple(phi.shape)} and {tuple(features.shape)}"
+        )
+    for name, weight in zip(("lambda1", "lambda2", "mu"), weights, strict=True):
+        if weight.shape != (objects,):
+            raise ValueError(f"expected {name} of shape ({objects},), a number for each object, not {(*weight.shape,)}")
+    if epsilon.dim() != 2 or len(epsilon) != objects or epsilon.shape != dt.shape:
+        raise ValueError(
+            f"expected epsilon and dt of one shape ({objects}, N), not {(*epsilon.shape,)} and {(*dt.shape,)}"
+        )
+    if not all(tensor.is_floating_point() for tensor in (phi, features, *weights, epsilon, dt)):
+        raise ValueError("expected floating tensors")
+    if delta not in ("printed", "derivative"):
+        raise ValueError(f"delta must be 'printed' or 'derivative', not {delta!r}")
+    if not eta > 0:
+        raise ValueError(f"eta must be positive, not {eta}")
+
+
+class _Numbers(NamedTuple):
+    """Hyperparameters of a block, each b×K×1; those of the steps b×K×N."""
+
+    lambda1: Tensor
+    lambda2: Tensor
+    mu: Tensor
+    epsilon: Tensor
+    dt: Tensor
+
+
+def _split(numbers: Tensor) -> _Numbers:
+    steps = (numbers.shape[2] - 3) // 2
+    lambda1, lambda2, mu, epsilon, dt = torch.split(numbers, [1, 1, 1, steps, steps], 2)
+    return _Numbers(lambda1, lambda2, mu, epsilon, dt)
+
+
+def _delta(phi: Tensor, epsilon: Tensor, printed: bool) -> tuple[Tensor, Tensor]:
+    """δ_ε(φ), and ε² + φ²."""
+    reach = (phi * phi).add_(epsilon * epsilon)
+    return (epsilon * epsilon if printed else epsilon) / math.pi / reach, reach
+
+
+def _force(sides: Tensor, features: Tensor, energy: Tensor, n: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
+    """λ2 ‖F - c2‖² - λ1 ‖F - c1‖², b×K×P, and c1 over c2, b×2K×D, and the sizes of both sides, b×2K×1.
+
+    Args:
+        sides: b×2K×P; H(φ) of the K objects, then 1 - H(φ).
+        features: b×D×P.
+        energy: ‖F‖², b×1×P.
+        n: Hyperparameters.
+    """
+    sizes = sides.sum(2, keepdim=True)
+    means = torch.bmm(sides, features.mT) / sizes
+    inside, outside = means.chunk(2, 1)
+    constant = n.lambda2 * outside.square().sum(2, keepdim=True) - n.lambda1 * inside.square().sum(2, keepdim=True)
+    force = torch.baddbmm(constant, n.lambda1 * inside - n.lambda2 * outside, features, alpha=2)
+    return force.addcmul_(n.lambda2 - n.lambda1, energy), means, sizes
+
+
+def _sides(phi: Tensor, epsilon: Tensor) -> Tensor:
+    """H_ε(φ) and 1 - H_ε(φ) = H_ε(-φ), b×2K×P: both accurate where they are small."""
+    return torch.cat([arctan_step(phi, epsilon), arctan_step(-phi, epsilon)], 1)
+
+
+@torch.library.custom_op("lsseg::chan_vese", mutates_args=())
+def _evolve(
+    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All iterations.
+
+    Args:
+        phi: G×K×H×W.
+        features: G×D×H×W.
+        numbers: G×K×(3 + 2N): λ1, λ2, μ, ε_n, Δt_n.
+        printed: Which δ.
+        eta: η.
+
+    Returns:
+        φ after the last iteration; and for the backward pass φ before each, N×G×K×P, the means N×G×2K×D and the sizes
+        of both sides, N×G×2K×1.
+    """
+    (groups, objects, height, width), depth = phi.shape, features.shape[1]
+    steps, pixels = (numbers.shape[2] - 3) // 2, height * width
+    out = phi.new_empty(groups, objects, pixels)
+    before = phi.new_empty(steps, groups, objects, pixels)
+    means = phi.new_empty(steps, groups, 2 * objects, depth)
+    sizes = phi.new_empty(steps, groups, 2 * objects, 1)
+    for part in blocks.grouped(groups, depth * pixels, phi.device):
+        x, f, n = phi[part].flatten(2), features[part].flatten(2), _split(numbers[part])
+        energy = torch.linalg.vector_norm(f, dim=1, keepdim=True).square_()
+        for step in range(steps):
+            before[step, part] = x
+            epsilon, dt = n.epsilon[..., step, None], n.dt[..., step, None]
+            force, means[step, part], sizes[step, part] = _force(_sides(x, epsilon), f, energy, n)
+            bend = curvature(x.view(*x.shape[:2], height, width), eta).flatten(2)
+            delta, _ = _delta(x, epsilon, printed)
+            x = x.addcmul(force.addcmul_(n.mu, bend), delta.mul_(dt))
+        out[part] = x
+    return out.view(phi.shape), before, means, sizes
+
+
+@_evolve.register_fake
+def _(
+    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (groups, objects, height, width), depth = phi.shape, features.shape[1]
+    steps = (numbers.shape[2] - 3) // 2
+    return (
+        phi.new_empty(phi.shape),
+        phi.new_empty(steps, groups, objects, height * width),
+        phi.new_empty(steps, groups, 2 * objects, depth),
+        phi.new_empty(steps, groups, 2 * objects, 1),
+    )
+
+
+@torch.library.custom_op("lsseg::chan_vese_backward", mutates_args=())
+def _evolve_backward(
+    by_out: Tensor,
+    features: Tensor,
+    numbers: Tensor,
+    before: Tensor,
+    means: Tensor,
+    sizes: Tensor,
+    printed: bool,
+    eta: float,
+    wants_features: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by φ, the features (empty where they are not wanted) and the numbers."""
+    by_phi = torch.empty_like(by_out, memory_format=torch.contiguous_format)
+    by_features = torch.empty_like(features) if wants_features else features.new_empty(0)
+    by_numbers = torch.empty_like(numbers)
+    for part in blocks.grouped(len(features), features[0].numel(), features.device):
+        back = _Backward(features[part], _split(numbers[part]), by_out[part], printed, eta)
+        for step in reversed(range(len(before))):
+            back.step(step, before[step, part], means[step, part], sizes[step, part])
+        by_phi[part] = back.by_phi.view(by_phi[part].shape)
+        by_numbers[part] = back.by_numbers()
+        if wants_features:
+            back.write_by_features(by_features[part])
+    return by_phi, by_features, by_numbers
+
+
+@_evolve_backward.register_fake
+def _(
+    by_out: Tensor,
+    features: Tensor,
+    numbers: Tensor,
+    before: Tensor,
+    means: Tensor,
+    sizes: Tensor,
+    printed: bool,
+    eta: float,
+    wants_features: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    by_features = features.new_empty(features.shape if wants_features else (0,))
+    return by_out.new_empty(by_out.shape), by_features, numbers.new_empty(numbers.shape)
+
+
+class _Backward:
+    """The way back through the iterations of a block.
+
+    The gradient by F of all iterations is Σ left·right (thin matrices D×R and R×P) and ``along`` times F.
+
+    Args:
+        features: b×D×H×W.
+        n: Hyperparameters.
+        by_out: b×K×H×W, the gradient by φ after the last iteration.
+        printed: Which δ.
+        eta: η.
+    """
+
+    def __init__(self, features: Tensor, n: _Numbers, by_out: Tensor, printed: bool, eta: float) -> None:
+        self.size, self.printed, self.eta = features.shape[2:], printed, eta
+        self.features, self.n = features.flatten(2), n
+        self.energy = torch.linalg.vector_norm(self.features, dim=1, keepdim=True).square_()
+        self.by_phi = by_out.flatten(2)
+        self.by_weights: list[Tensor] = []
+        self.by_steps: list[Tensor] = []
+        self.left: list[Tensor] = []
+        self.right: list[Tensor] = []
+        self.along = torch.zeros_like(self.energy)
+
+    def step(self, number: int, phi: Tensor, means: Tensor, sizes: Tensor) -> None:
+        """One iteration, from φ before it, b×K×P."""
+        n, g = self.n, self.by_phi
+        epsilon, dt = n.epsilon[..., number, None], n.dt[..., number, None]
+        sides = _sides(phi, epsilon)
+        force, _, _ = _force(sides, self.features, self.energy, n)
+        planes = phi.view(*phi.shape[:2], *self.size)
+        bend = curvature(planes, self.eta).flatten(2)
+        force.addcmul_(n.mu, bend)
+        delta, reach = _delta(phi, epsilon, self.printed)
+        by_force = (g * delta).mul_(dt)
+        by_delta = (g * force).mul_(dt)
+        by_dt = (g * delta).mul_(force).sum(2)
+        by_side, by_lambda = self._through_force(by_force, sides, means, sizes)
+        # H' = ε / π(ε² + φ²) and ∂H/∂ε = -φ / π(ε² + φ²); the outside is one minus the inside.
+        by_step = by_side / reach / math.pi
+        by_epsilon = -(by_step * phi).sum(2)
+        by_epsilon += self._by_epsilon_of_delta(by_delta, phi, epsilon, reach)
+        # ∂δ/∂φ = -2φ δ / (ε² + φ²)
+        by_phi = torch.addcmul(g, by_step, epsilon)
+        by_phi.addcmul_(by_delta.mul_(delta).div_(reach), phi, value=-2)
+        by_phi += curvature_adjoint((by_force * n.mu).view(planes.shape), planes, self.eta).flatten(2)
+        self.by_phi = by_phi
+        self.by_weights.append(torch.cat([by_lambda, (by_force * bend).sum(2, keepdim=True)], 2))
+        self.by_steps.append(torch.stack([by_epsilon, by_dt], 2))
+
+    def _through_force(self, by_force: Tensor, sides: Tensor, means: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients by H (b×K×P) and by λ1, λ2 (b×K×2); what concerns the features is noted."""
+        n = self.n
+        inside, outside = means.chunk(2, 1)
+        total = by_force.sum(2, keepdim=True)
+        drawn = torch.bmm(by_force, self.features.mT)  # Σ w F, b×K×D
+        energy = torch.bmm(by_force, self.energy.mT)
+        by_lambda = []
+        for mean, sign in ((inside, -1), (outside, 1)):  # ± Σ w ‖F - c‖²
+            squared = energy - 2 * (mean * drawn).sum(2, keepdim=True) + total * mean.square().sum(2, keepdim=True)
+            by_lambda.append(sign * squared)
+        by_inside = 2 * n.lambda1 * (drawn - total * inside) / sizes.chunk(2, 1)[0]
+        by_outside = -2 * n.lambda2 * (drawn - total * outside) / sizes.chunk(2, 1)[1]
+        constant = (by_outside * outside - by_inside * inside).sum(2, keepdim=True)
+        by_side = torch.baddbmm(constant, by_inside - by_outside, self.features)
+        self.left += [2 * (n.lambda1 * inside - n.lambda2 * outside), by_inside, by_outside]
+        self.right += [by_force, sides]
+        self.along += torch.bmm(2 * (n.lambda2 - n.lambda1).mT, by_force)
+        return by_side, torch.cat(by_lambda, 2)
+
+    def _by_epsilon_of_delta(self, by_delta: Tensor, phi: Tensor, epsilon: Tensor, reach: Tensor) -> Tensor:
+        """∂δ/∂ε = 2ε φ² / π(ε² + φ²)² as printed, (φ² - ε²) / π(ε² + φ²)² of the derivative; b×K."""
+        squared = phi * phi
+        change = 2 * epsilon * squared if self.printed else squared - epsilon * epsilon
+        return (by_delta * change / reach.square()).sum(2) / math.pi
+
+    def by_numbers(self) -> Tensor:
+        """b×K×(3 + 2N)."""
+        by_steps = torch.stack(self.by_steps[::-1], 3).flatten(2)  # ε_1 … ε_N, Δt_1 … Δt_N
+        return torch.cat([torch.stack(self.by_weights).sum(0), by_steps], 2)
+
+    def write_by_features(self, out: Tensor) -> None:
+        """Into b×D×H×W."""
+        flat = out.flatten(2)
+        torch.mul(self.features, self.along, out=flat)
+        flat.baddbmm_(torch.cat(self.left, 1).mT, torch.cat(self.right, 1))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, features, numbers, ctx.printed, ctx.eta = inputs
+    ctx.save_for_backward(features, numbers, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx: Any, by_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[1]
+    with torch.autocast(by_out.device.type, enabled=False):
+        by_phi, by_features, by_numbers = _evolve_backward(by_out, *ctx.saved_tensors, ctx.printed, ctx.eta, wanted)
+    return by_phi, by_features if wanted else None, by_numbers, None, None
+
+
+_evolve.register_autograd(_differentiate, setup_context=_keep)
+_evolve_backward.register_autograd(refuse_second_derivative)
