@@ -115,12 +115,12 @@ def test_configurations_of_one_data_set_differ_in_the_method_only():
     """The shared settings are the control of the comparison."""
     folder = TOP / "experiments" / "camvid"
     baseline, *others = (
-        yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("cross_entropy", "level_set", "dmls")
+        yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("cross_entropy", "level_set", "dmls", "chan_vese")
     )
     expected = baseline.pop("model")["init_args"]
     for other in others:
         arguments = other.pop("model")["init_args"]
         assert other == baseline
-        if arguments["network"]["class_path"] == "DMLS":  # it wraps the same network
+        if arguments["network"]["class_path"] in ("DMLS", "ChanVeseNet"):  # they wrap the same network
             arguments["network"] = arguments["network"]["init_args"]["network"]
         assert {key: arguments[key] for key in expected} == expected

@@ -106,6 +106,7 @@ def steps_panel(
     class_names: Sequence[str],
     palette: Sequence[Color],
     title: str,
+    first: int = 1,
 ) -> Figure:
     """How a prediction evolves: above the labels after every step, below φ of one class with its zero contour.
 
@@ -118,6 +119,7 @@ def steps_panel(
         class_names: C names.
         palette: C colours.
         title: Above the rows.
+        first: Number of the first step.
     """
     height, width = image.shape[:2]
     columns = len(predictions) + (1 if truth is None else 2)
@@ -130,7 +132,7 @@ def steps_panel(
     for number, (labels, values) in enumerate(zip(predictions, phi, strict=True), start=1):
         axes[0, number].imshow(overlay(image, labels, palette, 0.7), interpolation="nearest")
         changed = "" if number == 1 else f", {100 * np.mean(labels != predictions[number - 2]):.1f} % changed"
-        axes[0, number].set_title(f"step {number}{changed}", fontsize=9)
+        axes[0, number].set_title(f"step {number + first - 1}{changed}", fontsize=9)
         _draw_phi(axes[1, number], values, inside, class_names[phi_class])
         axes[1, number].set_title(f"φ of {class_names[phi_class]}, zero contour", fontsize=9)
     if truth is not None:

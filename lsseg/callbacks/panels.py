@@ -68,7 +68,8 @@ class Panels(pl.Callback):
             if steps:
                 labels = [step[place].argmax(0).cpu().numpy() for step in steps]
                 phis = [task.phi(step[place : place + 1])[0, shown].cpu().numpy() for step in steps]
-                figure = steps_panel(image, truth, labels, phis, shown, data.class_names, data.palette, title)
+                colours = (data.class_names, data.palette)
+                figure = steps_panel(image, truth, labels, phis, shown, *colours, title, task.first_step)
                 _save(figure, folder / f"{stage}-{name}-steps.png", f"panels/{stage}_steps", title, trainer)
             if stage == "test":
                 parts = {

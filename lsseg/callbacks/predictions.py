@@ -86,13 +86,14 @@ class SavePredictions(pl.Callback):
         if not scores:
             raise InputError("predictions.steps: this network has no steps; it predicts once")
         labels = [s[0].argmax(0).cpu().numpy().astype(np.uint8) for s in scores]
-        for number, one in enumerate(labels, start=1):
+        for number, one in enumerate(labels, start=task.first_step):
             self._save_labels(one, data.palette, folder / f"{path.stem}_step{number}.png")
         named = [data.class_names.index(name) for name in self.phi if name != "all"]
         shown = named[0] if named else _most_changed(labels)
         phi = [task.phi(s)[0, shown].cpu().numpy() for s in scores]
         pixels = read_image(path)
-        figure = steps_panel(pixels, None, labels, phi, shown, data.class_names, data.palette, path.stem)
+        names, palette = data.class_names, data.palette
+        figure = steps_panel(pixels, None, labels, phi, shown, names, palette, path.stem, task.first_step)
         figure.savefig(folder / f"{path.stem}_steps.png")
 
     @staticmethod

@@ -134,6 +134,13 @@ def _delta(phi: Tensor, epsilon: Tensor, printed: bool) -> tuple[Tensor, Tensor]
     return (epsilon * epsilon if printed else epsilon) / math.pi / reach, reach
 
 
+def _energy(features: Tensor) -> Tensor:
+    """‖F‖², b×1×P; elsewhere than in a CPU's cache without a second tensor of the features' size."""
+    if blocks.in_cache(features.device):
+        return features.square().sum(1, keepdim=True)
+    return torch.linalg.vector_norm(features, dim=1, keepdim=True).square_()
+
+
 def _force(sides: Tensor, features: Tensor, energy: Tensor, n: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
     """λ2 ‖F - c2‖² - λ1 ‖F - c1‖², b×K×P, and c1 over c2, b×2K×D, and the sizes of both sides, b×2K×1.
 
@@ -181,7 +188,7 @@ def _evolve(
     sizes = phi.new_empty(steps, groups, 2 * objects, 1)
     for part in blocks.grouped(groups, depth * pixels, phi.device):
         x, f, n = phi[part].flatten(2), features[part].flatten(2), _split(numbers[part])
-        energy = torch.linalg.vector_norm(f, dim=1, keepdim=True).square_()
+        energy = _energy(f)
         for step in range(steps):
             before[step, part] = x
             epsilon, dt = n.epsilon[..., step, None], n.dt[..., step, None]
@@ -266,7 +273,7 @@ class _Backward:
     def __init__(self, features: Tensor, n: _Numbers, by_out: Tensor, printed: bool, eta: float) -> None:
         self.size, self.printed, self.eta = features.shape[2:], printed, eta
         self.features, self.n = features.flatten(2), n
-        self.energy = torch.linalg.vector_norm(self.features, dim=1, keepdim=True).square_()
+        self.energy = _energy(self.features)
         self.by_phi = by_out.flatten(2)
         self.by_weights: list[Tensor] = []
         self.by_steps: list[Tensor] = []

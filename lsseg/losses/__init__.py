@@ -2,6 +2,7 @@
 
 from lsseg.losses.cross_entropy import CrossEntropyLoss
 from lsseg.losses.level_set import CrossEntropyLevelSetLoss, LevelSetLoss
+from lsseg.losses.tsdf import TSDFLoss
 from lsseg.losses.weighted_cross_entropy import WeightedCrossEntropy
 
-__all__ = ["CrossEntropyLevelSetLoss", "CrossEntropyLoss", "LevelSetLoss", "WeightedCrossEntropy"]
+__all__ = ["CrossEntropyLevelSetLoss", "CrossEntropyLoss", "LevelSetLoss", "TSDFLoss", "WeightedCrossEntropy"]

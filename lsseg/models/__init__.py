@@ -1,5 +1,6 @@
 """Networks: what has learnable parameters."""
 
+from lsseg.models.chan_vese import ChanVeseNet
 from lsseg.models.dfcn import DFCN
 from lsseg.models.dmls import DMLS
 from lsseg.models.fcn import FCN
@@ -7,4 +8,4 @@ from lsseg.models.multiphase import MultiphaseLevelSet
 from lsseg.models.output import SegOutput, Step, checked
 from lsseg.models.smp import SmpNet
 
-__all__ = ["DFCN", "DMLS", "FCN", "MultiphaseLevelSet", "SegOutput", "SmpNet", "Step", "checked"]
+__all__ = ["DFCN", "DMLS", "FCN", "ChanVeseNet", "MultiphaseLevelSet", "SegOutput", "SmpNet", "Step", "checked"]

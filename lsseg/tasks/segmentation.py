@@ -40,6 +40,8 @@ class SegmentationTask(pl.LightningModule):
         window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
     """
 
+    first_step = 1  # what pictures call the first step of a network that refines its prediction
+
     def __init__(
         self,
         num_classes: int,
@@ -75,6 +77,10 @@ class SegmentationTask(pl.LightningModule):
         self._refines = bool(output.steps)
         return output
 
+    def train_output(self, batch: dict[str, Any]) -> SegOutput:
+        """The output that is trained."""
+        return self(batch["image"])
+
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
         """The terms of the training loss by name; ``loss`` is what is minimised."""
         return {"loss": self.criterion(output.logits, target)}
@@ -86,7 +92,7 @@ class SegmentationTask(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step on a batch of images and masks."""
         try:
-            output = self(batch["image"])
+            output = self.train_output(batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -136,12 +142,16 @@ class SegmentationTask(pl.LightningModule):
         """Scores of whole images after every step of a network that refines its prediction; none of a plain one."""
 
         def every(part: Tensor) -> Tensor:
-            steps = [step.last for step in self(part).steps]
+            steps = self.steps_of(part)
             return torch.cat(steps, 1) if steps else part[:, :0]
 
         # That a network is a plain one is known as soon as it has run once.
         scores = self._in_windows(every, image) if self._refines else image[:, :0]
         return list(torch.split(scores, self.num_classes, 1)) if scores.shape[1] else []
+
+    def steps_of(self, image: Tensor) -> list[Tensor]:
+        """Scores after every step of one pass through the network."""
+        return [step.last for step in self(image).steps]
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over the validation split."""

@@ -1,0 +1,97 @@
+"""Chan-Vese refinement of a semantic network (after Homayounfar 2020): TSDF losses before and after the evolution."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsseg.errors import InputError
+from lsseg.functional import signed_distance
+from lsseg.losses import TSDFLoss
+from lsseg.models import ChanVeseNet, SegOutput
+from lsseg.models.chan_vese import TEMPERATURE
+from lsseg.tasks.segmentation import SegmentationTask
+
+IGNORE_INDEX = 255
+
+
+class ChanVeseTask(SegmentationTask):
+    """w0 · loss(φ⁰) + wN · loss(φᴺ) of :class:`~lsseg.models.ChanVeseNet`, both :class:`~lsseg.losses.TSDFLoss`.
+
+    The targets are the truncated signed distances of each class's region; void pixels count in neither loss.
+
+    Args:
+        num_classes: C; the command line takes it from the data.
+        network: Makes the network for C classes; null is :class:`~lsseg.models.ChanVeseNet` with its defaults.
+        initial_weight: w0; 1 in the paper (Cityscapes).
+        final_weight: wN; 5 in the paper (Cityscapes).
+        truncation: τ in cells of the evolution's grid; 14 in this project's reading of the paper.
+        **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
+    """
+
+    criterion: TSDFLoss
+    network: ChanVeseNet
+    first_step = 0  # the first picture of an evolution shows φ⁰
+
+    def __init__(
+        self,
+        num_classes: int,
+        network: Callable[[int], nn.Module] | None = None,
+        initial_weight: float = 1.0,
+        final_weight: float = 5.0,
+        truncation: float = 14.0,
+        **options: Any,
+    ) -> None:
+        for key, value in (("initial_weight", initial_weight), ("final_weight", final_weight)):
+            if not 0 <= value < float("inf"):
+                raise InputError(f"model.{key} must not be negative, not {value}")
+        if not 0 < truncation < float("inf"):
+            raise InputError(f"model.truncation must be positive, not {truncation}")
+        super().__init__(num_classes, network=network or partial(ChanVeseNet), criterion=TSDFLoss(), **options)
+        if not isinstance(self.network, ChanVeseNet):
+            raise InputError(f"model.network must be ChanVeseNet, not {type(self.network).__name__}")
+        self.initial_weight, self.final_weight, self.truncation = initial_weight, final_weight, truncation
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> SegOutput:
+        """Scores of a B×3×H×W image with values in [0, 1]; where the truth is known its classes evolve in any case."""
+        output: SegOutput = self.network(image, None if mask is None else _present(mask, self.num_classes))
+        return output
+
+    def train_output(self, batch: dict[str, Any]) -> SegOutput:
+        """The output that is trained."""
+        return self(batch["image"], batch["mask"])
+
+    def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
+        """``initial`` and ``final`` (unweighted; the latter alone where there are no steps) and their sum ``loss``."""
+        valid = (target != IGNORE_INDEX)[:, None]
+        mask = _one_hot(target, self.num_classes)
+        reach = self.truncation * self.network.stride
+        phi = signed_distance(mask, reach).div_(reach).to(output.logits.dtype)
+        final = self.criterion(self.phi(output.logits), phi, mask, valid)
+        if len(output.steps) < 2:
+            return {"loss": self.final_weight * final, "final": final}
+        initial = self.criterion(self.phi(output.steps[0].logits), phi, mask, valid)
+        loss = self.initial_weight * initial + self.final_weight * final
+        return {"loss": loss, "initial": initial, "final": final}
+
+    def phi(self, logits: Tensor) -> Tensor:
+        """The evolved level-set functions, B×C×H×W."""
+        return logits.float() * TEMPERATURE
+
+    def steps_of(self, image: Tensor) -> list[Tensor]:
+        """Scores from φ⁰ and after every iteration."""
+        return self.network.evolution(image)
+
+
+def _one_hot(target: Tensor, num_classes: int) -> Tensor:
+    """B×C×H×W bool; void is no class's."""
+    void = target == IGNORE_INDEX
+    return (F.one_hot(target.masked_fill(void, 0), num_classes) > 0).movedim(3, 1) & ~void[:, None]
+
+
+def _present(target: Tensor, num_classes: int) -> Tensor:
+    """B×C bool."""
+    return torch.stack([torch.bincount(t.flatten(), minlength=256)[:num_classes] > 0 for t in target])
