@@ -115,7 +115,8 @@ def test_configurations_of_one_data_set_differ_in_the_method_only():
     """The shared settings are the control of the comparison."""
     folder = TOP / "experiments" / "camvid"
     baseline, *others = (
-        yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("cross_entropy", "level_set", "dmls", "chan_vese")
+        yaml.safe_load((folder / f"{name}.yaml").read_text())
+        for name in ("cross_entropy", "level_set", "dmls", "chan_vese")
     )
     expected = baseline.pop("model")["init_args"]
     for other in others:
