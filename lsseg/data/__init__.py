@@ -1,9 +1,30 @@
 """Data sets: what reads a disk and knows class names and colours."""
 
 from lsseg.data.camvid import CamVid
+from lsseg.data.coco import CarParts, CocoInstances
 from lsseg.data.folder import FolderSegmentation
-from lsseg.data.module import SegmentationData
+from lsseg.data.instances import InstanceData, Instances, InstanceSource
+from lsseg.data.module import DataModule, SegmentationData
+from lsseg.data.nuclei import NucleiDSB2018
+from lsseg.data.pennfudan import PennFudan
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
-from lsseg.data.synthetic import SyntheticShapes
+from lsseg.data.synthetic import SyntheticInstances, SyntheticShapes
 
-__all__ = ["IGNORE_INDEX", "CamVid", "FilePairs", "FolderSegmentation", "SegmentationData", "Source", "SyntheticShapes"]
+__all__ = [
+    "IGNORE_INDEX",
+    "CamVid",
+    "CarParts",
+    "CocoInstances",
+    "DataModule",
+    "FilePairs",
+    "FolderSegmentation",
+    "InstanceData",
+    "InstanceSource",
+    "Instances",
+    "NucleiDSB2018",
+    "PennFudan",
+    "SegmentationData",
+    "Source",
+    "SyntheticInstances",
+    "SyntheticShapes",
+]

@@ -103,7 +103,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...], dict[i
     labels: dict[int, int] = {}
     colors: list[Color] = []
     for label, (name, entry) in enumerate(entries.items()):
-        value, color = entry.get("value", label), entry.get("color", _color(label))
+        value, color = entry.get("value", label), entry.get("color", display_color(label))
         if not _is_value(value) or value in labels:
             raise InputError(f"{path}: the value of class {name!r} must be a number 0..65535 of its own, not {value!r}")
         if not (isinstance(color, list | tuple) and len(color) == 3 and all(c in range(256) for c in color)):
@@ -149,7 +149,7 @@ def _is_value(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
 
 
-def _color(label: int) -> Color:
+def display_color(label: int) -> Color:
     """A display colour for a label that was given none: PASCAL VOC's bit-reversal, distinct for small labels."""
     channels = [0, 0, 0]
     for bit in range(8):

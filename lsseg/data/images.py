@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from lsseg.data.source import list_images, read_image
-from lsseg.data.transforms import eval_transform
+from lsseg.data.transforms import Pair
 from lsseg.errors import InputError
 
 
@@ -19,19 +19,19 @@ class Images(Dataset[dict[str, Any]]):
 
     Args:
         path: The folder or file.
-        resize: Resize to height, width, as in training; None keeps each image's own size.
+        transform: Called with the image (3×H×W uint8) and an empty mask, returns both.
 
     Raises:
         InputError: If there is no image at ``path``.
     """
 
-    def __init__(self, path: Path, resize: tuple[int, int] | None = None) -> None:
+    def __init__(self, path: Path, transform: Pair) -> None:
         self.paths = [path] if path.is_file() else list_images(path)
         stems = [p.stem for p in self.paths]
         double = next((p for p in self.paths if stems.count(p.stem) > 1), None)
         if double is not None:
             raise InputError(f"data.images: several files are named {double.stem}; their predictions would collide")
-        self.transform = eval_transform(resize)
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.paths)

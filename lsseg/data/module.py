@@ -1,80 +1,84 @@
-"""The one data path of every semantic data set."""
+"""The one data path: loaders, samplers and checks of every data set; and what semantic data sets add."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lsseg.data.images import Images
 from lsseg.data.loading import EpochSampler, EvalSampler, Samples, TrainLoader, collate, global_seed
 from lsseg.data.source import Source
-from lsseg.data.transforms import eval_transform, train_transform
+from lsseg.data.transforms import Pair, eval_transform, train_transform
 from lsseg.errors import InputError
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Color = tuple[int, int, int]
+Kind = Literal["semantic", "instances"]
 
 
-class SegmentationData(pl.LightningDataModule):
-    """Base of the semantic data sets: a subclass says its classes and gives a :class:`Source` for each split.
+class Named(Protocol):
+    """What the loaders need to know of a source."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def name(self, index: int) -> str:
+        """What to call an image."""
+
+
+S = TypeVar("S", bound=Named)
+
+
+class DataModule(pl.LightningDataModule, Generic[S]):
+    """Base of all data sets: loaders, samplers, checks.
 
     Args:
         batch_size: Images per training step and process.
-        eval_batch_size: Images per validation and test step; above 1 all must have one size.
+        eval_batch_size: Images per validation and test step.
         num_workers: Loader processes.
-        resize: Resize every image to height, width, for training and evaluation; null keeps their own sizes.
-        crop_size: Height, width of the training crop; null trains on whole images.
-        scale: Least and largest random scale in training; other than 1, it needs a crop_size.
-        flip: Mirror half of the training images.
-        photometric: Strength of the colour jitter in training, 0 to 1.
         images: For ``predict``: a folder of images, or one image.
     """
 
+    kind: ClassVar[Kind]
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
 
-    def __init__(
-        self,
-        batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        resize: tuple[int, int] | None = None,
-        crop_size: tuple[int, int] | None = None,
-        scale: tuple[float, float] = (1.0, 1.0),
-        flip: bool = True,
-        photometric: float = 0.25,
-        images: str | None = None,
-    ) -> None:
+    def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, images: str | None) -> None:
         super().__init__()
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise InputError(f"data.{key} must be at least 1, not {value}")
         if num_workers < 0:
             raise InputError(f"data.num_workers must be at least 0, not {num_workers}")
-        for key, size in (("resize", resize), ("crop_size", crop_size)):
-            if size is not None and min(size) < 1:
-                raise InputError(f"data.{key} must be two positive numbers (height, width), not {list(size)}")
-        if not 0 < scale[0] <= scale[1]:
-            raise InputError(f"data.scale must be two positive numbers, the least first, not {list(scale)}")
-        if not 0 <= photometric <= 1:
-            raise InputError(f"data.photometric must lie in 0..1, not {photometric}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.resize = resize
         self.images = images
-        self.train_transform = train_transform(resize, crop_size, scale, flip, photometric)
 
     @property
     def num_classes(self) -> int:
         """C, void not counted."""
         return len(self.class_names)
 
-    def source(self, split: Split) -> Source:
-        """The images and masks of a split."""
+    def source(self, split: Split) -> S:
+        """The images and annotations of a split."""
         raise InputError(f"{type(self).__name__} does not say where its {split} split is")
+
+    def samples(self, source: S, training: bool) -> Dataset[dict[str, Any]]:
+        """A source's images and annotations, transformed for training or for evaluation."""
+        raise NotImplementedError
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of samples."""
+        raise NotImplementedError
+
+    def predict_transform(self) -> Pair:
+        """What happens to an image that is predicted."""
+        raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; an incomplete last batch is dropped."""
@@ -93,7 +97,7 @@ class SegmentationData(pl.LightningDataModule):
 
         seed = global_seed()
         return TrainLoader(
-            Samples(source, self.num_classes, self.train_transform, seed),
+            self.samples(source, training=True),
             self.batch_size,
             sampler=EpochSampler(len(source), seed, rank, world, used),
             drop_last=True,
@@ -116,7 +120,7 @@ class SegmentationData(pl.LightningDataModule):
         """The images of ``data.images``."""
         if self.images is None:
             raise InputError("predict needs data.images: a folder of images, or one image")
-        return Images(Path(self.images), self.resize)
+        return Images(Path(self.images), self.predict_transform())
 
     def check(self, *splits: Split) -> None:
         """Raise ``InputError`` for a split that is empty or lacks a file, before anything is spent on training."""
@@ -132,13 +136,13 @@ class SegmentationData(pl.LightningDataModule):
         source = self._filled(split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         return DataLoader(
-            Samples(source, self.num_classes, eval_transform(self.resize), global_seed()),
+            self.samples(source, training=False),
             self.eval_batch_size,
             sampler=EvalSampler(len(source), rank, world),
             **self._options(),
         )
 
-    def _filled(self, split: Split) -> Source:
+    def _filled(self, split: Split) -> S:
         source = self.source(split)
         if len(source) == 0:
             raise InputError(f"the {split} split of {type(self).__name__} is empty")
@@ -149,5 +153,56 @@ class SegmentationData(pl.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "collate_fn": collate,
+            "collate_fn": self.collate,
         }
+
+
+class SegmentationData(DataModule[Source]):
+    """Base of the semantic data sets: a subclass says its classes and gives a :class:`Source` for each split.
+
+    Args:
+        batch_size: Images per training step and process.
+        eval_batch_size: Images per validation and test step; above 1 all must have one size.
+        num_workers: Loader processes.
+        resize: Resize every image to height, width, for training and evaluation; null keeps their own sizes.
+        crop_size: Height, width of the training crop; null trains on whole images.
+        scale: Least and largest random scale in training; other than 1, it needs a crop_size.
+        flip: Mirror half of the training images.
+        photometric: Strength of the colour jitter in training, 0 to 1.
+        images: For ``predict``: a folder of images, or one image.
+    """
+
+    kind = "semantic"
+    collate = staticmethod(collate)
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        resize: tuple[int, int] | None = None,
+        crop_size: tuple[int, int] | None = None,
+        scale: tuple[float, float] = (1.0, 1.0),
+        flip: bool = True,
+        photometric: float = 0.25,
+        images: str | None = None,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, images)
+        for key, size in (("resize", resize), ("crop_size", crop_size)):
+            if size is not None and min(size) < 1:
+                raise InputError(f"data.{key} must be two positive numbers (height, width), not {list(size)}")
+        if not 0 < scale[0] <= scale[1]:
+            raise InputError(f"data.scale must be two positive numbers, the least first, not {list(scale)}")
+        if not 0 <= photometric <= 1:
+            raise InputError(f"data.photometric must lie in 0..1, not {photometric}")
+        self.resize = resize
+        self.train_transform = train_transform(resize, crop_size, scale, flip, photometric)
+
+    def samples(self, source: Source, training: bool) -> Samples:
+        """Images and masks, checked and seeded item by item."""
+        transform = self.train_transform if training else eval_transform(self.resize)
+        return Samples(source, self.num_classes, transform, global_seed())
+
+    def predict_transform(self) -> Pair:
+        """Resize as in training."""
+        return eval_transform(self.resize)

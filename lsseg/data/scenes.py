@@ -206,8 +206,11 @@ def _colour(rng: Rng, kind: int, under: I32, hard: int) -> I32:
     return under + gap
 
 
-def _paint(rng: Rng, image: U8, labels: U8, thing: _Thing, scale: int, hard: int) -> None:
-    """Draw one object: blurred and textured on the image, crisp on the labels, with a void border or not."""
+def _paint(rng: Rng, image: U8, labels: U8, thing: _Thing, scale: int, hard: int) -> tuple[U8, slice, slice]:
+    """Draw one object: blurred and textured on the image, crisp on the labels, with a void border or not.
+
+    Returns its coverage (0 or 255) inside a box, and the box's rows and columns.
+    """
     cover, rows, cols = _rasterise(rng, thing, (image.shape[0], image.shape[1]), scale)
     y = np.arange(rows.start, rows.stop, dtype=np.int32)[:, None] - thing.cy
     x = np.arange(cols.start, cols.stop, dtype=np.int32)[None, :] - thing.cx
@@ -222,6 +225,7 @@ def _paint(rng: Rng, image: U8, labels: U8, thing: _Thing, scale: int, hard: int
     taps = min(7, (1 if thing.kind in _THIN else 3) + 2 * (_int(rng, 0, 512) + 2 * hard >> 8))
     _lay(image[rows, cols], tone, colour, swing, cv2.GaussianBlur(cover, (taps, taps), 0).astype(np.uint8, copy=False))
     np.copyto(labels[rows, cols], np.uint8(thing.kind + _EDGED * _int(rng, 0, 2)), where=cover > 0)
+    return cover, rows, cols
 
 
 def _clouds(rng: Rng, size: Size, cells: int, channels: int) -> I32:
@@ -336,14 +340,48 @@ def draw_scene(
     Raises:
         ValueError: A parameter is out of range; the message names it.
     """
+    image, labels, _, _ = _draw(seed, index, size, difficulty, objects, void_width)
+    mask = labels & np.uint8(_EDGED - 1)
+    _void(mask, labels // np.uint8(_EDGED), int(void_width))
+    return image, mask
+
+
+def draw_objects(
+    seed: int, index: int, size: Size = (96, 128), difficulty: float = 0.5, objects: int = 6
+) -> tuple[U8, I32, list[int]]:
+    """The same scene as a picture of objects: what is visible of each, and its class.
+
+    Args:
+        seed: As in :func:`draw_scene`.
+        index: As in :func:`draw_scene`.
+        size: As in :func:`draw_scene`.
+        difficulty: As in :func:`draw_scene`.
+        objects: As in :func:`draw_scene`.
+
+    Returns:
+        The image, uint8 H×W×3; a map, int32 H×W, in which object k has the value k + 1 and 0 is background; and the
+        class of each object, 1 to ``len(CLASSES) - 1``. An object that is covered by others has no pixel.
+
+    Raises:
+        ValueError: A parameter is out of range; the message names it.
+    """
+    image, _, ids, kinds = _draw(seed, index, size, difficulty, objects, 0)
+    return image, ids, kinds
+
+
+def _draw(
+    seed: int, index: int, size: Size, difficulty: float, objects: int, void_width: int
+) -> tuple[U8, U8, I32, list[int]]:
+    """Image, labels (plus ``_EDGED`` where a void border is due), map of objects, and their classes."""
     _check(seed, index, size, difficulty, objects, void_width)
     rng = np.random.RandomState(np.array([seed, index], dtype=np.uint32))
     size, hard = (int(size[0]), int(size[1])), round(float(difficulty) * 256)
     # The unit of all lengths: the side of a square of the same area, unless the scene is a narrow strip.
     scale = min(math.isqrt(size[0] * size[1]), 2 * min(size))
     image, labels = _background(rng, size, scale, hard), np.zeros(size, dtype=np.uint8)
-    for thing in _place(rng, size, scale, int(objects)):
-        _paint(rng, image, labels, thing, scale, hard)
-    mask = labels & np.uint8(_EDGED - 1)
-    _void(mask, labels // np.uint8(_EDGED), int(void_width))
-    return _expose(rng, image, hard), mask
+    ids = np.zeros(size, dtype=np.int32)
+    things = _place(rng, size, scale, int(objects))
+    for number, thing in enumerate(things, start=1):
+        cover, rows, cols = _paint(rng, image, labels, thing, scale, hard)
+        np.copyto(ids[rows, cols], np.int32(number), where=cover > 0)
+    return _expose(rng, image, hard), labels, ids, [thing.kind for thing in things]

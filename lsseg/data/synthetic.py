@@ -1,16 +1,15 @@
-"""Generated scenes: nothing to fetch, the same on every machine, hard where level sets matter."""
+"""Generated scenes, with labels or as objects: nothing to fetch, the same everywhere, hard where level sets matter."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lsseg.data.module import SegmentationData, Split
-from lsseg.data.scenes import CLASSES, draw_scene
+from lsseg.data.instances import InstanceData, Instances, InstanceSource, from_map
+from lsseg.data.module import SPLITS, SegmentationData, Split
+from lsseg.data.scenes import CLASSES, draw_objects, draw_scene
 from lsseg.data.source import Source
 from lsseg.errors import InputError
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Scenes:
@@ -88,3 +87,70 @@ class SyntheticShapes(SegmentationData):
     def source(self, split: Split) -> Source:
         """The scenes of a split; the three never share one."""
         return Scenes(self.lengths[split], 3 * self.data_seed + SPLITS.index(split), **self.parameters)
+
+
+class SceneObjects:
+    """A split of generated scenes as objects, drawn when asked for.
+
+    Args:
+        length: Number of scenes.
+        seed: Of the split.
+        **parameters: Of :func:`lsseg.data.scenes.draw_objects`.
+    """
+
+    def __init__(self, length: int, seed: int, **parameters: Any) -> None:
+        self.length, self.seed, self.parameters = length, seed, parameters
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        """Number of the scene."""
+        return f"scene{index:05d}"
+
+    def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
+        """Draw one scene."""
+        image, ids, kinds = draw_objects(self.seed, index, **self.parameters)
+        return image, from_map(ids, [kind - 1 for kind in kinds])
+
+
+class SyntheticInstances(InstanceData):
+    """The scenes of :class:`SyntheticShapes` as objects: six classes, thin, holed, touching, covering one another.
+
+    Args:
+        train_images: Scenes in the training split.
+        val_images: Scenes in the validation split.
+        test_images: Scenes in the test split.
+        size: Height, width of a scene in pixels.
+        difficulty: 0 (clean, distinct colours) to 1 (noise and overlap close to the limit).
+        objects: Mean number of objects in a scene.
+        data_seed: Of the scenes; it does not depend on the run's seed, so that all runs see one data set.
+        **options: See :class:`InstanceData`.
+    """
+
+    class_names = tuple(name for name, _ in CLASSES[1:])
+    palette = tuple(color for _, color in CLASSES[1:])
+
+    def __init__(
+        self,
+        train_images: int = 2000,
+        val_images: int = 64,
+        test_images: int = 128,
+        size: tuple[int, int] = (128, 160),
+        difficulty: float = 0.5,
+        objects: int = 5,
+        data_seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.lengths = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
+        self.data_seed = data_seed
+        self.parameters: dict[str, Any] = {"size": size, "difficulty": difficulty, "objects": objects}
+        try:
+            draw_objects(0, 0, **self.parameters)
+        except ValueError as error:
+            raise InputError(f"data.{error}") from error
+
+    def source(self, split: Split) -> InstanceSource:
+        """The scenes of a split; the three never share one."""
+        return SceneObjects(self.lengths[split], 3 * self.data_seed + SPLITS.index(split), **self.parameters)

@@ -3,6 +3,7 @@
 Geometry moves both, colour the image alone; wherever the image is padded, the mask is void.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lsseg.data.source import IGNORE_INDEX
 
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 GREY = 124  # the mean of natural images: padding that normalisation turns into about 0
 
 
@@ -29,18 +31,47 @@ class Resize(nn.Module):
         self.scale = scale
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize a 3×H×W image and its H×W mask alike."""
+        """Resize a 3×H×W image and its (L×)H×W mask alike."""
         height, width = self.size or image.shape[-2:]
         low, high = self.scale
         factor = low + (high - low) * float(torch.rand(())) if high > low else low
-        size = [max(1, round(height * factor)), max(1, round(width * factor))]
-        if size == list(image.shape[-2:]):
-            return image, mask
-        exact = F.InterpolationMode.NEAREST_EXACT
-        return (
-            tv_tensors.Image(F.resize_image(image, size, antialias=True)),
-            tv_tensors.Mask(F.resize_image(mask[None], size, interpolation=exact)[0]),
-        )
+        return _resized(image, mask, (round(height * factor), round(width * factor)))
+
+
+class ShortSide(nn.Module):
+    """Resize so that the shorter side has a length drawn from a range, unless the longer would exceed a limit.
+
+    Args:
+        low: Least length in pixels.
+        high: Largest length.
+        longest: Limit of the longer side; None is none.
+    """
+
+    def __init__(self, low: int, high: int, longest: int | None = None) -> None:
+        super().__init__()
+        self.low, self.high, self.longest = low, high, longest
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Resize a 3×H×W image and its (L×)H×W mask alike."""
+        height, width = image.shape[-2:]
+        side = self.low + int(torch.randint(self.high - self.low + 1, ())) if self.high > self.low else self.low
+        factor = side / min(height, width)
+        if self.longest is not None:
+            factor = min(factor, self.longest / max(height, width))
+        return _resized(image, mask, (round(height * factor), round(width * factor)))
+
+
+def _resized(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    shape = [max(1, side) for side in size]
+    if shape == list(image.shape[-2:]):
+        return image, mask
+    exact = F.InterpolationMode.NEAREST_EXACT
+    planes = mask if mask.dim() == 3 else mask[None]
+    resized = F.resize_image(planes, shape, interpolation=exact)
+    return (
+        tv_tensors.Image(F.resize_image(image, shape, antialias=True)),
+        tv_tensors.Mask(resized.view(*mask.shape[:-2], *shape)),
+    )
 
 
 def train_transform(
@@ -49,7 +80,7 @@ def train_transform(
     scale: tuple[float, float],
     flip: bool,
     photometric: float,
-) -> v2.Compose:
+) -> Pair:
     """Random scale, crop, flip and colour, in this order (each step works on as few pixels as it can).
 
     Args:
@@ -59,22 +90,53 @@ def train_transform(
         flip: Mirror left-right half of the time.
         photometric: Strength of the colour jitter, 0 (none) to 1.
     """
-    steps: list[Any] = [Resize(size, scale)]
+    return v2.Compose([Resize(size, scale), *_augmentation(crop, flip, photometric, IGNORE_INDEX), _to_float()])
+
+
+def eval_transform(size: tuple[int, int] | None) -> Pair:
+    """Resize to ``size`` where one is given; nothing random."""
+    return v2.Compose([Resize(size), _to_float()])
+
+
+def instance_train_transform(
+    short_side: tuple[int, int] | None,
+    longest: int | None,
+    crop: tuple[int, int] | None,
+    flip: bool,
+    photometric: float,
+) -> Pair:
+    """The same for maps of instances, where 0 is no instance: random length of the shorter side, crop, flip, colour.
+
+    Args:
+        short_side: Least and largest length of the shorter side; None keeps each image's own size.
+        longest: Limit of the longer side.
+        crop: Height, width of the random crop; smaller images are padded. None crops nothing.
+        flip: Mirror left-right half of the time.
+        photometric: Strength of the colour jitter, 0 (none) to 1.
+    """
+    size = Resize() if short_side is None else ShortSide(*short_side, longest)
+    return v2.Compose([size, *_augmentation(crop, flip, photometric, 0), _to_float(torch.int32)])
+
+
+def instance_eval_transform(short_side: int | None, longest: int | None) -> Pair:
+    """Resize to one length of the shorter side; nothing random."""
+    size = Resize() if short_side is None else ShortSide(short_side, short_side, longest)
+    return v2.Compose([size, _to_float(torch.int32)])
+
+
+def _augmentation(crop: tuple[int, int] | None, flip: bool, photometric: float, nothing: int) -> list[nn.Module]:
+    """Crop, flip and colour; where an image is padded, the mask is ``nothing``."""
+    steps: list[Any] = []
     if crop is not None:
-        fill = {tv_tensors.Image: GREY, tv_tensors.Mask: IGNORE_INDEX}
+        fill = {tv_tensors.Image: GREY, tv_tensors.Mask: nothing}
         steps.append(v2.RandomCrop(crop, pad_if_needed=True, fill=fill))
     if flip:
         steps.append(v2.RandomHorizontalFlip())
     if photometric > 0:
         steps.append(v2.ColorJitter(photometric, photometric, photometric, photometric / 5))
-    return v2.Compose([*steps, _to_float()])
+    return steps
 
 
-def eval_transform(size: tuple[int, int] | None) -> v2.Compose:
-    """Resize to ``size`` where one is given; nothing random."""
-    return v2.Compose([Resize(size), _to_float()])
-
-
-def _to_float() -> v2.ToDtype:
-    kinds = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
+def _to_float(mask: torch.dtype = torch.int64) -> v2.ToDtype:
+    kinds = {tv_tensors.Image: torch.float32, tv_tensors.Mask: mask, "others": None}
     return v2.ToDtype(kinds, scale=True)

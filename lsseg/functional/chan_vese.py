@@ -71,8 +71,10 @@ def chan_vese_evolve(
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     phi, features, lambda1, lambda2, mu, epsilon, dt = (tensor.to(dtype) for tensor in tensors)
-    if len(phi) == 0 or epsilon.shape[1] == 0:
+    if epsilon.shape[1] == 0:
         return phi
+    if len(phi) == 0:  # on the graph of everything, so that no process of several waits for a gradient in vain
+        return phi + 0 * torch.stack([tensor.sum() for tensor in (features, lambda1, lambda2, mu, epsilon, dt)]).sum()
     groups = (len(features), len(phi) // len(features))
     numbers = torch.cat([torch.stack([lambda1, lambda2, mu], 1), epsilon, dt], 1)
     grouped = phi.reshape(*groups, *phi.shape[1:])

@@ -1,0 +1,244 @@
+"""Objects of an image, each with a mask of its own, and the data path of instance data sets.
+
+Legend: H×W pixels, n objects, L layers. Objects that overlap lie in different layers; most images need one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from lsseg.data.loading import derived_seed, global_seed
+from lsseg.data.module import DataModule
+from lsseg.data.source import read_image, read_mask
+from lsseg.data.transforms import Pair, instance_eval_transform, instance_train_transform
+from lsseg.errors import InputError
+
+
+class Instances(NamedTuple):
+    """The objects of an image; object k is where ``layers[layer[k]] == k + 1``.
+
+    Attributes:
+        layers: L×H×W int32, L ≥ 1; 0 is no object.
+        layer: n, in which layer each object lies.
+        labels: n, 0..C-1.
+        crowd: n bool: a group that is not told apart, which is neither learnt nor counts as missed or invented.
+    """
+
+    layers: npt.NDArray[np.int32]
+    layer: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    crowd: npt.NDArray[np.bool_]
+
+
+def from_map(ids: npt.NDArray[np.integer], labels: Sequence[int] | npt.NDArray[np.integer]) -> Instances:
+    """Objects that do not overlap, from an H×W map in which object k (of label ``labels[k]``) has the value k + 1."""
+    count = len(labels)
+    zeros = np.zeros(count, np.int64)
+    return Instances(ids.astype(np.int32)[None], zeros, np.asarray(labels, np.int64), zeros.astype(bool))
+
+
+def from_masks(
+    masks: Sequence[npt.NDArray[np.bool_]], labels: Sequence[int], crowd: Sequence[bool], size: tuple[int, int]
+) -> Instances:
+    """Objects from H×W masks that may overlap: each goes into the first layer in which its place is free."""
+    layers = [np.zeros(size, np.int32)]
+    chosen = []
+    for number, mask in enumerate(masks, start=1):
+        place = next((i for i, layer in enumerate(layers) if not layer[mask].any()), len(layers))
+        if place == len(layers):
+            layers.append(np.zeros(size, np.int32))
+        layers[place][mask] = number
+        chosen.append(place)
+    parts = (np.array(chosen, np.int64), np.array(labels, np.int64), np.array(crowd, bool))
+    return Instances(np.stack(layers), *parts)
+
+
+class InstanceSource(Protocol):
+    """The images and objects of one split, undecoded until asked for."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def name(self, index: int) -> str:
+        """What to call the image in tables, file names and error messages."""
+
+    def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
+        """The image, H×W×3 uint8 RGB, and its objects."""
+
+
+class MapPairs:
+    """Images and maps in which every object has a number of its own, all of one class.
+
+    Args:
+        pairs: (image, map) paths.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        self.pairs = list(pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """Stem of the image file."""
+        return self.pairs[index][0].stem
+
+    def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
+        """Decode one pair.
+
+        Raises:
+            InputError: If a file is corrupt, or the map holds colours or negative numbers.
+        """
+        image_path, map_path = self.pairs[index]
+        ids = read_mask(map_path)
+        if ids.min(initial=0) < 0:
+            raise InputError(f"{map_path} holds the number {ids.min()}; expected 0 for nothing and 1, 2, … for objects")
+        # Numbers may have gaps, and be large.
+        values, numbered = np.unique(ids, return_inverse=True)
+        shift = 0 if values[0] == 0 else 1
+        return read_image(image_path), from_map(numbered.reshape(ids.shape) + shift, [0] * (len(values) - 1 + shift))
+
+
+class InstanceSamples(Dataset[dict[str, Any]]):
+    """A source's images and objects, transformed and seeded item by item.
+
+    Args:
+        source: Where images and objects come from.
+        num_classes: C.
+        transform: Called with image (3×H×W uint8) and layers (L×H×W int32), returns both.
+        training: Whether the objects follow the image's transform, and what vanishes is dropped. In evaluation they
+            stay at the size of the image's file, where predictions are compared with them.
+
+    Items are ``{"image": float 3×H×W in [0, 1], "instances": {...}, "size": (H, W) of the file, "index", "name"}``,
+    the objects as tensors ``layers``, ``layer``, ``labels``, ``crowd`` (see :class:`Instances`) and ``boxes`` (n×4: the
+    left, top, right, bottom edge in pixels). An index below 0 asks for a copy that counts for nothing: it has no objects.
+    """
+
+    def __init__(self, source: InstanceSource, num_classes: int, transform: Pair, training: bool) -> None:
+        self.source, self.num_classes, self.transform, self.training = source, num_classes, transform, training
+        self.seed = global_seed()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        real = index if index >= 0 else -1 - index
+        pixels, found = self.source.read(real)
+        self._check(self.source.name(real), pixels, found)
+        if index < 0:
+            nothing = np.zeros(0, np.int64)
+            found = Instances(np.zeros_like(found.layers[:1]), nothing, nothing, nothing.astype(bool))
+        layers = torch.from_numpy(found.layers)
+        pair = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)), tv_tensors.Mask(layers)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(self.seed, epoch, real))
+            image, moved = self.transform(*pair)
+        return {
+            "image": image.as_subclass(Tensor),
+            "instances": _with_boxes(moved.as_subclass(Tensor) if self.training else layers, found),
+            "size": pixels.shape[:2],
+            "index": max(index, -1),
+            "name": self.source.name(real),
+        }
+
+    def _check(self, name: str, image: npt.NDArray[np.uint8], found: Instances) -> None:
+        if image.shape[:2] != found.layers.shape[1:]:
+            (height, width), (mask_height, mask_width) = image.shape[:2], found.layers.shape[1:]
+            raise InputError(f"{name}: the image is {height}×{width} but its masks are {mask_height}×{mask_width}")
+        wrong = found.labels[(found.labels < 0) | (found.labels >= self.num_classes)]
+        if len(wrong):
+            raise InputError(f"{name}: an object has the label {wrong[0]}; expected 0..{self.num_classes - 1}")
+
+
+def _with_boxes(layers: Tensor, found: Instances) -> dict[str, Tensor]:
+    """Number anew the objects of which a pixel is left, and find their boxes."""
+    count = len(found.labels)
+    planes = layers.numpy()
+    low, high = np.full((count + 1, 2), 2**30), np.full((count + 1, 2), -1)
+    for plane in planes:
+        y, x = np.nonzero(plane)
+        ids = plane[y, x]
+        place = np.stack([x, y], 1)
+        np.minimum.at(low, ids, place)
+        np.maximum.at(high, ids, place)
+    kept = np.flatnonzero(high[1:, 0] >= 0)
+    number = np.zeros(count + 1, np.int32)
+    number[1 + kept] = np.arange(1, len(kept) + 1)
+    boxes = np.concatenate([low[1 + kept], high[1 + kept] + 1], 1)
+    return {
+        "layers": torch.from_numpy(number[planes]),
+        "layer": torch.from_numpy(found.layer[kept]),
+        "labels": torch.from_numpy(found.labels[kept]),
+        "crowd": torch.from_numpy(found.crowd[kept]),
+        "boxes": torch.from_numpy(boxes).float(),
+    }
+
+
+def collate_instances(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Images of any sizes as a list, and so with the rest; ``index`` is a tensor."""
+    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    return {**batch, "index": torch.tensor(batch["index"])}
+
+
+class InstanceData(DataModule[InstanceSource]):
+    """Base of the instance data sets: a subclass says its classes and gives an :class:`InstanceSource` for each split.
+
+    Args:
+        batch_size: Images per training step and process.
+        eval_batch_size: Images per validation and test step.
+        num_workers: Loader processes.
+        short_side: Length in pixels to which the shorter side of an image is brought, or the least and the largest of a
+            range from which training draws (evaluation takes the largest); null keeps each image's own size.
+        longest_side: Limit of the longer side.
+        crop_size: Height, width of the training crop; null trains on whole images.
+        flip: Mirror half of the training images.
+        photometric: Strength of the colour jitter in training, 0 to 1.
+        images: For ``predict``: a folder of images, or one image.
+    """
+
+    kind = "instances"
+    collate = staticmethod(collate_instances)
+
+    def __init__(
+        self,
+        batch_size: int = 2,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        short_side: int | tuple[int, int] | None = None,
+        longest_side: int | None = None,
+        crop_size: tuple[int, int] | None = None,
+        flip: bool = True,
+        photometric: float = 0.0,
+        images: str | None = None,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, num_workers, images)
+        sides = (short_side, short_side) if isinstance(short_side, int) else short_side
+        if sides is not None and not 1 <= sides[0] <= sides[1]:
+            raise InputError(f"data.short_side must be a length, or the least and the largest, not {short_side}")
+        if longest_side is not None and (sides is None or longest_side < sides[1]):
+            raise InputError(
+                f"data.longest_side {longest_side} must be at least as long as data.short_side {short_side}"
+            )
+        if crop_size is not None and min(crop_size) < 1:
+            raise InputError(f"data.crop_size must be two positive numbers (height, width), not {list(crop_size)}")
+        if not 0 <= photometric <= 1:
+            raise InputError(f"data.photometric must lie in 0..1, not {photometric}")
+        self.train_transform = instance_train_transform(sides, longest_side, crop_size, flip, photometric)
+        self.eval_transform = instance_eval_transform(None if sides is None else sides[1], longest_side)
+
+    def samples(self, source: InstanceSource, training: bool) -> InstanceSamples:
+        """Images and objects, checked and seeded item by item."""
+        transform = self.train_transform if training else self.eval_transform
+        return InstanceSamples(source, self.num_classes, transform, training)
+
+    def predict_transform(self) -> Pair:
+        """Resize as in evaluation."""
+        return self.eval_transform

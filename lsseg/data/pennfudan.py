@@ -1,0 +1,50 @@
+"""Pedestrians of Penn-Fudan (Wang et al. 2007): 170 images, 423 people, one class."""
+
+from typing import Any
+
+import numpy as np
+
+from lsseg.data.instances import InstanceData, InstanceSource, MapPairs
+from lsseg.data.loading import derived_seed
+from lsseg.data.module import Split
+from lsseg.data.root import existing_root
+from lsseg.data.source import list_images, pair_up
+
+HINT = (
+    "it holds images/ and masks/ of the same names, from cis.upenn.edu/~jshi/ped_html (rename PNGImages and PedMasks; "
+    "a mask's _mask suffix goes)"
+)
+
+
+class PennFudan(InstanceData):
+    """Penn-Fudan pedestrians: ``images/`` and ``masks/`` (each person a number) in one folder.
+
+    The data set has no splits: a seeded fifth of the images is held out for the test, and a tenth validates; each
+    of the two sources (Fudan, Penn) is divided by itself. Some people are not annotated, and some have several components.
+
+    Args:
+        root: The folder; null looks in ``$LSSEG_DATA/pennfudan``, then ``data/pennfudan``.
+        split_seed: Of the split; it does not depend on the run's seed.
+        **options: See :class:`InstanceData`.
+    """
+
+    class_names = ("pedestrian",)
+    palette = ((220, 60, 60),)
+
+    def __init__(self, root: str | None = None, split_seed: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.root = root
+        self.split_seed = split_seed
+
+    def source(self, split: Split) -> InstanceSource:
+        """The images of a split; raises ``InputError`` where folders or masks are missing."""
+        root = existing_root(self.root, "pennfudan", HINT)
+        images = list_images(root / "images")
+        chosen = []
+        for number, source in enumerate(sorted({path.name[:4] for path in images})):
+            own = [path for path in images if path.name.startswith(source)]
+            order = np.random.default_rng(derived_seed(self.split_seed, number)).permutation(len(own))
+            test, val = round(len(own) * 0.2), round(len(own) * 0.3)
+            part = {"test": order[:test], "val": order[test:val], "train": order[val:]}[split]
+            chosen += [own[i] for i in sorted(part)]
+        return MapPairs(pair_up(chosen, root / "masks"))
