@@ -31,7 +31,7 @@ def overlay(image: Array, labels: Array, palette: Sequence[Color], opacity: floa
     """The image under its colourised labels, with the contours between labels drawn in full colour."""
     colors = colorize(labels, palette).astype(np.float32)
     share = np.where(_boundary(labels), 1.0, opacity)[..., None]
-    return ((1 - share) * _bytes(image) + share * colors).round().astype(np.uint8)
+    return ((1 - share) * bytes_of(image) + share * colors).round().astype(np.uint8)
 
 
 def boundary_errors(image: Array, truth: Array, prediction: Array, radius: int = 2) -> npt.NDArray[np.uint8]:
@@ -43,7 +43,7 @@ def boundary_errors(image: Array, truth: Array, prediction: Array, radius: int =
     prediction = np.where(void, 255, prediction)
     real, drawn = _boundary(truth), _boundary(prediction)
     near_real, near_drawn = _dilate(real, radius), _dilate(drawn, radius)
-    canvas = np.repeat(_bytes(image).mean(2, keepdims=True) * 0.35 + 150, 3, axis=2)
+    canvas = np.repeat(bytes_of(image).mean(2, keepdims=True) * 0.35 + 150, 3, axis=2)
     canvas[void] = VOID_COLOR
     canvas[real & near_drawn] = (0, 150, 70)
     canvas[real & ~near_drawn] = (30, 70, 230)
@@ -78,7 +78,7 @@ def panel(
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 5)
     pictures = {
-        "image": _bytes(image).astype(np.uint8),
+        "image": bytes_of(image).astype(np.uint8),
         "truth": colorize(truth, palette),
         "prediction": colorize(prediction, palette),
         "contours: found, missed, invented": boundary_errors(image, truth, prediction),
@@ -126,7 +126,7 @@ def steps_panel(
     figure = Figure(figsize=(3 * columns, 6.2 * height / width + 1.1), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, columns, squeeze=False)
-    axes[0, 0].imshow(_bytes(image).astype(np.uint8))
+    axes[0, 0].imshow(bytes_of(image).astype(np.uint8))
     axes[0, 0].set_title("image", fontsize=9)
     inside = np.zeros((height, width), bool) if truth is None else truth == phi_class
     for number, (labels, values) in enumerate(zip(predictions, phi, strict=True), start=1):
@@ -168,7 +168,8 @@ def _draw_phi(axis: Any, phi: Array, truth: Array, name: str) -> None:
     axis.set_title(f"φ of {name}, zero contour in yellow (±{reach:.2f})", fontsize=9)
 
 
-def _bytes(image: Array) -> npt.NDArray[np.float32]:
+def bytes_of(image: Array) -> npt.NDArray[np.float32]:
+    """An image of any kind as floats from 0 to 255."""
     scale = 1.0 if image.dtype == np.uint8 else 255.0
     return np.clip(image.astype(np.float32) * scale, 0, 255)
 

@@ -5,12 +5,21 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
-from lsseg.callbacks.drawing import colorize, hardest_class, panel, steps_panel
+from lsseg.callbacks.drawing import bytes_of, colorize, hardest_class, panel, steps_panel
+from lsseg.callbacks.evolution import evolution_panel
+from lsseg.callbacks.instances import draw_objects, objects_panel
 from lsseg.errors import InputError
+from lsseg.functional.regions import paste_masks
+from lsseg.tasks.evolution import EvolvingObject
+
+OBJECTS = 3  # in a picture of evolutions
+SURE = 0.5  # least score of an object that is drawn
 
 
 class Panels(pl.Callback):
@@ -18,7 +27,8 @@ class Panels(pl.Callback):
 
     In validation one image is drawn, over the last one in the folder (W&B keeps the history). For every test panel the
     plain image, truth and prediction are saved too, for the report's comparison of methods. A network that refines its
-    prediction gets a second picture, ``…-steps.png`` (Zhang 2019, figure 7).
+    prediction gets a second picture, ``…-steps.png`` (Zhang 2019, figure 7), and a Chan-Vese evolution a third,
+    ``…-evolution.png``: contours by iteration, features, hyperparameters. Of instances the true and the found ones.
 
     Args:
         images: How many test images.
@@ -52,9 +62,17 @@ class Panels(pl.Callback):
         chosen = [i for i, index in enumerate(batch["index"].tolist()) if 0 <= index < count]
         if not chosen or trainer.fast_dev_run or not trainer.is_global_zero:
             return
+        (Path(trainer.default_root_dir) / "panels").mkdir(parents=True, exist_ok=True)
+        if task.kind == "instances":
+            self._draw_instances(trainer, task, outputs, batch, stage, chosen)
+        else:
+            self._draw_labels(trainer, task, outputs, batch, stage, chosen)
+
+    def _draw_labels(
+        self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, stage: str, chosen: list[int]
+    ) -> None:
         data = trainer.datamodule
         folder = Path(trainer.default_root_dir) / "panels"
-        folder.mkdir(parents=True, exist_ok=True)
         phi = task.phi(outputs["logits"][chosen]).cpu().numpy()
         steps = task.evolution(batch["image"][chosen])
         for place, (i, values) in enumerate(zip(chosen, phi, strict=True)):
@@ -71,14 +89,54 @@ class Panels(pl.Callback):
                 colours = (data.class_names, data.palette)
                 figure = steps_panel(image, truth, labels, phis, shown, *colours, title, task.first_step)
                 _save(figure, folder / f"{stage}-{name}-steps.png", f"panels/{stage}_steps", title, trainer)
+            self._draw_evolution(
+                trainer, image, task.evolving_objects(batch["image"][i], data.class_names, OBJECTS), stage, name, title
+            )
             if stage == "test":
                 parts = {
-                    "image": (image * 255).round().astype(np.uint8),
+                    "image": bytes_of(image).round().astype(np.uint8),
                     "truth": colorize(truth, data.palette),
                     "prediction": colorize(prediction, data.palette),
                 }
-                for part, picture in parts.items():
-                    Image.fromarray(picture).save(folder / f"plain-{name}-{part}.png")
+                _save_plain(parts, folder, name)
+
+    def _draw_instances(
+        self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, stage: str, chosen: list[int]
+    ) -> None:
+        """Objects with a score of at least one half, on the image as the network saw it."""
+        folder = Path(trainer.default_root_dir) / "panels"
+        for i in chosen:
+            found = outputs["detections"][i]
+            image = batch["image"][i].permute(1, 2, 0).float().cpu().numpy()
+            size = image.shape[:2]
+            sure = int((found.scores >= SURE).sum())
+            masks = {
+                name: paste_masks(phi[:sure], found.boxes[:sure], size).cpu().numpy()
+                for name, phi in (("initial", found.masks.initial), ("final", found.masks.final))
+            }
+            if task.network.evolution is None:
+                masks.pop("initial")
+            name = batch["name"][i]
+            title = f"{name}, step {max(trainer.global_step, task.trained_steps)}"
+            truth = _true_masks(batch["instances"][i], size)
+            figure = objects_panel(image, truth, list(masks.items()), title)
+            _save(figure, folder / f"{stage}-{name}.png", f"panels/{stage}", title, trainer)
+            evolving = task.evolving_objects(found, trainer.datamodule.class_names, OBJECTS)
+            self._draw_evolution(trainer, image, evolving, stage, name, title)
+            if stage == "test":
+                parts = {
+                    "image": bytes_of(image).round().astype(np.uint8),
+                    "truth": draw_objects(image, truth),
+                    "prediction": draw_objects(image, masks["final"]),
+                }
+                _save_plain(parts, folder, name)
+
+    def _draw_evolution(
+        self, trainer: pl.Trainer, image: Any, objects: list[EvolvingObject], stage: str, name: str, title: str
+    ) -> None:
+        if objects:
+            path = Path(trainer.default_root_dir) / "panels" / f"{stage}-{name}-evolution.png"
+            _save(evolution_panel(image, objects, title), path, f"panels/{stage}_evolution", title, trainer)
 
     def _shown(self, truth: Any, prediction: Any, names: tuple[str, ...]) -> int:
         if self.phi_class is not None:
@@ -92,3 +150,16 @@ def _save(figure: Figure, path: Path, key: str, title: str, trainer: pl.Trainer)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(key, [str(path)], caption=[title])
+
+
+def _save_plain(parts: dict[str, Any], folder: Path, name: str) -> None:
+    """The pictures by themselves, for the report's comparison of methods."""
+    for part, picture in parts.items():
+        Image.fromarray(picture).save(folder / f"plain-{name}-{part}.png")
+
+
+def _true_masks(found: dict[str, torch.Tensor], size: tuple[int, int]) -> Any:
+    """The true objects at the size of a picture (in evaluation they come at the file's size), m×H×W bool."""
+    layers = F.interpolate(found["layers"][None].float(), size, mode="nearest-exact")[0].to(found["layers"].dtype)
+    number = torch.arange(1, len(found["labels"]) + 1, device=layers.device)
+    return (layers[found["layer"]] == number[:, None, None]).cpu().numpy()

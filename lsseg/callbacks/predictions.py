@@ -11,12 +11,20 @@ from matplotlib import colormaps
 from PIL import Image
 
 from lsseg.callbacks.drawing import overlay, steps_panel
+from lsseg.callbacks.evolution import evolution_panel
+from lsseg.callbacks.instances import draw_objects, object_map, object_records
 from lsseg.data.source import read_image
 from lsseg.errors import InputError
+from lsseg.files import write_json
+
+OBJECTS = 4  # in a picture of evolutions
 
 
 class SavePredictions(pl.Callback):
     """For every image of ``predict``: ``NAME.png`` (palette PNG of labels), ``NAME_overlay.png``, and φ on request.
+
+    Of instances: ``NAME.png`` (a number for each object, the best first), ``NAME_overlay.png``, and ``NAME.json``, the
+    objects as in COCO's result files.
 
     Args:
         output: Folder to write into; null is ``predictions`` in the run's folder.
@@ -24,20 +32,39 @@ class SavePredictions(pl.Callback):
             inside) and a picture of it, ``NAME_phi_CLASS.png``; ``[all]`` for every class.
         steps: Of a network that refines its prediction, also write the labels after every step, ``NAME_step1.png`` …,
             and a picture of all steps with the zero contour of φ, ``NAME_steps.png``, for the first class of ``phi``,
-            or else for the one that the steps change most. The image passes the network a second time.
+            or else for the one that the steps change most. The image passes the network a second time. Of a Chan-Vese
+            evolution also ``NAME_evolution.png``: contours by iteration, features, hyperparameters.
+        contours: Of instances: add the contours to ``NAME.json``, to a fraction of a pixel, by marching squares on φ.
+        score: Of instances: least score of an object that is written.
     """
 
-    def __init__(self, output: str | None = None, phi: list[str] | None = None, steps: bool = False) -> None:
+    def __init__(
+        self,
+        output: str | None = None,
+        phi: list[str] | None = None,
+        steps: bool = False,
+        contours: bool = False,
+        score: float = 0.5,
+    ) -> None:
+        if not 0 <= score <= 1:
+            raise InputError(f"predictions.score must lie in 0..1, not {score}")
         self.output = output
         self.phi = phi or []
         self.steps = steps
+        self.contours = contours
+        self.score = score
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Check the class names and make the folder before anything runs."""
         names = trainer.datamodule.class_names
         unknown = [name for name in self.phi if name not in (*names, "all")]
         if unknown:
             raise InputError(f"predictions.phi {unknown[0]!r} is no class; the data has {', '.join(names)}")
+        instances = pl_module.kind == "instances"
+        if instances and self.phi:
+            raise InputError("predictions.phi is of labels; the contours of instances come with predictions.contours")
+        if not instances and self.contours:
+            raise InputError("predictions.contours is of instances; give predictions.phi")
         if stage == "predict":
             self._check_collisions(self._folder(trainer), trainer.datamodule.predict_images().paths)
             self._folder(trainer).mkdir(parents=True, exist_ok=True)
@@ -46,19 +73,43 @@ class SavePredictions(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Write the files of one batch."""
-        names, palette = trainer.datamodule.class_names, trainer.datamodule.palette
         folder = self._folder(trainer)
         for i, path in enumerate(map(Path, outputs["path"])):
-            labels = outputs["prediction"][i].cpu().numpy().astype(np.uint8)
-            self._save_labels(labels, palette, folder / f"{path.stem}.png")
-            Image.fromarray(overlay(read_image(path), labels, palette)).save(folder / f"{path.stem}_overlay.png")
-            for label, name in enumerate(names):
-                if name in self.phi or "all" in self.phi:
-                    values = outputs["phi"][i, label].cpu().numpy().astype(np.float32)
-                    self._save_phi(values, folder / f"{path.stem}_phi_{name.replace('/', '_')}")
-            if self.steps:
-                size = outputs["prediction"].shape[-2:]
-                self._save_steps(pl_module, batch["image"][i : i + 1], size, path, trainer.datamodule, folder)
+            if pl_module.kind == "instances":
+                self._save_objects(pl_module, outputs, i, path, trainer.datamodule.class_names, folder)
+            else:
+                self._save_image(pl_module, outputs, batch, i, path, trainer.datamodule, folder)
+
+    def _save_image(self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, folder: Path) -> None:
+        names, palette = data.class_names, data.palette
+        labels = outputs["prediction"][i].cpu().numpy().astype(np.uint8)
+        self._save_labels(labels, palette, folder / f"{path.stem}.png")
+        Image.fromarray(overlay(read_image(path), labels, palette)).save(folder / f"{path.stem}_overlay.png")
+        for label, name in enumerate(names):
+            if name in self.phi or "all" in self.phi:
+                values = outputs["phi"][i, label].cpu().numpy().astype(np.float32)
+                self._save_phi(values, folder / f"{path.stem}_phi_{name.replace('/', '_')}")
+        if self.steps:
+            size = outputs["prediction"].shape[-2:]
+            self._save_steps(task, batch["image"][i : i + 1], size, path, data, folder)
+
+    def _save_objects(self, task: Any, outputs: Any, i: int, path: Path, names: tuple[str, ...], folder: Path) -> None:
+        found, objects = outputs["detections"][i], outputs["objects"][i]
+        sure = int((found.scores >= self.score).sum())  # the best come first
+        objects = {key: values[:sure] for key, values in objects.items()}
+        masks = objects["masks"].cpu().numpy()
+        pixels = read_image(path)
+        Image.fromarray(object_map(masks, pixels.shape[:2])).save(folder / f"{path.stem}.png")
+        Image.fromarray(draw_objects(pixels, masks)).save(folder / f"{path.stem}_overlay.png")
+        records = object_records(objects, found.masks.final[:sure], names, self.contours)
+        write_json(folder / f"{path.stem}.json", records)
+        if self.steps:
+            evolving = task.evolving_objects(found._replace(scores=found.scores[:sure]), names, OBJECTS)
+            if task.network.evolution is None:
+                raise InputError("predictions.steps: this network has no steps; it predicts once")
+            if evolving:
+                moved = [thing._replace(box=tuple(objects["boxes"][k].tolist())) for k, thing in enumerate(evolving)]
+                evolution_panel(pixels, moved, path.stem).savefig(folder / f"{path.stem}_evolution.png")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the files are."""
@@ -72,7 +123,7 @@ class SavePredictions(pl.Callback):
             raise InputError(f"predictions.output {folder} holds the images themselves; choose another folder")
         stems = {path.stem for path in images}
         for stem in stems:
-            derived = re.fullmatch(r"(.+)_(overlay|steps|step\d+|phi_.+)", stem)
+            derived = re.fullmatch(r"(.+)_(overlay|steps|step\d+|evolution|phi_.+)", stem)
             if derived and derived[1] in stems:
                 raise InputError(
                     f"data.images: the {derived[2]} of {derived[1]} and the labels of {stem} would collide"
@@ -95,6 +146,10 @@ class SavePredictions(pl.Callback):
         names, palette = data.class_names, data.palette
         figure = steps_panel(pixels, None, labels, phi, shown, names, palette, path.stem, task.first_step)
         figure.savefig(folder / f"{path.stem}_steps.png")
+        evolving = task.evolving_objects(image[0], names, OBJECTS)
+        if evolving:
+            small = image[0].permute(1, 2, 0).float().cpu().numpy()
+            evolution_panel(small, evolving, path.stem).savefig(folder / f"{path.stem}_evolution.png")
 
     @staticmethod
     def _save_labels(labels: Any, palette: Any, path: Path) -> None:

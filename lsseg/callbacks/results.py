@@ -51,9 +51,8 @@ class TestResults(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write both files, and a table to W&B where it is on."""
-        counts = {name: part.cpu().numpy() for name, part in pl_module.test_images.compute().items()}
+        counts = {name: part.cpu().numpy() for name, part in pl_module.test_counts().items()}
         counts["index"] = counts["index"].reshape(-1)  # torchmetrics makes a scalar of a single number
-        pl_module.test_images.reset()
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -71,6 +70,7 @@ class TestResults(pl.Callback):
                 logger.experiment.log({"test/table": table})
         watch = next((c for c in trainer.callbacks if isinstance(c, Stopwatch)), None)
         result = {
+            "kind": pl_module.kind,
             "scores": scores,
             "train_seconds_per_image": watch.seconds_per_image if watch and watch.images else None,
             "test_seconds_per_image": self.seconds / self.images,
@@ -82,7 +82,8 @@ class TestResults(pl.Callback):
         }
         write_json(folder / "test.json", result)
         console = Console()
-        console.print(_table(scores, classes.tolist()))
+        tables = {"semantic": _table, "instances": _instance_table}
+        console.print(tables[pl_module.kind](scores, classes.tolist()))
         console.print(f"{len(names)} test images; everything is in {folder}", highlight=False, soft_wrap=True)
 
 
@@ -97,6 +98,23 @@ def _table(scores: dict[str, float], classes: list[str]) -> Table:
         table.add_row(label, *(_percent(scores.get(f"{name}/{label}")) for name in columns))
     table.add_section()
     table.add_row("mean", *(_percent(means[name]) for name in columns))
+    return table
+
+
+def _instance_table(scores: dict[str, float], classes: list[str]) -> Table:
+    """Average precision and AF of the final masks, beside those of the initial ones where there are both."""
+    both = "initial_mask_ap" in scores
+    table = Table("", title="masks, %")
+    for title in ("final", "initial") if both else ("",):
+        table.add_column(title, justify="right")
+    rows = {"AP": "mask_ap", "AP50": "mask_ap50", "AP75": "mask_ap75", "AP small": "mask_ap_small"}
+    rows |= {"AP medium": "mask_ap_medium", "AP large": "mask_ap_large", "AF 1px": "af1", "AF 2px": "af2"}
+    if len(classes) > 1:
+        rows |= {f"AP {name}": f"mask_ap/{name}" for name in classes}
+    for name, score in rows.items():
+        values = [scores.get(score), *([scores.get(f"initial_{score}")] if both else [])]
+        table.add_row(name, *map(_percent, values))
+    table.add_row("AP of the boxes", _percent(scores.get("box_ap")), *([""] if both else []))
     return table
 
 

@@ -33,10 +33,10 @@ from lsseg.callbacks import (
     progress_bar,
 )
 from lsseg.cli.environment import describe_environment
-from lsseg.data import SegmentationData
+from lsseg.data import DataModule
 from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
-from lsseg.tasks import SegmentationTask
+from lsseg.tasks import Task
 
 RUN_FOLDER = "LSSEG_RUN_FOLDER"
 # What jsonargparse says of every attempt to read a value, whatever is wrong with it.
@@ -168,6 +168,15 @@ class LssegCLI(LightningCLI):
             if cause is not None:
                 raise cause from None
             raise
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        task, data = type(self.model), type(self.datamodule)
+        if task.kind != data.kind:
+            kinds = {"semantic": "label maps", "instances": "instances"}
+            raise InputError(
+                f"model {task.__name__} learns {kinds[task.kind]}, but data {data.__name__} has {kinds[data.kind]}"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the loggers and callbacks that every run has to those of the configuration."""
@@ -182,7 +191,7 @@ class LssegCLI(LightningCLI):
             kwargs["plugins"] = [*_listed(trainer["plugins"]), WholeCheckpoints()]
             callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=every, **keep))
             callbacks.append(LastStep(folder))
-            callbacks.append(ModelCheckpoint(filename="best", monitor="val/miou", mode="max", **keep))
+            callbacks.append(ModelCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **keep))
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._loggers(folder) if not trainer["fast_dev_run"] else False
         self.trainer_defaults["callbacks"] = callbacks
@@ -275,8 +284,8 @@ def main(argv: list[str]) -> int:
     _check_files(argv)
     try:
         LssegCLI(
-            SegmentationTask,
-            SegmentationData,
+            Task,
+            DataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

@@ -118,7 +118,7 @@ class InstanceSamples(Dataset[dict[str, Any]]):
 
     Items are ``{"image": float 3×H×W in [0, 1], "instances": {...}, "size": (H, W) of the file, "index", "name"}``,
     the objects as tensors ``layers``, ``layer``, ``labels``, ``crowd`` (see :class:`Instances`) and ``boxes`` (n×4: the
-    left, top, right, bottom edge in pixels). An index below 0 asks for a copy that counts for nothing: it has no objects.
+    left, top, right, bottom edge in pixels). An index below 0 asks for a copy without objects that counts for nothing.
     """
 
     def __init__(self, source: InstanceSource, num_classes: int, transform: Pair, training: bool) -> None:

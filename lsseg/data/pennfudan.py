@@ -20,7 +20,7 @@ class PennFudan(InstanceData):
     """Penn-Fudan pedestrians: ``images/`` and ``masks/`` (each person a number) in one folder.
 
     The data set has no splits: a seeded fifth of the images is held out for the test, and a tenth validates; each
-    of the two sources (Fudan, Penn) is divided by itself. Some people are not annotated, and some have several components.
+    of the two sources (Fudan, Penn) is divided by itself. Some people are not annotated; some have several components.
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/pennfudan``, then ``data/pennfudan``.

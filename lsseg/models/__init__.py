@@ -4,8 +4,20 @@ from lsseg.models.chan_vese import ChanVeseNet
 from lsseg.models.dfcn import DFCN
 from lsseg.models.dmls import DMLS
 from lsseg.models.fcn import FCN
+from lsseg.models.level_set_rcnn import LevelSetRCNN
 from lsseg.models.multiphase import MultiphaseLevelSet
 from lsseg.models.output import SegOutput, Step, checked
 from lsseg.models.smp import SmpNet
 
-__all__ = ["DFCN", "DMLS", "FCN", "ChanVeseNet", "MultiphaseLevelSet", "SegOutput", "SmpNet", "Step", "checked"]
+__all__ = [
+    "DFCN",
+    "DMLS",
+    "FCN",
+    "ChanVeseNet",
+    "LevelSetRCNN",
+    "MultiphaseLevelSet",
+    "SegOutput",
+    "SmpNet",
+    "Step",
+    "checked",
+]

@@ -131,13 +131,16 @@ class ChanVeseNet(nn.Module):
     def evolution(self, image: Tensor) -> list[Tensor]:
         """Scores from φ⁰ and after every iteration, N + 1 of B×C×H×W."""
         parts = self.parts(image)
-        scores, phi = [parts.phi / TEMPERATURE], parts.start
-        for n in range(self.steps):
-            epsilon, dt = parts.numbers.epsilon[:, n : n + 1], parts.numbers.dt[:, n : n + 1]
-            numbers = parts.numbers._replace(epsilon=epsilon, dt=dt)
-            phi = chan_vese_evolve(phi, parts.features, *numbers, delta=self.delta, eta=self.eta)
-            scores.append(self._refined(parts, phi) / TEMPERATURE)
-        return scores
+        if not self.steps:
+            return [parts.phi / TEMPERATURE]
+        return [self._refined(parts, phi) / TEMPERATURE for phi in self.history(parts)]
+
+    def history(self, parts: Parts) -> list[Tensor]:
+        """φ⁰ and φ after every iteration on the grid, N + 1 of (B·K)×h×w."""
+        phi = [parts.start]
+        for numbers in parts.numbers.by_step():
+            phi.append(chan_vese_evolve(phi[-1], parts.features, *numbers, delta=self.delta, eta=self.eta))
+        return phi
 
     def parts(self, image: Tensor, present: Tensor | None = None) -> Parts:
         """φ⁰, features and hyperparameters; with N = 0 nothing but φ⁰ is worth looking at."""

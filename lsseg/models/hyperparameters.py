@@ -31,6 +31,11 @@ class Numbers(NamedTuple):
     epsilon: Tensor
     dt: Tensor
 
+    def by_step(self) -> "list[Numbers]":
+        """Those of each iteration by itself, N of them with ε and Δt of M×1."""
+        pairs = zip(torch.split(self.epsilon, 1, 1), torch.split(self.dt, 1, 1), strict=True)
+        return [self._replace(epsilon=epsilon, dt=dt) for epsilon, dt in pairs]
+
 
 class Hyperparameters(nn.Module):
     """2N + 3 numbers in (0, 2) by 2·sigmoid: from pooled features of each object, or learnt once for the data set.

@@ -1,8 +1,10 @@
 """Tasks: one training step, one optimiser recipe and one set of scores for every semantic method."""
 
+from lsseg.tasks.base import Task
 from lsseg.tasks.chan_vese import ChanVeseTask
 from lsseg.tasks.dmls import DMLSTask
 from lsseg.tasks.level_set import LevelSetLossTask
+from lsseg.tasks.level_set_rcnn import LevelSetRCNNTask
 from lsseg.tasks.segmentation import SegmentationTask
 
-__all__ = ["ChanVeseTask", "DMLSTask", "LevelSetLossTask", "SegmentationTask"]
+__all__ = ["ChanVeseTask", "DMLSTask", "LevelSetLossTask", "LevelSetRCNNTask", "SegmentationTask", "Task"]

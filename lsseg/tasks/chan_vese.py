@@ -13,6 +13,8 @@ from lsseg.functional import signed_distance
 from lsseg.losses import TSDFLoss
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
+from lsseg.models.hyperparameters import Numbers
+from lsseg.tasks.evolution import EvolvingObject
 from lsseg.tasks.segmentation import SegmentationTask
 
 IGNORE_INDEX = 255
@@ -84,6 +86,24 @@ class ChanVeseTask(SegmentationTask):
     def steps_of(self, image: Tensor) -> list[Tensor]:
         """Scores from φ⁰ and after every iteration."""
         return self.network.evolution(image)
+
+    def evolving_objects(self, image: Tensor, names: tuple[str, ...], count: int) -> list[EvolvingObject]:
+        """The evolutions of the classes of a 3×H×W image that move most."""
+        net = self.network
+        if not net.steps:
+            return []
+        parts = net.parts(image[None])
+        phi = net.history(parts)
+        inside = [step > 0 for step in phi]
+        moved = (inside[0] != inside[-1]).flatten(1).sum(1) + inside[-1].flatten(1).sum(1) / inside[-1][0].numel()
+        height, width = (side * net.stride for side in phi[0].shape[1:])
+        shown = []
+        for k in moved.argsort(descending=True)[:count].tolist():
+            numbers = Numbers(*(x[k : k + 1] for x in parts.numbers))
+            name = names[int(parts.classes[0, k])]
+            steps = [step[k] for step in phi]
+            shown.append(EvolvingObject(name, (0.0, 0.0, width, height), steps, parts.features[0], numbers))
+        return shown
 
 
 def _one_hot(target: Tensor, num_classes: int) -> Tensor:

@@ -3,12 +3,10 @@
 Legend: B images, C classes, H×W pixels.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,13 +16,15 @@ from lsseg.errors import InputError
 from lsseg.losses import CrossEntropyLoss
 from lsseg.metrics import BoundaryF1, Overlap, PerImage
 from lsseg.models import SegOutput, SmpNet, checked
+from lsseg.tasks.base import Task
+from lsseg.tasks.evolution import EvolvingObject
 from lsseg.tasks.inference import sliding_window
 from lsseg.tasks.optimizer import Recipe
 
 RADII = (1, 2, 3)
 
 
-class SegmentationTask(pl.LightningModule):
+class SegmentationTask(Task):
     """Any network and any loss; cross-entropy by default.
 
     Args:
@@ -40,6 +40,8 @@ class SegmentationTask(pl.LightningModule):
         window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
     """
 
+    kind = "semantic"
+    monitor = "val/miou"
     first_step = 1  # what pictures call the first step of a network that refines its prediction
 
     def __init__(
@@ -54,17 +56,14 @@ class SegmentationTask(pl.LightningModule):
         poly_power: float = 0.9,
         window: int | None = None,
     ) -> None:
-        super().__init__()
         if num_classes < 2:
             raise InputError(f"num_classes must be at least 2, not {num_classes}")
         if window is not None and window < 32:
             raise InputError(f"model.window must be at least 32 pixels, not {window}")
-        self.num_classes = num_classes
-        self.network = (network or partial(SmpNet))(num_classes)
+        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
+        super().__init__(num_classes, (network or partial(SmpNet))(num_classes), recipe)
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
-        self.recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
         self.window = window
-        self.trained_steps = 0
         self._refines = True
         self.val_loss = MeanMetric()
         self.val_scores = Scores(num_classes)
@@ -101,7 +100,7 @@ class SegmentationTask(pl.LightningModule):
                 "this network cannot train on one image at a time: data.batch_size must be 2 or more"
             ) from error
         terms = self.losses(output, batch["mask"])
-        self._refuse_nonfinite(terms)
+        self.refuse_nonfinite(terms)
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch["image"]))
         return terms["loss"]
@@ -118,10 +117,10 @@ class SegmentationTask(pl.LightningModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Scores one batch; returns what the panels draw and the seconds that inference took."""
-        start = self._clock()
+        start = self.clock()
         logits = self.infer(batch["image"])
         prediction = logits.argmax(1)
-        seconds = self._clock() - start
+        seconds = self.clock() - start
         self.test_scores.update(prediction, batch["mask"])
         self.test_images.update(prediction, batch["mask"], batch["index"])
         return {"prediction": prediction, "logits": logits, "seconds": seconds}
@@ -153,6 +152,16 @@ class SegmentationTask(pl.LightningModule):
         """Scores after every step of one pass through the network."""
         return [step.last for step in self(image).steps]
 
+    def test_counts(self) -> dict[str, Tensor]:
+        """What the report's bootstrap over images is made of; to be asked for once."""
+        counts: dict[str, Tensor] = self.test_images.compute()
+        self.test_images.reset()
+        return counts
+
+    def evolving_objects(self, image: Tensor, names: tuple[str, ...], count: int) -> list[EvolvingObject]:
+        """The evolutions of the classes of a 3×H×W image that move most, for pictures; none of most methods."""
+        return []
+
     def on_validation_epoch_end(self) -> None:
         """Log the scores over the validation split."""
         self._log_scores("val", self.val_scores)
@@ -164,46 +173,13 @@ class SegmentationTask(pl.LightningModule):
         """Log the scores over the test split."""
         self._log_scores("test", self.test_scores)
 
-    def configure_optimizers(self) -> Any:
-        """The recipe that all methods share."""
-        steps = self.trainer.estimated_stepping_batches
-        return self.recipe.build((p for p in self.parameters() if p.requires_grad), steps)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the number of classes, to be compared with the data's when it is loaded."""
-        checkpoint["num_classes"] = self.num_classes
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other classes or of another network, in one line; note how long it was trained."""
-        self.trained_steps = checkpoint["global_step"]
-        classes = checkpoint.get("num_classes")
-        if classes is not None and classes != self.num_classes:
-            raise InputError(f"the checkpoint has {classes} classes, but the data has {self.num_classes}")
-        theirs, ours = checkpoint["state_dict"], self.state_dict()
-        for key in sorted(theirs.keys() | ours.keys()):
-            if key not in ours or key not in theirs:
-                lacking = "the checkpoint" if key in ours else "this configuration"
-                raise InputError(f"the checkpoint is of another network: {lacking} has no {key}")
-            if theirs[key].shape != ours[key].shape:
-                shapes = f"{tuple(theirs[key].shape)} in the checkpoint, {tuple(ours[key].shape)} here"
-                raise InputError(f"the checkpoint is of another network: {key} is {shapes}")
-
     def _in_windows(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         if self.window is not None and max(image.shape[-2:]) > self.window:
             return sliding_window(scores, image, self.window)
         return scores(image)
 
-    def _refuse_nonfinite(self, terms: dict[str, Tensor]) -> None:
-        if not bool(torch.isfinite(terms["loss"])):
-            bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
-            named = [name for name in bad if name != "loss"] or bad
-            raise InputError(
-                f"step {self.global_step}: the training loss is not finite (in {', '.join(named)}); "
-                "lower model.lr, or clip with trainer.gradient_clip_val"
-            )
-
     def _log_scores(self, stage: str, scores: "Scores") -> None:
-        names = _class_names(self)
+        names = self.class_names()
         values: dict[str, Tensor] = {}
         for score, (mean, by_class) in scores.compute().items():
             values[f"{stage}/{score}"] = mean
@@ -215,11 +191,6 @@ class SegmentationTask(pl.LightningModule):
         # A class without a single pixel (or boundary pixel) has no score; it is missing from the log, not 0 in it.
         self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
         scores.reset()
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 class Scores(nn.Module):
@@ -255,8 +226,3 @@ class Scores(nn.Module):
 
     def _metrics(self) -> list[Any]:
         return [self.overlap, *self.boundary]
-
-
-def _class_names(task: pl.LightningModule) -> tuple[str, ...]:
-    data = task.trainer.datamodule
-    return data.class_names if data is not None else tuple(str(label) for label in range(task.num_classes))

@@ -1,0 +1,118 @@
+"""Pictures and files of detected objects.
+
+Legend: n objects, H×W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pycocotools import mask as coco_mask
+
+from lsseg.callbacks.drawing import Color, bytes_of
+from lsseg.functional.regions import subpixel_contours
+
+Array = npt.NDArray[Any]
+# Neighbouring objects of one class are told apart by colour.
+COLORS = (
+    *((230, 75, 53), (77, 187, 213), (0, 160, 135), (247, 198, 67), (126, 97, 172), (243, 155, 127)),
+    *((60, 84, 136), (145, 209, 194), (220, 0, 115), (126, 166, 30), (176, 150, 105), (0, 114, 178)),
+)
+
+
+def draw_objects(image: Array, masks: Array, opacity: float = 0.45) -> npt.NDArray[np.uint8]:
+    """The image with each object in a colour of its own and its contour in full colour, later ones on top.
+
+    Args:
+        image: H×W×3 floats in [0, 1], or uint8.
+        masks: n×H×W bool, drawn from the last to the first (the best).
+        opacity: Of the colours.
+    """
+    canvas = bytes_of(image)
+    for number in reversed(range(len(masks))):
+        mask = masks[number]
+        color = np.array(COLORS[number % len(COLORS)], np.float32)
+        canvas[mask] = (1 - opacity) * canvas[mask] + opacity * color
+        canvas[mask & ~_eroded(mask)] = color
+    drawn: npt.NDArray[np.uint8] = canvas.round().astype(np.uint8)
+    return drawn
+
+
+def objects_panel(image: Array, truth: Array, found: Sequence[tuple[str, Array]], title: str) -> Figure:
+    """One row of pictures: the true objects, and what was found, by each name.
+
+    Args:
+        image: H×W×3 floats in [0, 1], or uint8.
+        truth: m×H×W bool.
+        found: Name and n×H×W bool masks.
+        title: Above the row.
+    """
+    height, width = image.shape[:2]
+    columns = 2 + len(found)
+    figure = Figure(figsize=(3.4 * columns, 3.4 * height / width + 0.7), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    pictures = {"image": bytes_of(image).astype(np.uint8), f"truth, {len(truth)} objects": draw_objects(image, truth)}
+    pictures |= {f"{name}, {len(masks)} objects": draw_objects(image, masks) for name, masks in found}
+    for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(name, fontsize=9)
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def object_map(masks: Array, size: tuple[int, int]) -> npt.NDArray[np.uint16]:
+    """H×W map in which object k has the value k + 1; where objects overlap, the better (earlier) one."""
+    ids = np.zeros(size, np.uint16)
+    for number in reversed(range(len(masks))):
+        ids[masks[number]] = number + 1
+    return ids
+
+
+def object_records(
+    objects: dict[str, Any], phi: Any, class_names: Sequence[str], contours: bool
+) -> list[dict[str, Any]]:
+    """Objects as in COCO's result files, with names; on request their contours to a fraction of a pixel.
+
+    Args:
+        objects: ``masks`` (n×H×W bool), ``boxes``, ``scores``, ``labels``.
+        phi: n×R×R on the grids of the boxes.
+        class_names: C.
+        contours: Whether to add them: lists of x, y, x, y, … by marching squares on φ.
+    """
+    records = []
+    boxes = objects["boxes"].double().cpu().numpy()
+    for k, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        mask = objects["masks"][k].cpu().numpy().astype(np.uint8)
+        code = coco_mask.encode(np.asfortranarray(mask))
+        label = int(objects["labels"][k])
+        record: dict[str, Any] = {
+            "category_id": label,
+            "category": class_names[label],
+            "score": float(objects["scores"][k]),
+            "bbox": [left, top, right - left, bottom - top],
+            "segmentation": {"size": list(mask.shape), "counts": code["counts"].decode()},
+        }
+        if contours:
+            lines = subpixel_contours(phi[k].float().cpu().numpy(), boxes[k])
+            record["contours"] = [line.ravel().round(3).tolist() for line in lines]
+        records.append(record)
+    return records
+
+
+def _eroded(mask: Array) -> npt.NDArray[np.bool_]:
+    """Without the pixels of which a 4-neighbour is outside; the image's edge is inside."""
+    padded = np.pad(mask, 1, mode="edge")
+    inner: npt.NDArray[np.bool_] = (
+        padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    )
+    return inner
+
+
+def palette_of(count: int) -> list[Color]:
+    """Colours of a map of objects: black for nothing, then one for each, over and over."""
+    return [(0, 0, 0), *[COLORS[k % len(COLORS)] for k in range(count)]]

@@ -1,0 +1,138 @@
+"""COCO's average precision of masks and boxes, by its evaluator."""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torchmetrics import Metric
+
+from lsseg.metrics.instances import DETECTIONS, Found
+
+AREAS = ("", "_small", "_medium", "_large")  # up to 32², up to 96², larger; of the whole list the first is all
+
+
+class CocoAP(Metric):
+    """AP, AP50, AP75 and AP by size of masks, and AP of boxes, with the figures of the official evaluator.
+
+    (torchmetrics' own wrapper of the evaluator leaves out images without objects, and with them what was invented
+    there.)
+
+    Args:
+        num_classes: C.
+        detections: Most detections of an image that count; the official figure is 100.
+        boxes: Whether boxes are scored, too.
+    """
+
+    full_state_update = False
+    lines: list[Tensor]
+
+    def __init__(self, num_classes: int, detections: int = DETECTIONS, boxes: bool = True) -> None:
+        super().__init__()
+        self.num_classes, self.detections, self.boxes = num_classes, detections, boxes
+        # One line of JSON for each image, as bytes: what ranks can gather.
+        self.add_state("lines", [], dist_reduce_fx="cat")
+
+    def update(self, found: Sequence[Found], truth: Sequence[Found], index: Tensor) -> None:
+        """Add images.
+
+        Args:
+            found: Of every image ``masks`` (n×H×W bool), ``boxes`` (n×4), ``scores`` (n), ``labels`` (n).
+            truth: Of every image ``masks`` (m×H×W bool), ``boxes`` (m×4), ``labels`` (m), ``crowd`` (m bool).
+            index: The images' places in the data set (negative: do not count).
+        """
+        for image, own, theirs in zip(index.tolist(), found, truth, strict=True):
+            if image >= 0:
+                size = list(theirs["masks"].shape[-2:])
+                line = {"image": image, "size": size, "found": _objects(own), "truth": _objects(theirs)}
+                data = np.frombuffer((json.dumps(line) + "\n").encode(), np.uint8).copy()
+                self.lines.append(torch.from_numpy(data).to(self.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """In [0, 1], NaN where there is nothing to be found.
+
+        ``mask_ap``, ``mask_ap50``, ``mask_ap75``, ``mask_ap_small``, ``mask_ap_medium``, ``mask_ap_large``, the AP of
+        each class ``mask_ap_by_class`` (C), and ``box_ap``.
+        """
+        lines: Any = self.lines
+        parts = [lines] if isinstance(lines, Tensor) else lines  # one tensor after ranks were joined
+        text = b"".join(part.cpu().numpy().tobytes() for part in parts)
+        images = [json.loads(line) for line in text.splitlines()]
+        truth, found = self._data_sets(sorted(images, key=lambda entry: entry["image"]))
+        precision = self._evaluate(truth, found, "segm")
+        scores = {f"mask_ap{name}": _mean(precision[:, :, :, place]) for place, name in enumerate(AREAS)}
+        scores |= {"mask_ap50": _mean(precision[0, :, :, 0]), "mask_ap75": _mean(precision[5, :, :, 0])}
+        scores["mask_ap_by_class"] = torch.stack([_mean(precision[:, :, c, 0]) for c in range(self.num_classes)])
+        if self.boxes:
+            scores["box_ap"] = _mean(self._evaluate(truth, found, "bbox")[:, :, :, 0])
+        return scores
+
+    def _data_sets(self, images: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        truth: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
+        for entry in images:
+            for target, key in ((truth, "truth"), (found, "found")):
+                for thing in entry[key]:
+                    code = {"size": entry["size"], "counts": thing.pop("counts")}
+                    area = float(coco_mask.area(code))
+                    shared = {"id": len(target) + 1, "image_id": entry["image"], "segmentation": code, "area": area}
+                    target.append({**shared, **thing})
+        data = {
+            "info": {},
+            "images": [{"id": e["image"], "height": e["size"][0], "width": e["size"][1]} for e in images],
+            "annotations": truth,
+            "categories": [{"id": label, "name": str(label)} for label in range(self.num_classes)],
+        }
+        return data, found
+
+    def _evaluate(self, truth: dict[str, Any], found: list[dict[str, Any]], kind: str) -> npt.NDArray[np.float64]:
+        """Precision at T thresholds, 101 recalls, C classes, four sizes; -1 where there is nothing to be found."""
+        if not truth["annotations"] or not found:
+            empty = np.zeros((10, 101, self.num_classes, len(AREAS)))
+            for label in range(self.num_classes):
+                if not any(a["category_id"] == label and not a["iscrowd"] for a in truth["annotations"]):
+                    empty[:, :, label] = -1
+            return empty
+        if kind == "bbox":  # sizes are those of the masks; only the outline differs
+            found = [{k: v for k, v in thing.items() if k != "segmentation"} for thing in found]
+        else:
+            found = [{k: v for k, v in thing.items() if k != "bbox"} for thing in found]
+        with contextlib.redirect_stdout(io.StringIO()):
+            known = COCO(truth)
+            evaluation = COCOeval_faster(known, known.loadRes(found), kind, print_function=lambda *_: None)
+            evaluation.params.imgIds = sorted(image["id"] for image in truth["images"])
+            evaluation.params.maxDets = [1, 10, self.detections]
+            evaluation.evaluate()
+            evaluation.accumulate()
+        precision: npt.NDArray[np.float64] = evaluation.eval["precision"][..., -1]
+        return precision
+
+
+def _objects(things: Found) -> list[dict[str, Any]]:
+    """Run-length codes, boxes (left, top, width, height), categories; scores or crowd flags."""
+    masks = things["masks"].cpu().numpy().astype(np.uint8)
+    codes = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
+    boxes = things["boxes"].double().cpu().numpy()
+    result = []
+    for k, code in enumerate(codes):
+        left, top, right, bottom = boxes[k].tolist()
+        thing = {
+            "counts": code["counts"].decode(),
+            "bbox": [left, top, right - left, bottom - top],
+            "category_id": int(things["labels"][k]),
+        }
+        extra = {"score": float(things["scores"][k])} if "scores" in things else {"iscrowd": int(things["crowd"][k])}
+        result.append({**thing, **extra})
+    return result
+
+
+def _mean(precision: npt.NDArray[np.float64]) -> Tensor:
+    valid = precision[precision > -1]
+    return torch.tensor(float(valid.mean()) if valid.size else float("nan"), dtype=torch.float64)

@@ -1,0 +1,177 @@
+"""Matches of detections and objects over a data set, and the boundary scores of what was found (AF).
+
+Legend: n detections and m objects of an image, H×W pixels, T thresholds of overlap, R radii, C classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torchmetrics import Metric
+
+from lsseg.functional import boundary_counts, boundary_f1
+from lsseg.functional.matching import FOUND, THRESHOLDS, match_detections
+
+DETECTIONS = 100  # of an image; the evaluator looks at no more
+Found = dict[str, Tensor]
+# Columns of a row before the T kinds and the T×R boundary scores of a detection.
+HEAD = ("image", "label", "score")
+
+
+class InstanceMatches(Metric):
+    """Every detection with what it found at each IoU threshold, and how well the contours of both agree.
+
+    Rows are kept in float64 and put in order before anything is summed, so that scores made of them are the same to the
+    last digit on any number of processes.
+
+    Args:
+        num_classes: C.
+        radii: Tolerances of the boundary scores in pixels.
+        detections: Most detections of an image and class that count; the official figure is 100.
+    """
+
+    full_state_update = False
+    found: list[Tensor]
+    objects: list[Tensor]
+
+    def __init__(self, num_classes: int, radii: Sequence[int] = (1, 2), detections: int = DETECTIONS) -> None:
+        super().__init__()
+        self.num_classes, self.radii, self.most = num_classes, tuple(radii), detections
+        for name in ("found", "objects"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, found: Sequence[Found], truth: Sequence[Found], index: Tensor) -> None:
+        """Add images.
+
+        Args:
+            found: Of every image ``masks`` (n×H×W bool), ``scores`` (n), ``labels`` (n).
+            truth: Of every image ``masks`` (m×H×W bool), ``labels`` (m), ``crowd`` (m bool).
+            index: The images' places in the data set (negative: do not count).
+        """
+        for image, own, theirs in zip(index.tolist(), found, truth, strict=True):
+            if image >= 0:
+                self._add(image, own, theirs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """All rows, by image.
+
+        ``detections``, N×(3 + T + T·R): image, label, score, kinds, boundary F at R radii (NaN where none is);
+        ``objects``, images×(1 + C): image, and how many objects of each class it has (crowds not counted).
+        """
+        return {
+            "detections": _ordered(self.found, self._width()),
+            "objects": _ordered(self.objects, 1 + self.num_classes),
+        }
+
+    def _width(self) -> int:
+        return len(HEAD) + len(THRESHOLDS) * (1 + len(self.radii))
+
+    def _add(self, image: int, found: Found, truth: Found) -> None:
+        own, theirs = found["masks"].cpu().numpy(), truth["masks"].cpu().numpy()
+        labels, known = found["labels"].cpu().numpy(), truth["labels"].cpu().numpy()
+        crowd = truth["crowd"].cpu().numpy().astype(bool)
+        scores = found["scores"].double().cpu().numpy()
+        rows = [np.zeros((0, self._width()))]
+        for label in np.union1d(labels, known):
+            mine = np.flatnonzero(labels == label)
+            mine = mine[np.argsort(-scores[mine], kind="stable")][: self.most]
+            there = np.flatnonzero(known == label)
+            chosen, what = match_detections(_overlap(own[mine], theirs[there], crowd[there]), crowd[there])
+            boundary = self._boundary(own[mine], theirs[there], chosen, what)
+            head = np.stack([np.full(len(mine), image), np.full(len(mine), label), scores[mine]], 1)
+            rows.append(np.concatenate([head, what.T, boundary], 1))
+        count = np.bincount(known[~crowd], minlength=self.num_classes)[: self.num_classes]
+        self.found.append(torch.from_numpy(np.concatenate(rows)).to(self.device))
+        self.objects.append(torch.from_numpy(np.append(image, count)[None].astype(float)).to(self.device))
+
+    def _boundary(
+        self,
+        own: npt.NDArray[np.bool_],
+        theirs: npt.NDArray[np.bool_],
+        chosen: npt.NDArray[np.int64],
+        what: npt.NDArray[np.int8],
+    ) -> npt.NDArray[np.float64]:
+        """Boundary F of every detection at every threshold and radius, n×(T·R)."""
+        known: dict[tuple[int, int], list[float]] = {}
+        result = np.full((len(own), len(chosen), len(self.radii)), np.nan)
+        for t, d in zip(*np.nonzero(what == FOUND), strict=True):
+            pair = (int(d), int(chosen[t, d]))
+            if pair not in known:
+                known[pair] = [pair_boundary_f1(own[pair[0]], theirs[pair[1]], radius) for radius in self.radii]
+            result[d, t] = known[pair]
+        return result.reshape(len(own), -1)
+
+
+class AverageBoundaryF1(InstanceMatches):
+    """AF: boundary F of what was found, averaged over IoU thresholds and classes (Homayounfar 2020, table 5).
+
+    For each class and threshold .50:.05:.95 the mean of F over the true positives; then the mean over thresholds, then
+    over classes. A class and threshold without a true positive is left out and counted.
+
+    Args:
+        num_classes: C.
+        radius: Tolerance in pixels.
+
+    >>> square = torch.zeros(1, 9, 9, dtype=torch.bool)
+    >>> square[:, 2:6, 2:6] = True
+    >>> found = {"masks": square, "scores": torch.ones(1), "labels": torch.zeros(1, dtype=torch.long)}
+    >>> metric = AverageBoundaryF1(num_classes=1, radius=1)
+    >>> metric.update([found], [{**found, "crowd": torch.zeros(1, dtype=torch.bool)}], torch.tensor([0]))
+    >>> {name: float(value) for name, value in metric.compute().items()}
+    {'af': 1.0, 'left_out': 0.0}
+    """
+
+    def __init__(self, num_classes: int, radius: int) -> None:
+        super().__init__(num_classes, (radius,))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``af`` (NaN where nothing was found) and ``left_out``, the number of cells without a true positive."""
+        by_class, left_out = boundary_averages(super().compute()["detections"], self.num_classes, 1)
+        return {"af": by_class[:, 0].nanmean(), "left_out": left_out}
+
+
+def boundary_averages(detections: Tensor, num_classes: int, radii: int) -> tuple[Tensor, Tensor]:
+    """AF of every class and radius, C×R (NaN for a class of which nothing was found), and the cells left out.
+
+    Args:
+        detections: Rows of :class:`InstanceMatches`.
+        num_classes: C.
+        radii: R.
+    """
+    steps = len(THRESHOLDS)
+    scores = detections[:, len(HEAD) + steps :].view(-1, steps, radii)
+    # C×T×R; the mean of nothing is NaN
+    cells = torch.stack([scores[detections[:, 1] == label].nanmean(0) for label in range(num_classes)])
+    return cells.nanmean(1), cells[..., 0].isnan().sum()
+
+
+def pair_boundary_f1(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], radius: int) -> float:
+    """Boundary F of two H×W masks; 1 where neither has a boundary (both fill the image, whose edge is none)."""
+    rows, columns = np.nonzero((one | other).any(1))[0], np.nonzero((one | other).any(0))[0]
+    margin = radius + 1
+    part = tuple(slice(max(0, int(places[0]) - margin), int(places[-1]) + margin + 1) for places in (rows, columns))
+    first, second = (torch.from_numpy(np.ascontiguousarray(mask[part])).long()[None] for mask in (one, other))
+    score = float(boundary_f1(boundary_counts(first, second, 2, radius))[0, 1])
+    return 1.0 if np.isnan(score) else score
+
+
+def _overlap(
+    own: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_], crowd: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """COCO's IoU of n and m masks."""
+    if not len(own) or not len(theirs):
+        return np.zeros((len(own), len(theirs)))
+    codes = [coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))) for masks in (own, theirs)]
+    overlap: npt.NDArray[np.float64] = coco_mask.iou(*codes, crowd.astype(np.uint8).tolist())
+    return overlap
+
+
+def _ordered(rows: list[Tensor] | Tensor, width: int) -> Tensor:
+    """Rows of all images by image; within an image as they came."""
+    # A list state is one tensor after ranks were joined, and a list before.
+    parts = [rows] if isinstance(rows, Tensor) else rows
+    joined = torch.cat([torch.zeros(0, width, dtype=torch.float64), *[part.cpu() for part in parts]])
+    return joined[torch.argsort(joined[:, 0], stable=True)]

@@ -1,0 +1,111 @@
+"""Feature pyramid on any smp encoder, and pooling of boxes from it (Lin 2017; He 2017).
+
+Legend: B images, H×W pixels, n boxes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FeaturePyramidNetwork, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from lsseg.models.encoder import EncoderNet, make_encoder
+
+# A box of this side is pooled from the level of stride 16, one half as large from stride 8, … (Lin 2017, eq. 1).
+CANONICAL_SIDE, CANONICAL_STRIDE = 224.0, 16
+
+
+class PyramidEncoder(EncoderNet):
+    """Images of any sizes → the levels of stride 4 to 32 of a feature pyramid, and one more by pooling.
+
+    Args:
+        encoder_name: Any smp encoder.
+        encoder_weights: ``imagenet`` or another name smp knows, a file of a state dict, or null for random weights.
+        width: Channels of every level.
+        frozen_norm: Whether the encoder's batch-norm keeps its statistics, weight and bias as they are.
+    """
+
+    def __init__(self, encoder_name: str, encoder_weights: str | None, width: int, frozen_norm: bool) -> None:
+        encoder, channels, strides = make_encoder(encoder_name, encoder_weights)
+        super().__init__(encoder_name, encoder_weights, max(strides))
+        self.encoder = encoder
+        self.levels = [level for level, stride in enumerate(strides) if stride >= 4]
+        self.strides = [strides[level] for level in self.levels]
+        self.pyramid = FeaturePyramidNetwork([channels[i] for i in self.levels], width, LastLevelMaxPool())
+        self.frozen_norm = frozen_norm
+        if frozen_norm:
+            for norm in self._norms():
+                norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "PyramidEncoder":
+        """Train or evaluate; frozen statistics stay frozen."""
+        super().train(mode)
+        if self.frozen_norm:
+            for norm in self._norms():
+                norm.eval()
+        return self
+
+    def forward(self, batch: ImageList) -> "OrderedDict[str, Tensor]":
+        """Levels by name, finest first: "0", "1", … and "pool"."""
+        maps = self.encoder(batch.tensors)
+        levels: OrderedDict[str, Tensor] = self.pyramid(
+            OrderedDict((str(i), maps[level]) for i, level in enumerate(self.levels))
+        )
+        return levels
+
+    def batch(self, images: Sequence[Tensor]) -> ImageList:
+        """Normalise images in [0, 1] and pad them, right and below with the mean colour, to one size."""
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        height, width = (-(-max(side) // self.stride) * self.stride for side in zip(*sizes, strict=True))
+        padded = [
+            F.pad((image - self.mean) / self.std, (0, width - image.shape[-1], 0, height - image.shape[-2]))
+            for image in images
+        ]
+        return ImageList(torch.stack(padded), sizes)
+
+    def _norms(self) -> list[nn.Module]:
+        return [m for m in self.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+class BoxPooler(nn.Module):
+    """Pools every box from the level that suits its size, on a grid of R×R cells.
+
+    (torchvision's own multi-scale pooling reads half a cell of the feature map beside the box, which is two pixels of
+    the image at stride 4: too much where contours are the point.)
+
+    Args:
+        strides: Of the pyramid's levels, finest first.
+        resolution: R.
+    """
+
+    def __init__(self, strides: Sequence[int], resolution: int) -> None:
+        super().__init__()
+        self.strides, self.resolution = list(strides), resolution
+
+    def forward(self, features: "OrderedDict[str, Tensor]", boxes: Sequence[Tensor], sizes: object = None) -> Tensor:
+        """Features of all boxes, in their order, n×E×R×R.
+
+        Args:
+            features: Levels of a pyramid.
+            boxes: Of every image.
+            sizes: Not used; torchvision's box head gives it.
+        """
+        levels = list(features.values())[: len(self.strides)]
+        flat = torch.cat(list(boxes))
+        image = torch.cat([torch.full((len(b), 1), float(i), device=flat.device) for i, b in enumerate(boxes)])
+        rois = torch.cat([image.to(flat), flat], 1)
+        side = ((flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1])).clamp_min(1e-6).sqrt()
+        stride = CANONICAL_STRIDE * side / CANONICAL_SIDE
+        chosen = (torch.log2(stride / self.strides[0]) + 1e-6).floor().clamp(0, len(self.strides) - 1)
+        shape = (len(flat), levels[0].shape[1], self.resolution, self.resolution)
+        pooled = levels[0].new_zeros(shape)
+        for number, (level, own) in enumerate(zip(levels, self.strides, strict=True)):
+            index = torch.nonzero(chosen == number)[:, 0]
+            # Every level, with or without a box: all parameters take part, whatever is in the images.
+            parts = roi_align(level, rois[index].to(level), self.resolution, 1.0 / own, 2, aligned=True)
+            pooled = pooled.index_copy(0, index, parts)
+        return pooled

@@ -1,0 +1,331 @@
+"""LevelSet R-CNN: Mask R-CNN whose masks are refined by unrolled Chan-Vese evolution (Homayounfar 2020).
+
+Legend: B images, n boxes, C classes, R×R cells of a box's grid, D features, N iterations.
+
+Boxes are found by torchvision's detector parts; what becomes of a box's mask is this project's, and so are the rivals
+of the paper's tables 2 to 4, which differ in switches only.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+from lsseg.errors import InputError
+from lsseg.functional import Delta, chan_vese_evolve
+from lsseg.functional.edge_evolution import edge_evolve
+from lsseg.functional.regions import crop_objects
+from lsseg.models.fpn import BoxPooler, PyramidEncoder
+from lsseg.models.hyperparameters import Hyperparameters, Numbers
+from lsseg.models.mask_heads import EdgeHead, FeatureHead, MaskHead, PooledHead, enlarged
+
+# Of DELSE with hand-set hyperparameters; with learnt ones (up to 2 · 2) a quarter keeps the explicit step stable.
+EDGE_STEP = 0.5
+EDGE_SCALE = 0.25
+
+
+class Masks(NamedTuple):
+    """Masks of n boxes as level-set functions, positive inside.
+
+    Attributes:
+        initial: φ⁰, n×R×R in (-1, 1); or the scores of a binary mask.
+        final: φᴺ; the same where nothing evolves.
+        features: F of the evolution, n×D×R×R.
+        numbers: Hyperparameters of each box.
+        velocity: DELSE's, n×2×R×R.
+    """
+
+    initial: Tensor
+    final: Tensor
+    features: Tensor | None = None
+    numbers: Numbers | None = None
+    velocity: Tensor | None = None
+
+
+class Detections(NamedTuple):
+    """The objects found in an image, best first.
+
+    Attributes:
+        boxes: n×4: left, top, right, bottom edge in pixels.
+        scores: n in [0, 1].
+        labels: n, 0..C-1.
+        masks: Their masks on the grids of the boxes.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Masks
+
+
+class TrainOutput(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        losses: The detector's own, by name.
+        masks: Of the boxes that hold an object.
+        target: How much of each cell the object covers, n×R×R in [0, 1].
+    """
+
+    losses: dict[str, Tensor]
+    masks: Masks
+    target: Tensor
+
+
+class LevelSetRCNN(nn.Module):
+    """Mask R-CNN over any smp encoder with a feature pyramid, whose masks are level sets that evolve.
+
+    ========================  =======================================================================================
+    LevelSet R-CNN            the defaults
+    Mask R-CNN                ``target: binary, evolution: null, resolution: 28``
+    Mask R-CNN at 112×112     ``target: binary, evolution: null``
+    TSDF target only          ``evolution: null``
+    DELSE                     ``evolution: delse, adaptive: null``; with the hyperparameter head ``adaptive: true``
+    one set for all objects   ``adaptive: false``
+    φ⁰ detached               ``detach_init: true``
+    ========================  =======================================================================================
+
+    Args:
+        num_classes: C, background not counted.
+        encoder_name: Any smp encoder; resnet50 in the paper.
+        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file of weights, or null.
+        batch_norm: ``frozen`` (statistics, weight and bias stay as they are; for pretrained weights), or ``trained``.
+        target: What the mask head is taught: ``tsdf``, truncated signed distances, or ``binary``.
+        evolution: ``chan_vese``, ``delse``, or null for none.
+        resolution: R, of the masks and of the evolution; 14 · 2^k. The TSDF head itself works at 28.
+        steps: N ≥ 1; 3 in the paper.
+        features: D; 64 in the paper.
+        adaptive: Hyperparameters of each object (true), one learnt set (false), or set by hand (null; DELSE only).
+        detach_init: Whether the final mask's gradient stops at φ⁰.
+        delta: Of the Chan-Vese evolution: ``printed`` or ``derivative``.
+        eta: Of the evolution: slopes of φ much smaller have no direction.
+        width: Channels of the pyramid.
+        mask_width: Channels of the mask head.
+        box_width: Width of the box head's two layers.
+        anchor_sizes: Side in pixels of the anchors of every level, finest first.
+        proposals: How many proposals of an image go on to the box head, in evaluation; in training twice as many.
+        rpn_samples: Anchors of an image that the proposal losses are computed on.
+        box_samples: Boxes of an image that the box losses are computed on; a quarter of them, at most, have masks.
+        score_threshold: Least score of a detection.
+        detections: Most detections of an image.
+
+    Raises:
+        InputError: If a value is out of range or two do not go together; or the encoder or its weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        encoder_name: str = "resnet50",
+        encoder_weights: str | None = None,
+        batch_norm: Literal["frozen", "trained"] = "frozen",
+        target: Literal["tsdf", "binary"] = "tsdf",
+        evolution: Literal["chan_vese", "delse"] | None = "chan_vese",
+        resolution: int = 112,
+        steps: int = 3,
+        features: int = 64,
+        adaptive: bool | None = True,
+        detach_init: bool = False,
+        delta: Delta = "printed",
+        eta: float = 0.03,
+        width: int = 256,
+        mask_width: int = 256,
+        box_width: int = 1024,
+        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
+        proposals: int = 1000,
+        rpn_samples: int = 256,
+        box_samples: int = 512,
+        score_threshold: float = 0.05,
+        detections: int = 100,
+    ) -> None:
+        super().__init__()
+        for name, value, valid, right in (
+            ("num_classes", num_classes, num_classes >= 1, "must be at least 1"),
+            ("batch_norm", batch_norm, batch_norm in ("frozen", "trained"), "must be frozen or trained"),
+            ("target", target, target in ("tsdf", "binary"), "must be tsdf or binary"),
+            ("evolution", evolution, evolution in ("chan_vese", "delse", None), "must be chan_vese, delse or null"),
+            ("evolution", evolution, evolution is None or target == "tsdf", "needs target tsdf"),
+            ("resolution", resolution, resolution in (28, 56, 112, 224), "must be 28, 56, 112 or 224"),
+            ("steps", steps, steps >= 1, "must be at least 1 (evolution null leaves it out)"),
+            ("features", features, features >= 1, "must be at least 1"),
+            ("adaptive", adaptive, adaptive is not None or evolution != "chan_vese", "null is for delse only;"),
+            ("delta", delta, delta in ("printed", "derivative"), "must be printed or derivative"),
+            ("eta", eta, eta > 0, "must be positive"),
+            ("width", width, min(width, mask_width, box_width) >= 1, ", mask_width, box_width must be at least 1"),
+            ("proposals", proposals, proposals >= 1, "must be at least 1"),
+            ("rpn_samples", rpn_samples, min(rpn_samples, box_samples) >= 2, ", box_samples must be at least 2"),
+            ("score_threshold", score_threshold, 0 <= score_threshold < 1, "must lie in [0, 1)"),
+            ("detections", detections, detections >= 1, "must be at least 1"),
+        ):
+            if not valid:
+                raise InputError(f"model.network.{name} {right}, not {value}")
+        self.num_classes = num_classes
+        self.target, self.evolution, self.resolution = target, evolution, resolution
+        self.steps, self.detach_init, self.eta = steps, detach_init, eta
+        self.delta: Delta = delta
+        self.encoder = PyramidEncoder(encoder_name, encoder_weights, width, batch_norm == "frozen")
+        strides = self.encoder.strides
+        if len(anchor_sizes) != len(strides) + 1 or min(anchor_sizes) < 1:
+            raise InputError(
+                f"model.network.anchor_sizes must be {len(strides) + 1} lengths, one for each level of {encoder_name}, "
+                f"not {list(anchor_sizes)}"
+            )
+        self.rpn = _proposal_network(width, anchor_sizes, proposals, rpn_samples)
+        self.boxes = RoIHeads(
+            BoxPooler(strides, 7),
+            TwoMLPHead(width * 7 * 7, box_width),
+            FastRCNNPredictor(box_width, num_classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=box_samples,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=score_threshold,
+            nms_thresh=0.5,
+            detections_per_img=detections,
+        )
+        self.pool = BoxPooler(strides, 14)
+        self.mask_head = MaskHead(width, num_classes, resolution if target == "binary" else 28, mask_width)
+        if evolution is not None:
+            self.pool_fine = BoxPooler(strides, 28)
+        if evolution == "chan_vese":
+            self.feature_head = FeatureHead(width, features, resolution)
+        if evolution == "delse":
+            self.edge_head = EdgeHead(width, resolution)
+        self.hyperparameters: Hyperparameters | None = None
+        if evolution is not None and adaptive is not None:
+            self.pooled_head = PooledHead(width) if adaptive else None
+            self.hyperparameters = Hyperparameters(64, steps, adaptive)
+
+    def forward(self, images: Sequence[Tensor]) -> list[Detections]:
+        """The objects in images of 3×H×W in [0, 1], of any sizes."""
+        batch = self.encoder.batch(images)
+        features = self.encoder(batch)
+        boxes, scores, labels = self.detect(batch, features)
+        return self.split(boxes, scores, labels, self.masks(features, boxes, labels))
+
+    def detect(
+        self, batch: Any, features: "OrderedDict[str, Tensor]"
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Boxes, scores and labels (0..C-1) of every image."""
+        proposals, _ = self.rpn(batch, features)
+        scores, deltas = self.boxes.box_predictor(self.boxes.box_head(self.boxes.box_roi_pool(features, proposals)))
+        boxes, kept, labels = self.boxes.postprocess_detections(scores, deltas, proposals, batch.image_sizes)
+        return boxes, kept, [label - 1 for label in labels]
+
+    def train_output(self, images: Sequence[Tensor], instances: Sequence[dict[str, Tensor]]) -> TrainOutput:
+        """The detector's losses, and the masks of the sampled boxes with an object.
+
+        Args:
+            images: 3×H×W in [0, 1], of any sizes.
+            instances: Of every image ``layers`` (L×H×W; object k is where layers[layer[k]] == k + 1), ``layer``,
+                ``labels`` (0..C-1), ``boxes`` (n×4) and ``crowd`` (bool; such objects are not learnt).
+        """
+        batch = self.encoder.batch(images)
+        features = self.encoder(batch)
+        single = [torch.nonzero(~found["crowd"])[:, 0] for found in instances]
+        targets = [
+            {"boxes": found["boxes"][own].float(), "labels": found["labels"][own] + 1}
+            for found, own in zip(instances, single, strict=True)
+        ]
+        proposals, losses = self.rpn(batch, features, targets)
+        boxes, matched, labels, deltas = self.boxes.select_training_samples(proposals, targets)
+        predicted = self.boxes.box_predictor(self.boxes.box_head(self.boxes.box_roi_pool(features, boxes)))
+        losses["loss_classifier"], losses["loss_box_reg"] = fastrcnn_loss(*predicted, labels, deltas)
+        inside = [torch.nonzero(label > 0)[:, 0] for label in labels]
+        chosen = [box[own].detach() for box, own in zip(boxes, inside, strict=True)]
+        masks = self.masks(features, chosen, [label[own] - 1 for label, own in zip(labels, inside, strict=True)])
+        target = [
+            crop_objects(found["layers"], found["layer"], own[match[place]], box, self.resolution)
+            for found, own, match, place, box in zip(instances, single, matched, inside, chosen, strict=True)
+        ]
+        return TrainOutput(losses, masks, torch.cat(target))
+
+    def masks(self, features: "OrderedDict[str, Tensor]", boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Masks:
+        """Masks of all boxes, in their order."""
+        pooled = self.pool(features, boxes)
+        scores = self.mask_head(pooled, torch.cat(list(labels)))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if self.target == "binary":
+            return Masks(scores, scores)
+        initial = enlarged(torch.tanh(scores)[:, None], self.resolution)[:, 0]
+        if self.evolution is None:
+            return Masks(initial, initial)
+        start = initial.detach() if self.detach_init else initial
+        numbers = None
+        if self.hyperparameters is not None:
+            read = pooled.new_zeros(len(pooled), 0) if self.pooled_head is None else self.pooled_head(pooled)
+            numbers = self.hyperparameters(read)
+        fine = self.pool_fine(features, boxes)
+        if self.evolution == "delse":
+            return self._edge_masks(initial, start, fine, numbers)
+        assert numbers is not None
+        embedded = self.feature_head(fine)
+        final = chan_vese_evolve(start, embedded, *numbers, delta=self.delta, eta=self.eta)
+        return Masks(initial, final, embedded, numbers)
+
+    def history(self, masks: Masks) -> list[Tensor]:
+        """φ⁰ and φ after every Chan-Vese iteration; φ⁰ and φᴺ of DELSE; φ⁰ alone where nothing evolves."""
+        if masks.features is None or masks.numbers is None:
+            return [masks.initial] if self.evolution is None else [masks.initial, masks.final]
+        phi = [masks.initial]
+        for numbers in masks.numbers.by_step():
+            phi.append(chan_vese_evolve(phi[-1], masks.features, *numbers, delta=self.delta, eta=self.eta))
+        return phi
+
+    def _edge_masks(self, initial: Tensor, start: Tensor, fine: Tensor, numbers: Numbers | None) -> Masks:
+        velocity, modulation = self.edge_head(fine)
+        if numbers is None:
+            ones = start.new_ones(len(start))
+            motion, smoothing, dt = ones, ones, start.new_full((len(start), self.steps), EDGE_STEP)
+        else:  # λ1 and μ weigh the two terms; the evolution has no use for λ2 and ε
+            motion, smoothing, dt = numbers.lambda1, numbers.mu, EDGE_SCALE * numbers.dt
+        final = edge_evolve(start, velocity, modulation, motion, smoothing, dt, eta=self.eta)
+        return Masks(initial, final, None, numbers, velocity)
+
+    @staticmethod
+    def split(
+        boxes: Sequence[Tensor], scores: Sequence[Tensor], labels: Sequence[Tensor], masks: Masks
+    ) -> list[Detections]:
+        """Masks of all images together → the detections of each."""
+        ends = [0]
+        for own in boxes:
+            ends.append(ends[-1] + len(own))
+        found = []
+        for i, triple in enumerate(zip(boxes, scores, labels, strict=True)):
+            part = slice(ends[i], ends[i + 1])
+            found.append(Detections(*triple, select(masks, part)))
+        return found
+
+
+def select(masks: Masks, part: slice | Tensor) -> Masks:
+    """Some of the boxes' masks."""
+    features, numbers, velocity = masks.features, masks.numbers, masks.velocity
+    return Masks(
+        masks.initial[part],
+        masks.final[part],
+        None if features is None else features[part],
+        None if numbers is None else Numbers(*(x[part] for x in numbers)),
+        None if velocity is None else velocity[part],
+    )
+
+
+def _proposal_network(width: int, sizes: Sequence[int], proposals: int, samples: int) -> RegionProposalNetwork:
+    anchors = AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
+    return RegionProposalNetwork(
+        anchors,
+        RPNHead(width, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=samples,
+        positive_fraction=0.5,
+        pre_nms_top_n={"training": 2 * proposals, "testing": proposals},
+        post_nms_top_n={"training": 2 * proposals, "testing": proposals},
+        nms_thresh=0.7,
+    )

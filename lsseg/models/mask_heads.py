@@ -1,0 +1,135 @@
+"""The heads of LevelSet R-CNN on pooled boxes (Homayounfar 2020, section 4.1, figure 1).
+
+Legend: n boxes, E features of the pyramid, C classes, D features of the evolution, R×R cells.
+
+The paper leaves widths and depths to a supplement; here the mask head is Mask R-CNN's, and the others are as small as
+keeps the evolution's share of the time small: the dear convolutions run on coarse grids.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskHead(nn.Module):
+    """Mask R-CNN's: convolutions on 14×14, enlarged to 28×28 or finer, one plane for each class.
+
+    Args:
+        channels: E.
+        num_classes: C.
+        resolution: R, 14 · 2^k with k ≥ 1.
+        width: Channels of the convolutions.
+        depth: Number of convolutions on 14×14.
+    """
+
+    def __init__(self, channels: int, num_classes: int, resolution: int, width: int = 256, depth: int = 4) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(*[convolution(channels if not i else width, width) for i in range(depth)])
+        doublings = round(math.log2(resolution / 14))
+        self.enlarge = nn.Sequential(
+            *[nn.Sequential(nn.ConvTranspose2d(width, width, 2, 2), nn.ReLU(inplace=True)) for _ in range(doublings)]
+        )
+        self.scores = nn.Conv2d(width, num_classes, 1)
+        _initialise(self)
+        nn.init.normal_(self.scores.weight, std=0.001)  # every mask starts undecided
+
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """The plane of each box's class, n×R×R.
+
+        Args:
+            pooled: n×E×14×14.
+            labels: n, 0..C-1.
+        """
+        planes = self.scores(self.enlarge(self.convolutions(pooled)))
+        chosen: Tensor = planes.gather(1, labels[:, None, None, None].expand(-1, 1, *planes.shape[2:]))[:, 0]
+        return chosen
+
+
+class FeatureHead(nn.Module):
+    """Features of the evolution: convolutions on 28×28 and 56×56, enlarged to R×R, n×D×R×R.
+
+    Args:
+        channels: E.
+        features: D.
+        resolution: R.
+    """
+
+    def __init__(self, channels: int, features: int, resolution: int) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.coarse = nn.Sequential(convolution(channels, features), convolution(features, features))
+        last = nn.Conv2d(features, features, 1)
+        self.fine = nn.Sequential(convolution(features, features), last)
+        _initialise(self)
+        nn.init.normal_(last.weight, std=0.05)  # forces start small
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """From n×E×28×28."""
+        x = self.fine(enlarged(self.coarse(pooled), 56))
+        return enlarged(x, self.resolution)
+
+
+class PooledHead(nn.Module):
+    """A vector for each box, from which its hyperparameters are read: convolutions, then the average; n×W.
+
+    Args:
+        channels: E.
+        width: W.
+    """
+
+    def __init__(self, channels: int, width: int = 64) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(convolution(channels, width), convolution(width, width))
+        _initialise(self)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """From n×E×14×14."""
+        average: Tensor = self.convolutions(pooled).mean((2, 3))
+        return average
+
+
+class EdgeHead(nn.Module):
+    """DELSE's: unit vectors towards the nearest contour, and the modulation of the curvature.
+
+    Args:
+        channels: E.
+        resolution: R.
+        width: Channels of the convolutions.
+    """
+
+    def __init__(self, channels: int, resolution: int, width: int = 64) -> None:
+        super().__init__()
+        self.features = FeatureHead(channels, width, resolution)
+        self.velocity = nn.Conv2d(width, 2, 1)
+        self.modulation = nn.Conv2d(width, 1, 1)
+        for layer in (self.velocity, self.modulation):
+            nn.init.normal_(layer.weight, std=0.01)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """V, n×2×R×R, and m in (0, 1), n×R×R, from n×E×28×28."""
+        x = self.features(pooled)
+        velocity = self.velocity(x).to(torch.promote_types(x.dtype, torch.float32))
+        unit = velocity / (velocity.square().sum(1, keepdim=True) + 1e-6).sqrt()
+        return unit, torch.sigmoid(self.modulation(x)[:, 0].to(unit.dtype))
+
+
+def convolution(inputs: int, outputs: int) -> nn.Sequential:
+    """3×3 and ReLU."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True))
+
+
+def enlarged(x: Tensor, resolution: int) -> Tensor:
+    """Bilinear, to R×R."""
+    if x.shape[-1] == resolution:
+        return x
+    return F.interpolate(x, (resolution, resolution), mode="bilinear", align_corners=False)
+
+
+def _initialise(head: nn.Module) -> None:
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

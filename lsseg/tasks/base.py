@@ -1,0 +1,78 @@
+"""The base of every task: optimiser, checkpoints, and what a user's mistake should say."""
+
+import time
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lsseg.data.module import Kind
+from lsseg.errors import InputError
+from lsseg.tasks.optimizer import Recipe
+
+
+class Task(pl.LightningModule):
+    """A network and how it is optimised.
+
+    Args:
+        num_classes: C.
+        network: The network.
+        recipe: The optimiser's.
+    """
+
+    kind: ClassVar[Kind]  # of the data
+    monitor: ClassVar[str]  # the validation score by which the best checkpoint is chosen
+    network: nn.Module
+
+    def __init__(self, num_classes: int, network: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.network = network
+        self.recipe = recipe
+        self.trained_steps = 0
+
+    def configure_optimizers(self) -> Any:
+        """The recipe that all methods share."""
+        steps = self.trainer.estimated_stepping_batches
+        return self.recipe.build((p for p in self.parameters() if p.requires_grad), steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the number of classes, to be compared with the data's when it is loaded."""
+        checkpoint["num_classes"] = self.num_classes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other classes or of another network, in one line; note how long it was trained."""
+        self.trained_steps = checkpoint["global_step"]
+        classes = checkpoint.get("num_classes")
+        if classes is not None and classes != self.num_classes:
+            raise InputError(f"the checkpoint has {classes} classes, but the data has {self.num_classes}")
+        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        for key in sorted(theirs.keys() | ours.keys()):
+            if key not in ours or key not in theirs:
+                lacking = "the checkpoint" if key in ours else "this configuration"
+                raise InputError(f"the checkpoint is of another network: {lacking} has no {key}")
+            if theirs[key].shape != ours[key].shape:
+                shapes = f"{tuple(theirs[key].shape)} in the checkpoint, {tuple(ours[key].shape)} here"
+                raise InputError(f"the checkpoint is of another network: {key} is {shapes}")
+
+    def refuse_nonfinite(self, terms: dict[str, Tensor]) -> None:
+        """Raise ``InputError`` for a training loss that is no number, naming its terms."""
+        if not bool(torch.isfinite(terms["loss"])):
+            bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
+            named = [name for name in bad if name != "loss"] or bad
+            raise InputError(
+                f"step {self.global_step}: the training loss is not finite (in {', '.join(named)}); "
+                "lower model.lr, or clip with trainer.gradient_clip_val"
+            )
+
+    def clock(self) -> float:
+        """Seconds, once the device has done its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def class_names(self) -> tuple[str, ...]:
+        """Of the data; numbers where there is none."""
+        data = self.trainer.datamodule
+        return data.class_names if data is not None else tuple(str(label) for label in range(self.num_classes))

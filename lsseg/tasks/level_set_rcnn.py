@@ -1,0 +1,248 @@
+"""LevelSet R-CNN (Homayounfar 2020): instance segmentation, with the rivals of the paper's tables as switches.
+
+Legend: n boxes, H×W pixels, R×R cells of a box's grid.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsseg.errors import InputError
+from lsseg.functional import level_set_energy, signed_distance
+from lsseg.functional.regions import paste_masks
+from lsseg.losses import ClassBalancedLoss, TSDFLoss, VelocityLoss
+from lsseg.metrics import CocoAP
+from lsseg.models import LevelSetRCNN
+from lsseg.models.augmented import detect_augmented
+from lsseg.models.level_set_rcnn import Detections, Masks, select
+from lsseg.tasks.base import Task
+from lsseg.tasks.evolution import EvolvingObject
+from lsseg.tasks.instance_scores import InstanceScores
+from lsseg.tasks.optimizer import Recipe
+
+
+class LevelSetRCNNTask(Task):
+    """The detector's losses + w0 · loss(φ⁰) + wN · loss(φᴺ), both :class:`~lsseg.losses.TSDFLoss`.
+
+    A binary mask head has cross-entropy (w0), and the level-set energy where ``level_set_weight`` is not 0. DELSE has
+    the same two losses and that of its velocity, or its own three with ``edge_losses``.
+
+    Args:
+        num_classes: C; the command line takes it from the data.
+        network: Makes the network for C classes; null is :class:`~lsseg.models.LevelSetRCNN` with its defaults.
+        initial_weight: w0; 1 (Cityscapes) or 0.2 (COCO) in the paper.
+        final_weight: wN; 5 (Cityscapes) or 1 (COCO) in the paper.
+        truncation: τ in cells of the box's grid; 14 in this project's reading of the paper.
+        level_set_weight: λ of the level-set energy (Kim 2019) on a binary mask head (Homayounfar 2020, table 3).
+        edge_losses: Of DELSE: L2 on φ⁰, class-balanced cross-entropy on φᴺ, squared angle of the velocity.
+        test_flip: Whether evaluation and prediction also look at mirrored images.
+        test_scales: Sizes at which they look, as factors of the image's.
+        optimizer: ``sgd`` (with momentum) or ``adamw``.
+        lr: Learning rate at the first step; it falls to 0 at the last as (1 - step/steps)^poly_power.
+        momentum: Of SGD.
+        weight_decay: Weight decay.
+        poly_power: Exponent of the decay of the learning rate.
+    """
+
+    kind = "instances"
+    monitor = "val/mask_ap"
+    network: LevelSetRCNN
+
+    def __init__(
+        self,
+        num_classes: int,
+        network: Callable[[int], nn.Module] | None = None,
+        initial_weight: float = 1.0,
+        final_weight: float = 5.0,
+        truncation: float = 14.0,
+        level_set_weight: float = 0.0,
+        edge_losses: bool = False,
+        test_flip: bool = False,
+        test_scales: tuple[float, ...] = (1.0,),
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        poly_power: float = 0.9,
+    ) -> None:
+        for key, value in (
+            ("initial_weight", initial_weight),
+            ("final_weight", final_weight),
+            ("level_set_weight", level_set_weight),
+        ):
+            if not 0 <= value < float("inf"):
+                raise InputError(f"model.{key} must not be negative, not {value}")
+        if not 0 < truncation < float("inf"):
+            raise InputError(f"model.truncation must be positive, not {truncation}")
+        if not test_scales or min(test_scales) <= 0:
+            raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
+        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
+        super().__init__(num_classes, (network or partial(LevelSetRCNN))(num_classes), recipe)
+        net = self.network
+        if not isinstance(net, LevelSetRCNN):
+            raise InputError(f"model.network must be LevelSetRCNN, not {type(net).__name__}")
+        if level_set_weight and net.target != "binary":
+            raise InputError("model.level_set_weight needs a binary mask head: model.network.target binary")
+        if edge_losses and net.evolution != "delse":
+            raise InputError("model.edge_losses are DELSE's: they need model.network.evolution delse")
+        self.initial_weight, self.final_weight, self.truncation = initial_weight, final_weight, truncation
+        self.level_set_weight, self.edge_losses = level_set_weight, edge_losses
+        self.test_flip, self.test_scales = test_flip, tuple(test_scales)
+        self.tsdf_loss, self.balanced_loss, self.velocity_loss = TSDFLoss(), ClassBalancedLoss(), VelocityLoss()
+        most = net.boxes.detections_per_img
+        self.val_ap = CocoAP(num_classes, most)
+        self.test_scores = InstanceScores(num_classes, most, boxes=True)
+        self.initial_scores: InstanceScores | None = None
+        if net.evolution is not None:
+            self.initial_scores = InstanceScores(num_classes, most, boxes=False)
+
+    def forward(self, images: list[Tensor]) -> list[Detections]:
+        """The objects in images of 3×H×W with values in [0, 1], by as many views as are asked for."""
+        if not self.test_flip and self.test_scales == (1.0,):
+            found: list[Detections] = self.network(images)
+            return found
+        return [detect_augmented(self.network, image, self.test_flip, self.test_scales) for image in images]
+
+    def losses(self, masks: Masks, target: Tensor) -> dict[str, Tensor]:
+        """The terms of the masks' loss by name, weighted.
+
+        Args:
+            masks: Of n boxes.
+            target: How much of each cell the object covers, n×R×R in [0, 1].
+        """
+        if self.network.target == "binary":
+            return self._binary_losses(masks.initial, target)
+        mask = target >= 0.5
+        phi = signed_distance(mask, self.truncation).div_(self.truncation).to(masks.initial.dtype)
+        if self.edge_losses:
+            initial = (masks.initial - phi).square().sum() / max(1, phi.numel())
+            final = self.balanced_loss(masks.final, mask)
+        else:
+            initial, final = (self.tsdf_loss(one, phi, mask) for one in (masks.initial, masks.final))
+        terms = {"mask_initial": self.initial_weight * initial}
+        if self.network.evolution is not None:
+            terms["mask_final"] = self.final_weight * final
+        if masks.velocity is not None:
+            terms["velocity"] = self.velocity_loss(masks.velocity, mask)
+        return terms
+
+    def _binary_losses(self, scores: Tensor, target: Tensor) -> dict[str, Tensor]:
+        total = F.binary_cross_entropy_with_logits(scores, target.to(scores.dtype), reduction="sum")
+        terms = {"mask": self.initial_weight * total / max(1, scores.numel())}
+        if self.level_set_weight:
+            # P - ½ of the object; the background's energy is the same again.
+            both = torch.stack([torch.zeros_like(scores), scores], 1)
+            energy = level_set_energy(both, (target >= 0.5).long()) / 2 if len(both) else scores.sum()
+            terms["level_set"] = self.level_set_weight * energy
+        return terms
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One step on a batch of images and objects."""
+        output = self.network.train_output(batch["image"], batch["instances"])
+        terms = {name.removeprefix("loss_"): value for name, value in output.losses.items()}
+        terms |= self.losses(output.masks, output.target)
+        terms["loss"] = torch.stack(list(terms.values())).sum()
+        self.refuse_nonfinite(terms)
+        for name, value in terms.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch["image"]))
+        return terms["loss"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Scores one batch; returns what the panels draw."""
+        found = self(batch["image"])
+        self.val_ap.update(self.at_file_size(found, batch), truths(batch), batch["index"])
+        return {"detections": found}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Scores one batch; returns what the panels draw and the seconds that inference took."""
+        start = self.clock()
+        found = self(batch["image"])
+        final = self.at_file_size(found, batch)
+        seconds = self.clock() - start
+        truth = truths(batch)
+        self.test_scores.update(final, truth, batch["index"])
+        if self.initial_scores is not None:
+            self.initial_scores.update(self.at_file_size(found, batch, initial=True), truth, batch["index"])
+        return {"detections": found, "seconds": seconds}
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Objects with their masks at the size of the image's file."""
+        found = self(list(batch["image"]))
+        sizes = [(int(height), int(width)) for height, width in zip(*batch["size"], strict=True)]
+        objects = self.at_file_size(found, {"image": batch["image"], "size": sizes})
+        return {"detections": found, "objects": objects, "path": batch["path"]}
+
+    def at_file_size(
+        self, found: list[Detections], batch: dict[str, Any], initial: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """Masks (n×H×W bool), boxes, scores and labels at the size of the images' files."""
+        objects = []
+        for own, image, size in zip(found, batch["image"], batch["size"], strict=True):
+            (height, width), (rows, columns) = size, image.shape[-2:]
+            factor = own.boxes.new_tensor([width / columns, height / rows] * 2)
+            boxes = own.boxes * factor
+            masks = paste_masks(own.masks.initial if initial else own.masks.final, boxes, (height, width))
+            objects.append({"masks": masks, "boxes": boxes, "scores": own.scores, "labels": own.labels})
+        return objects
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the average precision over the validation split."""
+        scores = self.val_ap.compute()
+        self.val_ap.reset()
+        scores.pop("mask_ap_by_class")
+        self._log_known({f"val/{name}": value for name, value in scores.items()})
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores over the test split; ``initial_`` are those of φ⁰."""
+        for name, scores in self._named_scores():
+            values, by_class = scores.compute()
+            self._log_known({f"test/{name}{score}": value for score, value in values.items()})
+            classes = zip(self.class_names(), by_class, strict=True)
+            self._log_known({f"test/{name}mask_ap/{label}": value for label, value in classes})
+            scores.precision.reset()
+
+    def test_counts(self) -> dict[str, Tensor]:
+        """What the report's bootstrap over images is made of; to be asked for once."""
+        counts: dict[str, Tensor] = {}
+        for name, scores in self._named_scores():
+            rows = scores.rows()
+            scores.reset()
+            counts |= {f"{name}detections": rows["detections"], "objects": rows["objects"][:, 1:]}
+            counts["index"] = rows["objects"][:, 0].long()
+        return counts
+
+    def evolving_objects(self, found: Detections, names: tuple[str, ...], count: int) -> list[EvolvingObject]:
+        """The evolutions of the best detections of an image, for pictures."""
+        if self.network.evolution is None:
+            return []
+        shown = []
+        for k in range(min(count, len(found.scores))):
+            masks = select(found.masks, slice(k, k + 1))
+            phi = [step[0] for step in self.network.history(masks)]
+            name = f"{names[int(found.labels[k])]}, {float(found.scores[k]):.2f}"
+            left, top, right, bottom = found.boxes[k].tolist()
+            features = None if masks.features is None else masks.features[0]
+            shown.append(EvolvingObject(name, (left, top, right, bottom), phi, features, masks.numbers))
+        return shown
+
+    def _named_scores(self) -> list[tuple[str, InstanceScores]]:
+        initial = [("initial_", self.initial_scores)] if self.initial_scores is not None else []
+        return [("", self.test_scores), *initial]
+
+    def _log_known(self, values: dict[str, Tensor]) -> None:
+        # What has no value (no object of that size, nothing found) is missing from the log, not 0 in it.
+        self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
+
+
+def truths(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """The objects of every image with a mask each, m×H×W bool."""
+    known = []
+    for found in batch["instances"]:
+        number = torch.arange(1, len(found["labels"]) + 1, device=found["layers"].device)
+        masks = found["layers"][found["layer"]] == number[:, None, None]
+        known.append({**{key: found[key] for key in ("boxes", "labels", "crowd")}, "masks": masks})
+    return known
