@@ -114,7 +114,7 @@ class Panels(pl.Callback):
                 name: paste_masks(phi[:sure], found.boxes[:sure], size).cpu().numpy()
                 for name, phi in (("initial", found.masks.initial), ("final", found.masks.final))
             }
-            if task.network.evolution is None:
+            if task.network.evolution == "none":
                 masks.pop("initial")
             name = batch["name"][i]
             title = f"{name}, step {max(trainer.global_step, task.trained_steps)}"

@@ -105,7 +105,7 @@ class SavePredictions(pl.Callback):
         write_json(folder / f"{path.stem}.json", records)
         if self.steps:
             evolving = task.evolving_objects(found._replace(scores=found.scores[:sure]), names, OBJECTS)
-            if task.network.evolution is None:
+            if task.network.evolution == "none":
                 raise InputError("predictions.steps: this network has no steps; it predicts once")
             if evolving:
                 moved = [thing._replace(box=tuple(objects["boxes"][k].tolist())) for k, thing in enumerate(evolving)]

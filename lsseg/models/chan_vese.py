@@ -5,7 +5,7 @@ Legend: B images, C classes, K of them evolve, D features, N iterations, H×W pi
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class ChanVeseNet(nn.Module):
         steps: N ≥ 0; 3 in the paper; 0 leaves the evolution out.
         features: D; 64 in the paper.
         stride: Pixels per cell of the evolution's grid, a power of 2; null is that of the network's features.
-        adaptive: Hyperparameters of every class in every image, or one learnt set.
+        hyperparameters: ``adaptive``, of every class in every image; or ``global``, one learnt set.
         detach_init: Whether the final prediction's gradient stops at φ⁰.
         max_classes: K: at most so many classes of an image evolve, those with the largest φ⁰ somewhere (in training
             those of the truth first); the others keep φ⁰.
@@ -77,7 +77,7 @@ class ChanVeseNet(nn.Module):
         steps: int = 3,
         features: int = 64,
         stride: int | None = None,
-        adaptive: bool = True,
+        hyperparameters: Literal["adaptive", "global"] = "adaptive",
         detach_init: bool = False,
         max_classes: int = 16,
         delta: Delta = "printed",
@@ -89,6 +89,12 @@ class ChanVeseNet(nn.Module):
             ("features", features, features >= 1, "must be at least 1"),
             ("stride", stride, stride is None or stride in (1, 2, 4, 8, 16, 32), "must be 1, 2, 4, 8, 16, 32 or null"),
             ("max_classes", max_classes, max_classes >= 1, "must be at least 1"),
+            (
+                "hyperparameters",
+                hyperparameters,
+                hyperparameters in ("adaptive", "global"),
+                "must be adaptive or global",
+            ),
             ("delta", delta, delta in ("printed", "derivative"), "must be 'printed' or 'derivative'"),
             ("eta", eta, eta > 0, "must be positive"),
         ):
@@ -111,7 +117,7 @@ class ChanVeseNet(nn.Module):
                 nn.ReLU(inplace=True),
                 nn.Conv2d(features, features, 1),
             )
-            self.hyperparameters = Hyperparameters(channels, steps, adaptive)
+            self.hyperparameters = Hyperparameters(channels, steps, hyperparameters == "adaptive")
 
     def forward(self, image: Tensor, present: Tensor | None = None) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]: the final ones, and as steps those of φ⁰ and φᴺ.

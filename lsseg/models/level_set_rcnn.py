@@ -26,6 +26,8 @@ from lsseg.models.hyperparameters import Hyperparameters, Numbers
 from lsseg.models.mask_heads import EdgeHead, FeatureHead, MaskHead, PooledHead, enlarged
 
 # Of DELSE with hand-set hyperparameters; with learnt ones (up to 2 · 2) a quarter keeps the explicit step stable.
+KINDS = "must be adaptive, global or fixed"
+FIXED = "is for evolution delse; chan_vese takes adaptive or global,"
 EDGE_STEP = 0.5
 EDGE_SCALE = 0.25
 
@@ -83,11 +85,11 @@ class LevelSetRCNN(nn.Module):
 
     ========================  =======================================================================================
     LevelSet R-CNN            the defaults
-    Mask R-CNN                ``target: binary, evolution: null, resolution: 28``
-    Mask R-CNN at 112×112     ``target: binary, evolution: null``
-    TSDF target only          ``evolution: null``
-    DELSE                     ``evolution: delse, adaptive: null``; with the hyperparameter head ``adaptive: true``
-    one set for all objects   ``adaptive: false``
+    Mask R-CNN                ``target: binary, evolution: none, resolution: 28``
+    Mask R-CNN at 112×112     ``target: binary, evolution: none``
+    TSDF target only          ``evolution: none``
+    DELSE                     ``evolution: delse, hyperparameters: fixed``; with the head ``hyperparameters: adaptive``
+    one set for all objects   ``hyperparameters: global``
     φ⁰ detached               ``detach_init: true``
     ========================  =======================================================================================
 
@@ -97,11 +99,11 @@ class LevelSetRCNN(nn.Module):
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file of weights, or null.
         batch_norm: ``frozen`` (statistics, weight and bias stay as they are; for pretrained weights), or ``trained``.
         target: What the mask head is taught: ``tsdf``, truncated signed distances, or ``binary``.
-        evolution: ``chan_vese``, ``delse``, or null for none.
+        evolution: ``chan_vese``, ``delse`` or ``none``.
         resolution: R, of the masks and of the evolution; 14 · 2^k. The TSDF head itself works at 28.
         steps: N ≥ 1; 3 in the paper.
         features: D; 64 in the paper.
-        adaptive: Hyperparameters of each object (true), one learnt set (false), or set by hand (null; DELSE only).
+        hyperparameters: ``adaptive``, of each object; ``global``, one learnt set; or ``fixed``, set by hand (DELSE only).
         detach_init: Whether the final mask's gradient stops at φ⁰.
         delta: Of the Chan-Vese evolution: ``printed`` or ``derivative``.
         eta: Of the evolution: slopes of φ much smaller have no direction.
@@ -126,11 +128,11 @@ class LevelSetRCNN(nn.Module):
         encoder_weights: str | None = None,
         batch_norm: Literal["frozen", "trained"] = "frozen",
         target: Literal["tsdf", "binary"] = "tsdf",
-        evolution: Literal["chan_vese", "delse"] | None = "chan_vese",
+        evolution: Literal["chan_vese", "delse", "none"] = "chan_vese",
         resolution: int = 112,
         steps: int = 3,
         features: int = 64,
-        adaptive: bool | None = True,
+        hyperparameters: Literal["adaptive", "global", "fixed"] = "adaptive",
         detach_init: bool = False,
         delta: Delta = "printed",
         eta: float = 0.03,
@@ -149,12 +151,13 @@ class LevelSetRCNN(nn.Module):
             ("num_classes", num_classes, num_classes >= 1, "must be at least 1"),
             ("batch_norm", batch_norm, batch_norm in ("frozen", "trained"), "must be frozen or trained"),
             ("target", target, target in ("tsdf", "binary"), "must be tsdf or binary"),
-            ("evolution", evolution, evolution in ("chan_vese", "delse", None), "must be chan_vese, delse or null"),
-            ("evolution", evolution, evolution is None or target == "tsdf", "needs target tsdf"),
+            ("evolution", evolution, evolution in ("chan_vese", "delse", "none"), "must be chan_vese, delse or none"),
+            ("evolution", evolution, evolution == "none" or target == "tsdf", "needs target tsdf, or must be none;"),
             ("resolution", resolution, resolution in (28, 56, 112, 224), "must be 28, 56, 112 or 224"),
-            ("steps", steps, steps >= 1, "must be at least 1 (evolution null leaves it out)"),
+            ("steps", steps, steps >= 1, "must be at least 1 (evolution none leaves it out)"),
             ("features", features, features >= 1, "must be at least 1"),
-            ("adaptive", adaptive, adaptive is not None or evolution != "chan_vese", "null is for delse only;"),
+            ("hyperparameters", hyperparameters, hyperparameters in ("adaptive", "global", "fixed"), KINDS),
+            ("hyperparameters", hyperparameters, (hyperparameters, evolution) != ("fixed", "chan_vese"), FIXED),
             ("delta", delta, delta in ("printed", "derivative"), "must be printed or derivative"),
             ("eta", eta, eta > 0, "must be positive"),
             ("width", width, min(width, mask_width, box_width) >= 1, ", mask_width, box_width must be at least 1"),
@@ -192,14 +195,15 @@ class LevelSetRCNN(nn.Module):
         )
         self.pool = BoxPooler(strides, 14)
         self.mask_head = MaskHead(width, num_classes, resolution if target == "binary" else 28, mask_width)
-        if evolution is not None:
+        if evolution != "none":
             self.pool_fine = BoxPooler(strides, 28)
         if evolution == "chan_vese":
             self.feature_head = FeatureHead(width, features, resolution)
         if evolution == "delse":
             self.edge_head = EdgeHead(width, resolution)
         self.hyperparameters: Hyperparameters | None = None
-        if evolution is not None and adaptive is not None:
+        if evolution != "none" and hyperparameters != "fixed":
+            adaptive = hyperparameters == "adaptive"
             self.pooled_head = PooledHead(width) if adaptive else None
             self.hyperparameters = Hyperparameters(64, steps, adaptive)
 
@@ -255,7 +259,7 @@ class LevelSetRCNN(nn.Module):
         if self.target == "binary":
             return Masks(scores, scores)
         initial = enlarged(torch.tanh(scores)[:, None], self.resolution)[:, 0]
-        if self.evolution is None:
+        if self.evolution == "none":
             return Masks(initial, initial)
         start = initial.detach() if self.detach_init else initial
         numbers = None
@@ -273,7 +277,7 @@ class LevelSetRCNN(nn.Module):
     def history(self, masks: Masks) -> list[Tensor]:
         """φ⁰ and φ after every Chan-Vese iteration; φ⁰ and φᴺ of DELSE; φ⁰ alone where nothing evolves."""
         if masks.features is None or masks.numbers is None:
-            return [masks.initial] if self.evolution is None else [masks.initial, masks.final]
+            return [masks.initial] if self.evolution == "none" else [masks.initial, masks.final]
         phi = [masks.initial]
         for numbers in masks.numbers.by_step():
             phi.append(chan_vese_evolve(phi[-1], masks.features, *numbers, delta=self.delta, eta=self.eta))

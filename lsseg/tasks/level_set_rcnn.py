@@ -97,7 +97,7 @@ class LevelSetRCNNTask(Task):
         self.val_ap = CocoAP(num_classes, most)
         self.test_scores = InstanceScores(num_classes, most, boxes=True)
         self.initial_scores: InstanceScores | None = None
-        if net.evolution is not None:
+        if net.evolution != "none":
             self.initial_scores = InstanceScores(num_classes, most, boxes=False)
 
     def forward(self, images: list[Tensor]) -> list[Detections]:
@@ -124,7 +124,7 @@ class LevelSetRCNNTask(Task):
         else:
             initial, final = (self.tsdf_loss(one, phi, mask) for one in (masks.initial, masks.final))
         terms = {"mask_initial": self.initial_weight * initial}
-        if self.network.evolution is not None:
+        if self.network.evolution != "none":
             terms["mask_final"] = self.final_weight * final
         if masks.velocity is not None:
             terms["velocity"] = self.velocity_loss(masks.velocity, mask)
@@ -217,7 +217,7 @@ class LevelSetRCNNTask(Task):
 
     def evolving_objects(self, found: Detections, names: tuple[str, ...], count: int) -> list[EvolvingObject]:
         """The evolutions of the best detections of an image, for pictures."""
-        if self.network.evolution is None:
+        if self.network.evolution == "none":
             return []
         shown = []
         for k in range(min(count, len(found.scores))):

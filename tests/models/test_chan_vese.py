@@ -106,7 +106,7 @@ def test_many_classes_fit():
 @pytest.mark.parametrize("max_classes", [16, 2])
 def test_detached_the_final_loss_does_not_reach_the_initial_phi(max_classes):
     for detach in (False, True):
-        made = net(detach_init=detach, adaptive=False, max_classes=max_classes)
+        made = net(detach_init=detach, hyperparameters="global", max_classes=max_classes)
         made(image()).logits.square().sum().backward()
         head = made.network.net.segmentation_head[0].weight.grad
         assert (head is None or not head.any()) == detach
