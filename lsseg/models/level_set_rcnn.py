@@ -103,7 +103,7 @@ class LevelSetRCNN(nn.Module):
         resolution: R, of the masks and of the evolution; 14 · 2^k. The TSDF head itself works at 28.
         steps: N ≥ 1; 3 in the paper.
         features: D; 64 in the paper.
-        hyperparameters: ``adaptive``, of each object; ``global``, one learnt set; or ``fixed``, set by hand (DELSE only).
+        hyperparameters: ``adaptive``, of each object; ``global``, one learnt set; ``fixed``, by hand (DELSE).
         detach_init: Whether the final mask's gradient stops at φ⁰.
         delta: Of the Chan-Vese evolution: ``printed`` or ``derivative``.
         eta: Of the evolution: slopes of φ much smaller have no direction.
