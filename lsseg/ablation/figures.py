@@ -1,22 +1,24 @@
 """Figures of a suite: scores with intervals, learning curves, classes, and the same images by every method."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lsseg.ablation.results import BOUNDARY_SCORES, Result, difference
+from lsseg.ablation.results import Result, kind_of_results
 from lsseg.files import read_jsonl
 
 COLORS = ("#4c6a92", "#d1742f", "#3f8f5f", "#9b4f96", "#b3a02b", "#5b9bb5", "#a4483f", "#666666")
 EXAMPLES = 4
 
 
-def draw_figures(folder: Path, results: list[Result], description: dict[str, Any]) -> list[Path]:
+def draw_figures(folder: Path, results: list[Result], description: dict[str, Any], table: pd.DataFrame) -> list[Path]:
     """Draw all figures into ``folder/figures``; returns their paths."""
     target = folder / "figures"
     target.mkdir(exist_ok=True)
@@ -24,7 +26,7 @@ def draw_figures(folder: Path, results: list[Result], description: dict[str, Any
     done = {result.variant for result in results}
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(n for n in labels if n in done)}
     drawings: dict[str, Callable[..., Figure | None]] = {
-        "scores": _scores,
+        "scores": partial(_scores, table.set_index("variant")),
         "curves": _curves,
         "classes": _classes,
         "examples": _examples,
@@ -44,26 +46,26 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _scores(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure:
+def _scores(
+    table: pd.DataFrame, results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str
+) -> Figure:
     """Every seed's score, and the differences to the baseline with their intervals."""
-    scores = ("miou", *BOUNDARY_SCORES)
-    titles = ("mIoU", "boundary F, 1 px", "boundary F, 2 px", "boundary F, 3 px")
+    kind = kind_of_results(results)
     others = [name for name in labels if name != baseline]
     figure = _figure(12, 2.2 + 0.35 * (2 * len(labels)))
-    axes = figure.subplots(2 if others and baseline in labels else 1, 4, squeeze=False)
-    for column, (score, title) in enumerate(zip(scores, titles, strict=True)):
+    axes = figure.subplots(2 if others and baseline in labels else 1, len(kind.compared), squeeze=False)
+    for column, score in enumerate(kind.compared):
         for y, name in enumerate(labels):
-            values = [result.scores()[score] for result in results if result.variant == name]
+            values = [result.scores().get(score, np.nan) for result in results if result.variant == name]
             axes[0, column].plot(values, [y] * len(values), "o", color=colors[name], alpha=0.6)
             axes[0, column].plot(np.mean(values), y, "|", color=colors[name], markersize=22, markeredgewidth=2.5)
-        axes[0, column].set(title=f"{title} (%)", ylim=(len(labels) - 0.5, -0.5))
+        axes[0, column].set(title=f"{kind.titles[score]} (%)", ylim=(len(labels) - 0.5, -0.5))
         _name_rows(axes[0, column], list(labels.values()), column == 0)
-        if len(axes) > 1:
+        if len(axes) > 1 and f"{score}_difference" in table:
             for y, name in enumerate(others):
-                found = difference(results, name, baseline, score)
-                if found is not None:
-                    axes[1, column].plot([found.low, found.high], [y, y], color=colors[name], linewidth=2.5)
-                    axes[1, column].plot(found.mean, y, "o", color=colors[name])
+                low, high, mean = (table.loc[name, f"{score}_difference{end}"] for end in ("_low", "_high", ""))
+                axes[1, column].plot([low, high], [y, y], color=colors[name], linewidth=2.5)
+                axes[1, column].plot(mean, y, "o", color=colors[name])
             axes[1, column].axvline(0, color="k", linewidth=0.8)
             axes[1, column].set(title=f"Δ to {labels[baseline]}, 95 %", ylim=(len(others) - 0.5, -0.5))
             _name_rows(axes[1, column], [labels[name] for name in others], column == 0)
@@ -79,12 +81,9 @@ def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str
     """Training loss and validation scores by step, a line for each run."""
     figure = _figure(12, 3.4)
     axes = figure.subplots(1, 3)
-    # A method that logs its cross-entropy beside further terms is compared by it, the only term that all share.
-    keys = (
-        (("train/cross_entropy", "train/loss"), "training cross-entropy", 1),
-        (("val/miou",), "validation mIoU (%)", 100),
-        (("val/boundary_f1_1px",), "validation boundary F, 1 px (%)", 100),
-    )
+    # A method that logs its cross-entropy beside further terms is shown by it, the only term that several share.
+    keys: list[tuple[tuple[str, ...], str, int]] = [(("train/cross_entropy", "train/loss"), "training loss", 1)]
+    keys += [((score,), title, 100) for score, title in kind_of_results(results).curves.items()]
     named: set[str] = set()
     for result in results:
         rows = read_jsonl(result.folder / "metrics.jsonl")
@@ -104,23 +103,22 @@ def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str
 
 
 def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure:
-    """IoU and boundary F of every class, mean over seeds."""
+    """The scores of every class, mean over seeds."""
     classes = results[0].summary["classes"]
     figure = _figure(max(8, 0.35 * len(classes) * (len(labels) + 1) / 2 + 3), 5.5)
-    axes = figure.subplots(2, 1, sharex=True)
+    by_class = kind_of_results(results).by_class
+    axes = figure.subplots(len(by_class), 1, sharex=True, squeeze=False)[:, 0]
     width = 0.8 / len(labels)
-    for axis, (score, title) in zip(
-        axes, (("iou", "IoU (%)"), ("boundary_f1_1px", "boundary F, 1 px (%)")), strict=True
-    ):
+    for axis, (score, title) in zip(axes, by_class.items(), strict=True):
         for i, name in enumerate(labels):
             runs = [result.summary["scores"] for result in results if result.variant == name]
             values = [[100 * scores.get(f"{score}/{c}", np.nan) for scores in runs] for c in classes]
             means = [np.nanmean(v) if np.isfinite(v).any() else np.nan for v in values]
             place = np.arange(len(classes)) + (i - (len(labels) - 1) / 2) * width
             axis.bar(place, means, width, color=colors[name], label=labels[name])
-        axis.set_title(title)
+        axis.set_title(f"{title} (%)")
         axis.grid(axis="y", alpha=0.3)
-    axes[1].set_xticks(range(len(classes)), classes, rotation=30 if len(classes) > 8 else 0)
+    axes[-1].set_xticks(range(len(classes)), classes, rotation=30 if len(classes) > 8 else 0)
     axes[0].legend(fontsize=8)
     return figure
 

@@ -12,13 +12,14 @@ from rich.table import Table
 
 from lsseg.ablation.figures import draw_figures
 from lsseg.ablation.results import (
-    BOUNDARY_SCORES,
     Result,
+    kind_of_results,
     load_description,
     load_results,
     run_table,
     variant_table,
 )
+from lsseg.ablation.scores import Kind
 from lsseg.errors import InputError
 from lsseg.files import write_text
 
@@ -36,39 +37,48 @@ def write_report(folder: Path, console: Console) -> None:
     table = variant_table(results, description)
     write_text(folder / "results.csv", table.to_csv(index=False))
     write_text(folder / "runs.csv", run_table(results).to_csv(index=False))
-    shown = _shown(table, description)
-    figures = draw_figures(folder, results, description)
+    kind = kind_of_results(results)
+    shown = _shown(table, description, kind)
+    figures = draw_figures(folder, results, description, table)
     write_text(folder / "results.md", _markdown(shown, results, description, figures))
-    console.print(_rich(shown, f"{description['name']}: {_caption(results, description)}"))
+    console.print(_rich(shown, kind, f"{description['name']}: {_caption(results, description)}"))
     console.print(f"report: {folder / 'results.md'}, results.csv, runs.csv, figures/", highlight=False)
 
 
-def _shown(table: pd.DataFrame, description: dict[str, Any]) -> pd.DataFrame:
+def _shown(table: pd.DataFrame, description: dict[str, Any], kind: Kind) -> pd.DataFrame:
     """The columns a reader wants, as text."""
     rows = []
     records: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+    main, *others = kind.titles
+    later = others.index(kind.compared[-1]) + 1
     for row in records:
-        shown = {"method": row["label"], "mIoU": _spread(row, "miou")}
-        if "paper_miou" in table:
-            shown["mIoU in the paper"] = _number(row["paper_miou"], 1)
-        shown["Δ mIoU [95 %]"] = _interval(row, "miou_difference")
-        by_seed = row.get("miou_difference_by_seed")
-        shown["Δ mIoU by seed"] = by_seed if isinstance(by_seed, str) else "–"
+        shown = {"method": row["label"], **_score(row, main, kind, table)}
+        shown[f"Δ {kind.titles[main]} [95 %]"] = _interval(row, f"{main}_difference")
+        by_seed = row.get(f"{main}_difference_by_seed")
+        shown[f"Δ {kind.titles[main]} by seed"] = by_seed if isinstance(by_seed, str) else "–"
         for name in description["subsets"]:
-            shown[f"mIoU {name}"] = _spread(row, f"{name}_miou")
-            shown[f"Δ {name} [95 %]"] = _interval(row, f"{name}_miou_difference")
-        for score in BOUNDARY_SCORES:
-            shown[f"boundary F {score[-3:]}"] = _spread(row, score)
-        shown["Δ boundary F 1px [95 %]"] = _interval(row, "boundary_f1_1px_difference")
-        shown["accuracy"] = _spread(row, "accuracy")
-        if "paper_accuracy" in table:
-            shown["accuracy in the paper"] = _number(row["paper_accuracy"], 1)
+            shown[f"{kind.titles[main]} {name}"] = _spread(row, f"{name}_{main}")
+            shown[f"Δ {name} [95 %]"] = _interval(row, f"{name}_{main}_difference")
+        for score in others[:later]:
+            shown |= _score(row, score, kind, table)
+        shown[f"Δ {kind.titles[kind.second]} [95 %]"] = _interval(row, f"{kind.second}_difference")
+        for score in others[later:]:
+            shown |= _score(row, score, kind, table)
         shown["train ms/image"] = _number(_times(row.get("train_seconds_per_image"), 1e3), 1)
         shown["test ms/image"] = _number(_times(row.get("test_seconds_per_image"), 1e3), 1)
         shown["parameters"] = f"{row['parameters'] / 1e6:.2f} M" if _given(row.get("parameters")) else "–"
         shown["seeds"] = str(row["seeds"])
         rows.append(shown)
     return pd.DataFrame(rows)
+
+
+def _score(row: dict[str, Any], score: str, kind: Kind, table: pd.DataFrame) -> dict[str, str]:
+    """A score and, where the suite gives one, the paper's."""
+    title = kind.titles[score]
+    if score not in table and f"paper_{score}" not in table:
+        return {}
+    paper = {f"{title} in the paper": _number(row[f"paper_{score}"], 1)} if f"paper_{score}" in table else {}
+    return {title: _spread(row, score), **paper}
 
 
 def _caption(results: list[Result], description: dict[str, Any]) -> str:
@@ -89,15 +99,9 @@ def _markdown(shown: pd.DataFrame, results: list[Result], description: dict[str,
         f"{base.lower()} in percentage points over the seeds that both have, with a bootstrap 95 % interval over the "
         "test images; how far other seeds would move it, the differences by seed tell.",
         "",
-        "## IoU by class",
-        "",
-        *_rows(_by_class(results, description, "iou")),
-        "",
-        "## Boundary F at 1 px by class",
-        "",
-        *_rows(_by_class(results, description, "boundary_f1_1px")),
-        "",
     ]
+    for score, title in kind_of_results(results).by_class.items():
+        lines += [f"## {title} by class", "", *_rows(_by_class(results, description, score)), ""]
     for path in figures:
         lines += [f"![{path.stem}](figures/{path.name})", ""]
     return "\n".join(lines)
@@ -120,11 +124,11 @@ def _rows(table: pd.DataFrame) -> list[str]:
     return ["| " + " | ".join(map(str, row)) + " |" for row in [head, ruler, *table.to_numpy().tolist()]]
 
 
-def _rich(shown: pd.DataFrame, title: str) -> Table:
+def _rich(shown: pd.DataFrame, kind: Kind, title: str) -> Table:
     """The columns that fit into 80 characters; the files have them all."""
-    main = [
-        name for name in shown.columns if re.match(r"method|mIoU( in the paper)?$|Δ mIoU \[|.*boundary F 1px", name)
-    ]
+    first, second = (re.escape(kind.titles[score]) for score in (kind.main, kind.second))
+    wanted = rf"(method|{first}( in the paper)?|Δ {first} \[.*|(Δ )?{second}( \[.*)?)"
+    main = [name for name in shown.columns if re.fullmatch(wanted, name)]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in main:
         left = name == "method"

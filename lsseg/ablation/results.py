@@ -3,8 +3,9 @@
 import fnmatch
 import json
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +13,117 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from torch import Tensor
 
-from lsseg.ablation.statistics import Difference, paired_difference
+from lsseg.ablation.instance_results import score_of
+from lsseg.ablation.scores import KINDS, Kind, kind_of
+from lsseg.ablation.statistics import RESAMPLES, Difference, Scored, of_counts, paired_difference
 from lsseg.errors import InputError
 from lsseg.functional import boundary_f1, class_iou, pixel_accuracy
-
-# Score → its place in the per-image boundary counts (the radii, in order); mIoU has counts of its own.
-BOUNDARY_SCORES = ("boundary_f1_1px", "boundary_f1_2px", "boundary_f1_3px")
 
 SUMMARY_KEYS = {
     "scores", "train_seconds_per_image", "test_seconds_per_image", "parameters", "step", "classes", "device",
 }  # fmt: skip
+# Of the precision of detections, which has no sums that could be weighted.
+FEW_RESAMPLES = 1_000
 
 
 @dataclass(frozen=True)
-class Result:
-    """A finished run."""
+class Result(ABC):
+    """A finished run.
+
+    Attributes:
+        variant: Of which method.
+        seed: Its seed.
+        folder: Where it is.
+        summary: Its ``test.json``.
+        names: Of its test images.
+        counts: What it noted of them, by name.
+    """
 
     variant: str
     seed: int
     folder: Path
     summary: dict[str, Any]
     names: npt.NDArray[np.str_]
-    overlap: npt.NDArray[np.int64]
-    boundary: npt.NDArray[np.int64]
+    counts: dict[str, npt.NDArray[Any]]
 
-    def counts(self, score: str) -> npt.NDArray[np.int64]:
-        """N×C×K counts that the score is made of."""
-        return self.overlap if score == "miou" else self.boundary[:, BOUNDARY_SCORES.index(score)]
+    resamples = RESAMPLES
+    needed = frozenset[str]()
 
+    @abstractmethod
     def subset(self, pattern: str) -> "Result":
         """The same run on the test images of matching names."""
-        keep = np.array([fnmatch.fnmatch(str(name), pattern) for name in self.names], dtype=bool)
-        parts = (self.names[keep], self.overlap[keep], self.boundary[keep])
-        return Result(self.variant, self.seed, self.folder, self.summary, *parts)
+
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """Percentages over its test images."""
+
+    @abstractmethod
+    def scored(self, score: str) -> Scored:
+        """A score as a function of how often each test image counts."""
+
+    def _kept(self, pattern: str) -> npt.NDArray[np.bool_]:
+        return np.array([fnmatch.fnmatch(str(name), pattern) for name in self.names], dtype=bool)
+
+
+class SemanticResult(Result):
+    """Its counts are ``overlap``, N×C×3, and ``boundary``, N×radii×C×4."""
+
+    needed = frozenset(("overlap", "boundary"))
+
+    def subset(self, pattern: str) -> "SemanticResult":
+        """The same run on the test images of matching names."""
+        keep = self._kept(pattern)
+        counts = {name: values[keep] for name, values in self.counts.items()}
+        return replace(self, names=self.names[keep], counts=counts)
 
     def scores(self) -> dict[str, float]:
         """Percentages over its test images."""
-        total = torch.from_numpy(self.overlap.sum(0))
-        scores = {"miou": float(class_iou(total).nanmean()), "accuracy": float(pixel_accuracy(total))}
-        for score in BOUNDARY_SCORES:
-            scores[score] = float(boundary_f1(torch.from_numpy(self.counts(score).sum(0))).nanmean())
+        every = np.ones((1, len(self.names)))
+        scores = {score: float(self.scored(score)(every)[0]) for score in KINDS["semantic"].compared}
+        scores["accuracy"] = float(pixel_accuracy(torch.from_numpy(self.counts["overlap"].sum(0))))
         return {name: 100 * value for name, value in scores.items()}
 
+    def scored(self, score: str) -> Scored:
+        """A score as a function of how often each test image counts."""
+        if score == "miou":
+            return of_counts(self.counts["overlap"], class_iou)
+        radius = ("boundary_f1_1px", "boundary_f1_2px", "boundary_f1_3px").index(score)
+        return of_counts(self.counts["boundary"][:, radius], boundary_f1)
 
-def class_score(score: str) -> Callable[[Tensor], Tensor]:
-    """The function from …×C×K counts to …×C scores."""
-    return class_iou if score == "miou" else boundary_f1
+
+class InstanceResult(Result):
+    """Its counts are ``detections`` and ``objects`` of :class:`~lsseg.metrics.InstanceMatches`, and ``index``, N."""
+
+    resamples = FEW_RESAMPLES
+    needed = frozenset(("detections", "objects", "index"))
+
+    def subset(self, pattern: str) -> "InstanceResult":
+        """The same run on the test images of matching names; scores that need the masks again are left out."""
+        keep = self._kept(pattern)
+        index, detections = self.counts["index"][keep], self.counts["detections"]
+        counts = {
+            "index": index,
+            "objects": self.counts["objects"][keep],
+            "detections": detections[np.isin(detections[:, 0], index)],
+        }
+        every = np.ones((1, len(index)))
+        part = replace(self, names=self.names[keep], counts=counts)
+        scores = {score: float(part.scored(score)(every)[0]) for score in KINDS["instances"].compared}
+        return replace(part, summary={**self.summary, "scores": scores})
+
+    def scores(self) -> dict[str, float]:
+        """Percentages over its test images, as the run's own evaluation found them."""
+        known = self.summary["scores"]
+        return {score: 100 * known[score] for score in KINDS["instances"].titles if score in known}
+
+    def scored(self, score: str) -> Scored:
+        """A score as a function of how often each test image counts."""
+        detections, objects, index = (self.counts[name] for name in ("detections", "objects", "index"))
+        return lambda weights: score_of(score, detections, objects, index, weights)
+
+
+RESULTS: dict[str, type[Result]] = {"semantic": SemanticResult, "instances": InstanceResult}
 
 
 def load_description(folder: Path) -> dict[str, Any]:
@@ -91,15 +155,27 @@ def load_results(folder: Path, description: dict[str, Any]) -> list[Result]:
 
 
 def _load_result(run: Path, variant: str, seed: int) -> Result:
-    def counts() -> tuple[npt.NDArray[Any], ...]:
+    kind: type[Result]
+
+    def counts() -> tuple[npt.NDArray[np.str_], dict[str, npt.NDArray[Any]]]:
         with np.load(run / "test_images.npz") as file:
-            return file["names"], file["overlap"], file["boundary"]
+            kept = {name: file[name] for name in file.files if name not in ("names", "classes")}
+            missing = kind.needed - kept.keys()
+            if missing:
+                raise KeyError(*missing)
+            return file["names"], kept
 
     advice = f"delete {run} and start `lsseg ablate` again"
     summary = _read(run / "test.json", lambda: json.loads((run / "test.json").read_text()), advice)
     if not isinstance(summary, dict) or not summary.keys() >= SUMMARY_KEYS:
         raise InputError(f"{run / 'test.json'} lacks results; {advice}")
-    return Result(variant, seed, run, summary, *_read(run / "test_images.npz", counts, advice))
+    kind = RESULTS[summary.get("kind", "semantic")]
+    return kind(variant, seed, run, summary, *_read(run / "test_images.npz", counts, advice))
+
+
+def kind_of_results(results: list[Result]) -> Kind:
+    """The scores that all runs have."""
+    return kind_of({result.summary.get("kind", "semantic") for result in results})
 
 
 def _read(path: Path, load: Callable[[], Any], advice: str) -> Any:
@@ -119,9 +195,9 @@ def difference(results: list[Result], variant: str, baseline: str, score: str) -
     for seed in seeds:
         if list(ours[seed].names) != list(theirs[seed].names):
             raise InputError(f"{ours[seed].folder} and {theirs[seed].folder} were tested on different images")
-    counts = [[side[seed].counts(score) for seed in seeds] for side in (ours, theirs)]
-    found = paired_difference(counts[0], counts[1], class_score(score))
-    return found.times(100)
+    first, second = ([side[seed].scored(score) for seed in seeds] for side in (ours, theirs))
+    images = len(ours[seeds[0]].names)
+    return paired_difference(first, second, images, ours[seeds[0]].resamples).times(100)
 
 
 def run_table(results: list[Result]) -> pd.DataFrame:
@@ -138,21 +214,22 @@ def run_table(results: list[Result]) -> pd.DataFrame:
 
 def variant_table(results: list[Result], description: dict[str, Any]) -> pd.DataFrame:
     """One row for each variant: mean and spread over seeds, difference to the baseline, costs, the paper's number."""
-    baseline = description["baseline"]
+    baseline, kind = description["baseline"], kind_of_results(results)
     rows = []
     for variant in description["variants"]:
         own = [result for result in results if result.variant == variant["name"]]
         row: dict[str, Any] = {"variant": variant["name"], "label": variant["label"], "seeds": len(own)}
         if own:
             row |= _means(own, "")
-            for score in ("miou", *BOUNDARY_SCORES):
+            for score in kind.compared:
                 row |= _columns(difference(results, variant["name"], baseline, score), f"{score}_difference")
             for name, pattern in description["subsets"].items():
                 part = [result.subset(pattern) for result in results]
                 if not all(len(result.names) for result in part):
                     continue
                 row |= _means([result for result in part if result.variant == variant["name"]], f"{name}_")
-                row |= _columns(difference(part, variant["name"], baseline, "miou"), f"{name}_miou_difference")
+                found = difference(part, variant["name"], baseline, kind.main)
+                row |= _columns(found, f"{name}_{kind.main}_difference")
             for cost in ("train_seconds_per_image", "test_seconds_per_image"):
                 values = [result.summary[cost] for result in own if result.summary[cost] is not None]
                 row[cost] = float(np.mean(values)) if values else None

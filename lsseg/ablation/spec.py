@@ -24,13 +24,10 @@ from typing import Any
 
 import yaml
 
+from lsseg.ablation.scores import SCORES
 from lsseg.errors import InputError
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
-SCORES = (
-    *("miou", "accuracy", "boundary_f1_1px", "boundary_f1_2px", "boundary_f1_3px"),
-    *("mask_ap", "mask_ap50", "initial_mask_ap", "af1", "af2"),
-)
 VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite"}
 
 

@@ -1,6 +1,7 @@
 """Is the difference between two methods more than the luck of the test images?
 
-Legend: R resamples, N test images, C classes, K numbers of a class.
+Legend: R resamples, N test images, C classes, K numbers of a class. A score of a run is a function of how often each
+test image counts: it maps R×N weights to R numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+Scored = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 RESAMPLES = 10_000
 CHUNK = 1_000  # resamples at a time: R×C×K float64 stays small for 150 classes
 
@@ -42,52 +44,50 @@ def resampling_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(float)
 
 
-def paired_difference(
-    ours: Sequence[npt.NDArray[np.int64]],
-    baseline: Sequence[npt.NDArray[np.int64]],
-    class_score: Callable[[Tensor], Tensor],
-    resamples: int = RESAMPLES,
-) -> Difference:
-    """Difference of the mean score of two methods, with a bootstrap interval over the test images.
-
-    A data set's score is no mean over images, so the counts of the drawn images are summed before they are scored. Each
-    resample draws the same images for both methods and all seeds: what is hard about an image cancels. The interval
-    says what other test images might have shown, not other seeds.
+def of_counts(counts: npt.NDArray[np.int64], class_score: Callable[[Tensor], Tensor]) -> Scored:
+    """A score that is formed of counts summed over images, and is a mean over classes.
 
     Args:
-        ours: One array of counts for each seed, N×C×K.
-        baseline: The same of the other method, for the same seeds and images.
+        counts: N×C×K.
         class_score: Maps …×C×K counts to …×C scores, NaN for a class without one.
-        resamples: R.
-
-    Raises:
-        ValueError: If the two do not have the same seeds and images.
     """
-    shapes = {counts.shape for counts in (*ours, *baseline)}
-    if len(shapes) != 1 or len(ours) != len(baseline):
-        raise ValueError(f"the two methods were not tested on the same images and seeds: {shapes}")
-    images = next(iter(shapes))[0]
-    weights = resampling_weights(images, resamples)
-    by_seed = _differences(np.ones((1, images)), ours, baseline, class_score)[:, 0]
-    chunks = [weights[i : i + CHUNK] for i in range(0, resamples, CHUNK)]
-    drawn = np.concatenate([_differences(chunk, ours, baseline, class_score).mean(0) for chunk in chunks])
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return Difference(float(by_seed.mean()), float(low), float(high), tuple(map(float, by_seed)))
 
-
-def _differences(
-    weights: npt.NDArray[np.float64],
-    ours: Sequence[npt.NDArray[np.int64]],
-    baseline: Sequence[npt.NDArray[np.int64]],
-    class_score: Callable[[Tensor], Tensor],
-) -> npt.NDArray[np.float64]:
-    """Score of ours minus the baseline's, seeds × resamples."""
-
-    def score(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def scored(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         summed = weights @ counts.reshape(len(counts), -1).astype(float)
         result: npt.NDArray[np.float64] = (
             class_score(torch.from_numpy(summed.reshape(-1, *counts.shape[1:]))).nanmean(-1).numpy()
         )
         return result
 
-    return np.array([score(a) - score(b) for a, b in zip(ours, baseline, strict=True)])
+    return scored
+
+
+def paired_difference(
+    ours: Sequence[Scored], baseline: Sequence[Scored], images: int, resamples: int = RESAMPLES
+) -> Difference:
+    """Difference of the mean score of two methods, with a bootstrap interval over the test images.
+
+    A data set's score is no mean over images, so each selection of images is scored as a data set. Each resample draws
+    the same images for both methods and all seeds: what is hard about an image cancels. The interval says what other
+    test images might have shown, not other seeds.
+
+    Args:
+        ours: The score of each seed.
+        baseline: The same of the other method, for the same seeds and images.
+        images: N.
+        resamples: R.
+
+    Raises:
+        ValueError: If the two do not have the same seeds.
+    """
+    if len(ours) != len(baseline):
+        raise ValueError(f"the two methods do not have the same seeds: {len(ours)} and {len(baseline)}")
+
+    def differences(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.array([a(weights) - b(weights) for a, b in zip(ours, baseline, strict=True)])
+
+    by_seed = differences(np.ones((1, images)))[:, 0]
+    weights = resampling_weights(images, resamples)
+    drawn = np.concatenate([differences(weights[i : i + CHUNK]).mean(0) for i in range(0, resamples, CHUNK)])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return Difference(float(by_seed.mean()), float(low), float(high), tuple(map(float, by_seed)))

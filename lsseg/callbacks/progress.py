@@ -39,7 +39,7 @@ class PlainProgress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the validation scores."""
         if not trainer.sanity_checking:
-            self._say(trainer, pl_module, ("val/miou", "val/boundary_f1_1px"))
+            self._say(trainer, pl_module, ("val/miou", "val/boundary_f1_1px", "val/mask_ap", "val/mask_ap75"))
 
     def _say(self, trainer: pl.Trainer, module: pl.LightningModule, scores: tuple[str, ...] = ()) -> None:
         if not self._enabled:

@@ -33,7 +33,7 @@ class InstanceScores(nn.Module):
     def compute(self) -> tuple[dict[str, Tensor], Tensor]:
         """Scores by name, and the AP of each class (C); NaN for what has none."""
         scores = self.precision.compute()
-        by_class = scores.pop("mask_ap_by_class")
+        by_class = scores.pop("mask_ap_by_class").reshape(-1)  # torchmetrics makes a scalar of a single number
         boundary, left_out = boundary_averages(self.matches.compute()["detections"], self.num_classes, len(RADII))
         averages = {f"af{radius}": boundary[:, i].nanmean() for i, radius in enumerate(RADII)}
         return {**scores, **averages, "af_left_out": left_out.double()}, by_class

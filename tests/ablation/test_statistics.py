@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lsseg.ablation.statistics import paired_difference, resampling_weights
+from lsseg.ablation import statistics
+from lsseg.ablation.statistics import of_counts, resampling_weights
 from lsseg.functional import boundary_f1, class_iou
 
 
@@ -12,6 +13,11 @@ def counts(seed, images=12, classes=3, shift=0):
     truth = g.integers(40, 60, (images, classes))
     both = g.integers(10, 30, (images, classes)) + shift
     return np.stack([both, truth, truth], -1)
+
+
+def paired_difference(ours, theirs, class_score, resamples):
+    sides = [[of_counts(c, class_score) for c in side] for side in (ours, theirs)]
+    return statistics.paired_difference(*sides, len(ours[0]), resamples)
 
 
 def brute_miou(overlap):
@@ -70,6 +76,6 @@ def test_a_class_that_a_resample_lacks_is_left_out():
     assert torch.isnan(boundary_f1(torch.zeros(2, 4))).all()
 
 
-def test_different_images_are_refused():
-    with pytest.raises(ValueError, match="not tested on the same images"):
-        paired_difference([counts(0, 12)], [counts(1, 11)], class_iou)
+def test_different_seeds_are_refused():
+    with pytest.raises(ValueError, match="do not have the same seeds: 2 and 1"):
+        paired_difference([counts(0), counts(1)], [counts(2)], class_iou, resamples=10)
