@@ -121,7 +121,7 @@ class Panels(pl.Callback):
             truth = _true_masks(batch["instances"][i], size)
             figure = objects_panel(image, truth, list(masks.items()), title)
             _save(figure, folder / f"{stage}-{name}.png", f"panels/{stage}", title, trainer)
-            evolving = task.evolving_objects(found, trainer.datamodule.class_names, OBJECTS)
+            evolving = task.evolving_objects(batch["image"][i], found, trainer.datamodule.class_names, OBJECTS)
             self._draw_evolution(trainer, image, evolving, stage, name, title)
             if stage == "test":
                 parts = {

@@ -76,7 +76,7 @@ class SavePredictions(pl.Callback):
         folder = self._folder(trainer)
         for i, path in enumerate(map(Path, outputs["path"])):
             if pl_module.kind == "instances":
-                self._save_objects(pl_module, outputs, i, path, trainer.datamodule.class_names, folder)
+                self._save_objects(pl_module, outputs, batch, i, path, trainer.datamodule.class_names, folder)
             else:
                 self._save_image(pl_module, outputs, batch, i, path, trainer.datamodule, folder)
 
@@ -93,7 +93,9 @@ class SavePredictions(pl.Callback):
             size = outputs["prediction"].shape[-2:]
             self._save_steps(task, batch["image"][i : i + 1], size, path, data, folder)
 
-    def _save_objects(self, task: Any, outputs: Any, i: int, path: Path, names: tuple[str, ...], folder: Path) -> None:
+    def _save_objects(
+        self, task: Any, outputs: Any, batch: Any, i: int, path: Path, names: tuple[str, ...], folder: Path
+    ) -> None:
         found, objects = outputs["detections"][i], outputs["objects"][i]
         sure = int((found.scores >= self.score).sum())  # the best come first
         objects = {key: values[:sure] for key, values in objects.items()}
@@ -104,9 +106,9 @@ class SavePredictions(pl.Callback):
         records = object_records(objects, found.masks.final[:sure], names, self.contours)
         write_json(folder / f"{path.stem}.json", records)
         if self.steps:
-            evolving = task.evolving_objects(found._replace(scores=found.scores[:sure]), names, OBJECTS)
             if task.network.evolution == "none":
                 raise InputError("predictions.steps: this network has no steps; it predicts once")
+            evolving = task.evolving_objects(batch["image"][i], found, names, min(sure, OBJECTS))
             if evolving:
                 moved = [thing._replace(box=tuple(objects["boxes"][k].tolist())) for k, thing in enumerate(evolving)]
                 evolution_panel(pixels, moved, path.stem).savefig(folder / f"{path.stem}_evolution.png")

@@ -1,6 +1,5 @@
 """Test-time flip and scales for LevelSet R-CNN: one set of boxes from all views, masks averaged over them."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from lsseg.models.level_set_rcnn import Detections, LevelSetRCNN, Masks
+from lsseg.models.level_set_rcnn import Detections, LevelSetRCNN, Masks, Pyramid
 
 
 class _View(NamedTuple):
     """An image seen through one augmentation."""
 
     batch: Any
-    features: "OrderedDict[str, Tensor]"
+    pyramid: Pyramid
     factor: tuple[float, float]  # of x and y
     width: int
     flipped: bool
@@ -49,7 +48,7 @@ def detect_augmented(net: LevelSetRCNN, image: Tensor, flip: bool, scales: Seque
     views = [
         _view(net, image, scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))
     ]
-    found = [net.detect(view.batch, view.features) for view in views]
+    found = [net.detect(view.batch, view.pyramid) for view in views]
     boxes = torch.cat([view.from_view(own[0][0]) for view, own in zip(views, found, strict=True)])
     scores, labels = (torch.cat([own[i][0] for own in found]) for i in (1, 2))
     kept = batched_nms(boxes, scores, labels, net.boxes.nms_thresh)[: net.boxes.detections_per_img]
@@ -57,7 +56,7 @@ def detect_augmented(net: LevelSetRCNN, image: Tensor, flip: bool, scales: Seque
     initial: list[Tensor] = []
     final: list[Tensor] = []
     for view in views:
-        masks = net.masks(view.features, [view.to_view(boxes)], [labels])
+        masks = net.final_masks(view.pyramid, 0, view.to_view(boxes), labels)
         for planes, own in ((initial, masks.initial), (final, masks.final)):
             planes.append(own.flip(2) if view.flipped else own)
     return Detections(boxes, scores, labels, Masks(torch.stack(initial).mean(0), torch.stack(final).mean(0)))
@@ -69,7 +68,7 @@ def _view(net: LevelSetRCNN, image: Tensor, scale: float, flipped: bool) -> _Vie
     seen = image if scale == 1 else F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     batch = net.encoder.batch([seen.flip(2) if flipped else seen])
     factor = (size[1] / width, size[0] / height) if scale != 1 else (1.0, 1.0)
-    return _View(batch, net.encoder(batch), factor, seen.shape[-1], flipped)
+    return _View(batch, net.pyramid(batch), factor, seen.shape[-1], flipped)
 
 
 def _mirrored(boxes: Tensor, width: int) -> Tensor:

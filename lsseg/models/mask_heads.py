@@ -48,10 +48,10 @@ class MaskHead(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Features of the evolution: convolutions on 28×28 and 56×56, enlarged to R×R, n×D×R×R.
+    """Features of the evolution: convolutions on 28×28, a learnt step to 56×56, then bilinear to R×R; n×D×R×R.
 
     Args:
-        channels: E.
+        channels: Of the input.
         features: D.
         resolution: R.
     """
@@ -59,16 +59,14 @@ class FeatureHead(nn.Module):
     def __init__(self, channels: int, features: int, resolution: int) -> None:
         super().__init__()
         self.resolution = resolution
-        self.coarse = nn.Sequential(convolution(channels, features), convolution(features, features))
-        last = nn.Conv2d(features, features, 1)
-        self.fine = nn.Sequential(convolution(features, features), last)
+        self.convolutions = nn.Sequential(convolution(channels, features), convolution(features, features))
+        self.embed = nn.ConvTranspose2d(features, features, 2, 2)
         _initialise(self)
-        nn.init.normal_(last.weight, std=0.05)  # forces start small
+        nn.init.normal_(self.embed.weight, std=0.05)  # forces start small
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """From n×E×28×28."""
-        x = self.fine(enlarged(self.coarse(pooled), 56))
-        return enlarged(x, self.resolution)
+        """From n×channels×28×28."""
+        return enlarged(self.embed(self.convolutions(pooled)), self.resolution)
 
 
 class PooledHead(nn.Module):
@@ -94,21 +92,20 @@ class EdgeHead(nn.Module):
     """DELSE's: unit vectors towards the nearest contour, and the modulation of the curvature.
 
     Args:
-        channels: E.
+        channels: Of the input, and of the convolutions.
         resolution: R.
-        width: Channels of the convolutions.
     """
 
-    def __init__(self, channels: int, resolution: int, width: int = 64) -> None:
+    def __init__(self, channels: int, resolution: int) -> None:
         super().__init__()
-        self.features = FeatureHead(channels, width, resolution)
-        self.velocity = nn.Conv2d(width, 2, 1)
-        self.modulation = nn.Conv2d(width, 1, 1)
+        self.features = FeatureHead(channels, channels, resolution)
+        self.velocity = nn.Conv2d(channels, 2, 1)
+        self.modulation = nn.Conv2d(channels, 1, 1)
         for layer in (self.velocity, self.modulation):
             nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """V, n×2×R×R, and m in (0, 1), n×R×R, from n×E×28×28."""
+        """V, n×2×R×R, and m in (0, 1), n×R×R, from n×channels×28×28."""
         x = self.features(pooled)
         velocity = self.velocity(x).to(torch.promote_types(x.dtype, torch.float32))
         unit = velocity / (velocity.square().sum(1, keepdim=True) + 1e-6).sqrt()

@@ -18,7 +18,8 @@ from lsseg.losses import ClassBalancedLoss, TSDFLoss, VelocityLoss
 from lsseg.metrics import CocoAP
 from lsseg.models import LevelSetRCNN
 from lsseg.models.augmented import detect_augmented
-from lsseg.models.level_set_rcnn import Detections, Masks, select
+from lsseg.models.hyperparameters import Numbers
+from lsseg.models.level_set_rcnn import Detections, Masks
 from lsseg.tasks.base import Task
 from lsseg.tasks.evolution import EvolvingObject
 from lsseg.tasks.instance_scores import InstanceScores
@@ -215,18 +216,24 @@ class LevelSetRCNNTask(Task):
             counts["index"] = rows["objects"][:, 0].long()
         return counts
 
-    def evolving_objects(self, found: Detections, names: tuple[str, ...], count: int) -> list[EvolvingObject]:
-        """The evolutions of the best detections of an image, for pictures."""
-        if self.network.evolution == "none":
+    def evolving_objects(
+        self, image: Tensor, found: Detections, names: tuple[str, ...], count: int
+    ) -> list[EvolvingObject]:
+        """The evolutions of the best detections of a 3×H×W image, for pictures."""
+        net = self.network
+        if net.evolution == "none" or not len(found.scores):
             return []
+        boxes, labels = found.boxes[:count], found.labels[:count]
+        masks = net.masks(net.pyramid(net.encoder.batch([image])), [boxes], [labels])
+        history = net.history(masks)
         shown = []
-        for k in range(min(count, len(found.scores))):
-            masks = select(found.masks, slice(k, k + 1))
-            phi = [step[0] for step in self.network.history(masks)]
-            name = f"{names[int(found.labels[k])]}, {float(found.scores[k]):.2f}"
-            left, top, right, bottom = found.boxes[k].tolist()
-            features = None if masks.features is None else masks.features[0]
-            shown.append(EvolvingObject(name, (left, top, right, bottom), phi, features, masks.numbers))
+        for k, box in enumerate(boxes.tolist()):
+            name = f"{names[int(labels[k])]}, {float(found.scores[k]):.2f}"
+            features = None if masks.features is None else masks.features[k]
+            numbers = None if masks.numbers is None else Numbers(*(x[k : k + 1] for x in masks.numbers))
+            left, top, right, bottom = box
+            steps = [phi[k] for phi in history]
+            shown.append(EvolvingObject(name, (left, top, right, bottom), steps, features, numbers))
         return shown
 
     def _named_scores(self) -> list[tuple[str, InstanceScores]]:
