@@ -93,20 +93,36 @@ class CocoObjects:
         return image, from_masks(masks, labels, [bool(a.get("iscrowd", 0)) for a in wanted], size)
 
     def _mask(self, annotation: dict[str, Any], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-        code = annotation.get("segmentation")
+        code: Any = annotation.get("segmentation")
+        if not _is_polygons(code) and not (isinstance(code, dict) and code.keys() >= {"size", "counts"}):
+            raise self._broken(annotation, "it is neither a list of polygons nor a run-length code")
         try:
             if isinstance(code, list):
                 code = coco_mask.merge(coco_mask.frPyObjects(code, *size))
-            elif isinstance(code, dict) and isinstance(code.get("counts"), list):
+            elif isinstance(code["counts"], list):
                 code = coco_mask.frPyObjects(code, *size)
             mask: npt.NDArray[np.bool_] = coco_mask.decode(code).astype(bool)
-            if mask.shape != size:
-                raise ValueError(f"its size is {mask.shape}")
-        except (TypeError, ValueError, KeyError, IndexError) as error:
-            raise InputError(
-                f"{self.file.path}: the segmentation of annotation {annotation.get('id')} cannot be decoded: {error}"
-            ) from error
+        except (TypeError, ValueError) as error:
+            raise self._broken(annotation, str(error)) from error
+        if mask.shape != size:
+            raise self._broken(annotation, f"it is of an image of {mask.shape[0]}×{mask.shape[1]}")
         return mask
+
+    def _broken(self, annotation: dict[str, Any], reason: str) -> InputError:
+        return InputError(
+            f"{self.file.path}: the segmentation of annotation {annotation.get('id')} cannot be decoded: {reason}"
+        )
+
+
+def _is_polygons(code: Any) -> bool:
+    """Whether it is a list of polygons, each x, y, x, y, … of three points or more."""
+    return (
+        isinstance(code, list)
+        and all(
+            isinstance(line, list) and len(line) >= 6 and all(isinstance(x, int | float) for x in line) for line in code
+        )
+        and len(code) > 0
+    )
 
 
 class CocoInstances(InstanceData):

@@ -46,6 +46,8 @@ def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
         raise ValueError(f"mask must be bool, …×H×W, not {mask.dtype} {tuple(mask.shape)}")
     if truncation is not None and not truncation > 0:
         raise ValueError(f"truncation must be positive, not {truncation}")
+    if mask.numel() == 0:
+        return torch.zeros(mask.shape, device=mask.device)
     limit = float(truncation) if truncation is not None else float(sum(mask.shape[-2:]))
     planes = mask.detach().reshape(-1, *mask.shape[-2:])
     distance = _by_library(planes, limit) if blocks.in_cache(mask.device) else windowed_signed_distance(planes, limit)

@@ -69,6 +69,14 @@ def _central(phi: Tensor, dim: int) -> Tensor:
     return (torch.cat([nothing, difference], dim) + torch.cat([difference, nothing], dim)) / 2
 
 
+def _slope(values: Tensor, dim: int) -> Tensor:
+    """Central differences; one-sided ones at the edge, which halves would bend towards it."""
+    slope = _central(values, dim)
+    for edge in (0, -1):
+        slope.select(dim, edge).mul_(2)
+    return slope
+
+
 def towards_contour(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors towards the nearest contour of a mask, and where there is one.
 
@@ -80,7 +88,7 @@ def towards_contour(mask: Tensor) -> tuple[Tensor, Tensor]:
         pixels that have one, M×H×W bool.
     """
     distance = signed_distance(mask).abs()
-    gradient = torch.stack([_central(distance, 2), _central(distance, 1)], 1)
+    gradient = torch.stack([_slope(distance, 2), _slope(distance, 1)], 1)
     norm = gradient.square().sum(1).sqrt()
     contour = mask.flatten(1).any(1) & ~mask.flatten(1).all(1)
     valid = (norm > 1e-3) & contour[:, None, None]

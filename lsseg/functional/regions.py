@@ -4,6 +4,8 @@ Legend: n boxes (left, top, right, bottom edges in pixels), H×W pixels, R×R ce
 that is cut out and pasted back stays where it was, to a fraction of a pixel.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -31,7 +33,7 @@ def crop_objects(layers: Tensor, layer: Tensor, objects: Tensor, boxes: Tensor, 
     chosen, place = torch.unique(objects, return_inverse=True)
     masks = (layers[layer[chosen]] == (chosen + 1)[:, None, None]).float()
     rois = torch.cat([place[:, None].to(boxes), boxes], 1).float()
-    return roi_align(masks[:, None], rois, (resolution, resolution), 1.0, aligned=True)[:, 0]
+    return roi_align(masks[:, None], rois, (resolution, resolution), 1.0, aligned=True)[:, 0].clamp_(0, 1)
 
 
 def paste_masks(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -63,8 +65,11 @@ def paste_masks(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _span(low: float, high: float, size: int) -> tuple[int, int]:
-    first = min(max(round(low), 0), size - 1)
-    return first, min(max(round(high), first + 1), size)
+    first, last = round(low), round(high)
+    if last <= first:
+        first = math.floor((low + high) / 2)
+    first = min(max(first, 0), size - 1)
+    return first, min(max(last, first + 1), size)
 
 
 def _grid(first: int, last: int, low: float, high: float, like: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from torchmetrics import Metric
 
 from lsseg.metrics.instances import DETECTIONS, Found
 
-AREAS = ("", "_small", "_medium", "_large")  # up to 32², up to 96², larger; of the whole list the first is all
+# Sizes by the area in pixels: all, small, medium, large.
+AREAS = ("", "_small", "_medium", "_large")
+RANGES = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
 
 
 class CocoAP(Metric):
@@ -54,6 +56,8 @@ class CocoAP(Metric):
                 line = {"image": image, "size": size, "found": _objects(own), "truth": _objects(theirs)}
                 data = np.frombuffer((json.dumps(line) + "\n").encode(), np.uint8).copy()
                 self.lines.append(torch.from_numpy(data).to(self.device))
+            else:  # a rank without a single image must have something of the right type to send
+                self.lines.append(torch.zeros(0, dtype=torch.uint8, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """In [0, 1], NaN where there is nothing to be found.
@@ -94,12 +98,8 @@ class CocoAP(Metric):
 
     def _evaluate(self, truth: dict[str, Any], found: list[dict[str, Any]], kind: str) -> npt.NDArray[np.float64]:
         """Precision at T thresholds, 101 recalls, C classes, four sizes; -1 where there is nothing to be found."""
-        if not truth["annotations"] or not found:
-            empty = np.zeros((10, 101, self.num_classes, len(AREAS)))
-            for label in range(self.num_classes):
-                if not any(a["category_id"] == label and not a["iscrowd"] for a in truth["annotations"]):
-                    empty[:, :, label] = -1
-            return empty
+        if not found:
+            return self._nothing_found(truth["annotations"])
         if kind == "bbox":  # sizes are those of the masks; only the outline differs
             found = [{k: v for k, v in thing.items() if k != "segmentation"} for thing in found]
         else:
@@ -108,10 +108,19 @@ class CocoAP(Metric):
             known = COCO(truth)
             evaluation = COCOeval_faster(known, known.loadRes(found), kind, print_function=lambda *_: None)
             evaluation.params.imgIds = sorted(image["id"] for image in truth["images"])
-            evaluation.params.maxDets = [1, 10, self.detections]
+            evaluation.params.maxDets = [self.detections]
             evaluation.evaluate()
             evaluation.accumulate()
         precision: npt.NDArray[np.float64] = evaluation.eval["precision"][..., -1]
+        return precision
+
+    def _nothing_found(self, objects: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
+        """Precision 0 wherever there is something to be found; the evaluator takes no empty list."""
+        precision = np.full((10, 101, self.num_classes, len(AREAS)), -1.0)
+        for thing in objects:
+            for place, (low, high) in enumerate(RANGES):
+                if low <= thing["area"] <= high and not thing["iscrowd"]:
+                    precision[:, :, thing["category_id"], place] = 0
         return precision
 
 

@@ -54,6 +54,9 @@ class InstanceMatches(Metric):
         for image, own, theirs in zip(index.tolist(), found, truth, strict=True):
             if image >= 0:
                 self._add(image, own, theirs)
+            else:  # a rank without a single image must have something of the right type to send
+                self.found.append(torch.zeros(0, self._width(), dtype=torch.float64, device=self.device))
+                self.objects.append(torch.zeros(0, 1 + self.num_classes, dtype=torch.float64, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """All rows, by image.
@@ -102,7 +105,7 @@ class InstanceMatches(Metric):
             if pair not in known:
                 known[pair] = [pair_boundary_f1(own[pair[0]], theirs[pair[1]], radius) for radius in self.radii]
             result[d, t] = known[pair]
-        return result.reshape(len(own), -1)
+        return result.reshape(len(own), len(chosen) * len(self.radii))
 
 
 class AverageBoundaryF1(InstanceMatches):

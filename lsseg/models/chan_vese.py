@@ -161,8 +161,11 @@ class ChanVeseNet(nn.Module):
         start = self._on_grid(phi.detach() if self.detach_init else phi, 1)
         start = self._chosen(start, classes)
         decoded = self._on_grid(output.features, output.feature_stride)
-        numbers = self.hyperparameters(_pooled(decoded, start))
-        return Parts(phi, classes, start.flatten(0, 1), self._sized(self.feature_head(decoded), start), numbers)
+        coarse = max(1, output.feature_stride // self.stride)  # cells of the grid in one of the features
+        numbers = self.hyperparameters(_pooled(decoded, start, coarse))
+        features = self.feature_head(decoded)
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        return Parts(phi, classes, start.flatten(0, 1), enlarged(wide, coarse, start), numbers)
 
     def _likely(self, phi: Tensor, present: Tensor | None) -> Tensor:
         if self.max_classes == self.num_classes:
@@ -174,18 +177,7 @@ class ChanVeseNet(nn.Module):
 
     def _on_grid(self, values: Tensor, stride: int) -> Tensor:
         """Averages over the cells of the grid of what has a finer stride; a coarser one is left as it is."""
-        factor = self.stride // stride
-        if factor <= 1:
-            return values
-        height, width = values.shape[-2:]
-        padded = F.pad(values, (0, -width % factor, 0, -height % factor), mode="replicate")
-        return F.avg_pool2d(padded, factor)
-
-    @staticmethod
-    def _sized(features: Tensor, like: Tensor) -> Tensor:
-        if features.shape[-2:] == like.shape[-2:]:
-            return features
-        return F.interpolate(features.float(), like.shape[-2:], mode="bilinear", align_corners=False)
+        return _averaged(values, max(1, self.stride // stride))
 
     def _refined(self, parts: Parts, evolved: Tensor) -> Tensor:
         """φ at full resolution; what the grid does not show of φ⁰ is kept."""
@@ -220,16 +212,24 @@ class ChanVeseNet(nn.Module):
         return output.features.shape[1], output.feature_stride
 
 
-def _pooled(features: Tensor, phi: Tensor) -> Tensor:
+def _averaged(values: Tensor, factor: int) -> Tensor:
+    """Means over cells of factor × factor; at the edge the last row and column are repeated."""
+    if factor == 1:
+        return values
+    height, width = values.shape[-2:]
+    padded = F.pad(values, (0, -width % factor, 0, -height % factor), mode="replicate")
+    return F.avg_pool2d(padded, factor)
+
+
+def _pooled(features: Tensor, phi: Tensor, coarse: int) -> Tensor:
     """Means of the features over every class's soft region, (B·K)×E.
 
     Args:
         features: B×E×h'×w'.
         phi: B×K×h×w.
+        coarse: Cells of φ's grid in one of the features, each way.
     """
-    share = arctan_step(phi, phi.new_tensor(TEMPERATURE))
-    if share.shape[-2:] != features.shape[-2:]:
-        share = F.adaptive_avg_pool2d(share, (features.shape[-2], features.shape[-1]))
-    values = features.to(share.dtype).flatten(2)
-    weights = share.flatten(2)
-    return (torch.bmm(weights, values.mT) / weights.sum(2, keepdim=True)).flatten(0, 1)
+    with torch.autocast(phi.device.type, enabled=False):  # a sum over an image overflows float16
+        share = _averaged(arctan_step(phi, phi.new_tensor(TEMPERATURE)), coarse)
+        values, weights = features.to(share.dtype).flatten(2), share.flatten(2)
+        return (torch.bmm(weights, values.mT) / weights.sum(2, keepdim=True)).flatten(0, 1)

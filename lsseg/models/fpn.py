@@ -38,8 +38,8 @@ class PyramidEncoder(EncoderNet):
         self.pyramid = FeaturePyramidNetwork([channels[i] for i in self.levels], width, LastLevelMaxPool())
         self.frozen_norm = frozen_norm
         if frozen_norm:
-            for norm in self._norms():
-                norm.requires_grad_(False)
+            for norm in self._norms():  # the trainer keeps every module's own mode and may never call train()
+                norm.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "PyramidEncoder":
         """Train or evaluate; frozen statistics stay frozen."""
@@ -50,12 +50,13 @@ class PyramidEncoder(EncoderNet):
         return self
 
     def forward(self, batch: ImageList) -> "OrderedDict[str, Tensor]":
-        """Levels by name, finest first: "0", "1", … and "pool"."""
+        """Levels by name, finest first: "0", "1", … and "pool"; in float32 at least, since boxes take after them."""
         maps = self.encoder(batch.tensors)
         levels: OrderedDict[str, Tensor] = self.pyramid(
             OrderedDict((str(i), maps[level]) for i, level in enumerate(self.levels))
         )
-        return levels
+        wide = next(iter(levels.values())).dtype
+        return OrderedDict((name, level.to(torch.promote_types(wide, torch.float32))) for name, level in levels.items())
 
     def batch(self, images: Sequence[Tensor]) -> ImageList:
         """Normalise images in [0, 1] and pad them, right and below with the mean colour, to one size."""

@@ -25,11 +25,12 @@ from lsseg.models.fpn import BoxPooler, PyramidEncoder
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
 from lsseg.models.mask_heads import EdgeHead, FeatureHead, MaskHead, PooledHead, enlarged
 
-# Of DELSE with hand-set hyperparameters; with learnt ones (up to 2 · 2) a quarter keeps the explicit step stable.
+# Δt of DELSE with hand-set hyperparameters, and a factor of learnt ones, which come up to 2 · 2: a step is stable while
+# Δt (|V_x| + |V_y|), at most √2 Δt, is below 1.
+EDGE_STEP = 0.5
+EDGE_SCALE = 0.25 / 2**0.5
 KINDS = "must be adaptive, global or fixed"
 FIXED = "is for evolution delse; chan_vese takes adaptive or global,"
-EDGE_STEP = 0.5
-EDGE_SCALE = 0.25
 # Boxes at a time in evaluation on a CPU: what lies between two layers stays in its cache.
 CHUNK = 8
 
@@ -197,7 +198,7 @@ class LevelSetRCNN(nn.Module):
         self.boxes = RoIHeads(
             BoxPooler(strides, 7),
             TwoMLPHead(width * 7 * 7, box_width),
-            FastRCNNPredictor(box_width, num_classes + 1),
+            BoxPredictor(box_width, num_classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=box_samples,
@@ -331,11 +332,32 @@ class LevelSetRCNN(nn.Module):
         return Masks(initial, final, None, numbers, velocity)
 
 
+class ProposalHead(RPNHead):
+    """torchvision's; boxes are not computed in half precision, whatever the convolutions are."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Scores and box deltas of every level."""
+        scores, deltas = super().forward(x)
+        return [score.to(level.dtype) for score, level in zip(scores, x, strict=True)], [
+            delta.to(level.dtype) for delta, level in zip(deltas, x, strict=True)
+        ]
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """torchvision's; the same of boxes and scores."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Class scores and box deltas."""
+        scores, deltas = super().forward(x)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        return scores.to(wide), deltas.to(wide)
+
+
 def _proposal_network(width: int, sizes: Sequence[int], proposals: int, samples: int) -> RegionProposalNetwork:
     anchors = AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
     return RegionProposalNetwork(
         anchors,
-        RPNHead(width, anchors.num_anchors_per_location()[0]),
+        ProposalHead(width, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=samples,

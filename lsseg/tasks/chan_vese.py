@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
@@ -108,8 +107,8 @@ class ChanVeseTask(SegmentationTask):
 
 def _one_hot(target: Tensor, num_classes: int) -> Tensor:
     """B×C×H×W bool; void is no class's."""
-    void = target == IGNORE_INDEX
-    return (F.one_hot(target.masked_fill(void, 0), num_classes) > 0).movedim(3, 1) & ~void[:, None]
+    labels = torch.arange(num_classes, device=target.device)
+    return target[:, None] == labels[:, None, None]
 
 
 def _present(target: Tensor, num_classes: int) -> Tensor:

@@ -195,6 +195,8 @@ class LevelSetRCNNTask(Task):
         scores = self.val_ap.compute()
         self.val_ap.reset()
         scores.pop("mask_ap_by_class")
+        if bool(scores["mask_ap"].isnan()):
+            raise InputError("the val split cannot be scored: none of its images has an object")
         self._log_known({f"val/{name}": value for name, value in scores.items()})
 
     def on_test_epoch_end(self) -> None:
