@@ -1,5 +1,6 @@
 """Shared by all tests: nothing is written outside a test's own folder, and no network is asked for."""
 
+import json
 import os
 
 import numpy as np
@@ -54,6 +55,55 @@ def camvid(tmp_path):
             )
             Image.fromarray(image).save(root / split / f"{name}{'.jpg' if i % 2 else '.png'}")
             Image.fromarray(mask.astype(np.uint8)).save(root / f"{split}annot" / f"{name}.png")
+    return root
+
+
+def numbered(root, folder, names):
+    """Images and maps of numbered objects."""
+    g = np.random.default_rng(2)
+    for part in ("images", folder):
+        (root / part).mkdir(parents=True)
+    for i, name in enumerate(names):
+        ids = np.zeros((64, 72), np.uint8)
+        ids[8:30, 10:40], ids[36:60, 30:64] = 1, 5
+        image = np.where(ids[..., None] > 0, 120, 10 + 5 * i) + g.integers(0, 9, (64, 72, 1))
+        Image.fromarray(image.repeat(3, 2).astype(np.uint8)).save(root / "images" / f"{name}.png")
+        Image.fromarray(ids).save(root / folder / f"{name}.png")
+
+
+def coco_files(root, splits, categories):
+    """A tiny data set in COCO's format: split → (annotations, folder of images)."""
+    g = np.random.default_rng(3)
+    for number, (annotations, folder) in enumerate(splits):
+        (root / folder).mkdir(parents=True)
+        (root / annotations).parent.mkdir(exist_ok=True)
+        content = {"images": [], "annotations": [], "categories": categories}
+        for i in range(6):
+            name = f"{number}{i}.jpg"
+            Image.fromarray(g.integers(0, 256, (64, 72, 3), np.uint8)).save(root / folder / name)
+            content["images"].append({"id": i, "file_name": name, "height": 64, "width": 72})
+            for k, (x, y) in enumerate(((5, 6), (30, 20))):
+                polygon = [x, y, x + 30, y, x + 30, y + 25, x, y + 25]
+                kind = categories[(i + k) % len(categories)]["id"]
+                content["annotations"].append(
+                    {"id": 2 * i + k + 1, "image_id": i, "category_id": kind, "segmentation": [polygon], "iscrowd": 0}
+                )
+        (root / annotations).write_text(json.dumps(content))
+
+
+@pytest.fixture
+def real_data(camvid):
+    """A folder as LSSEG_DATA names it, with a tiny copy of every data set that a configuration reads."""
+    from lsseg.data import CarParts
+
+    root = camvid.parent
+    numbered(root / "dsb2018", "labels", [f"{i:02d}" for i in range(20)])
+    numbered(root / "pennfudan", "masks", [f"{kind}{i:02d}" for kind in ("Fudan", "PennX") for i in range(10)])
+    parts = [{"id": i, "name": name} for i, name in enumerate(("_background_", *CarParts.names))]
+    files = [(f"annotations/instances_{split}.json", split) for split in ("train", "test")]
+    coco_files(root / "car_parts", files, parts)
+    files = [(f"annotations/instances_{split}2017.json", f"{split}2017") for split in ("train", "val")]
+    coco_files(root / "coco", files, [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}])
     return root
 
 

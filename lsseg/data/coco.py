@@ -215,13 +215,14 @@ class CarParts(CocoInstances):
     )
 
     def __init__(self, root: str | None = None, **options: Any) -> None:
-        paths = {
-            "train": "annotations/instances_train.json",
-            "train_images": "train",
-            "val": None,
-            "val_images": None,
-            "test": "annotations/instances_test.json",
-            "test_images": "test",
-            "categories": list(self.names),
-        }
-        super().__init__(root, **{**paths, **options})
+        super().__init__(
+            root,
+            train="annotations/instances_train.json",
+            train_images="train",
+            val=None,
+            val_images=None,
+            test="annotations/instances_test.json",
+            test_images="test",
+            categories=list(self.names),
+            **options,
+        )

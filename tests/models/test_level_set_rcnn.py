@@ -141,6 +141,7 @@ def test_the_target_is_the_object_of_the_box(batch):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning's own use of torch
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*")  # as it should be
 def test_frozen_batch_norm_stays_as_it_is_in_a_fit(tmp_path):
     torch.manual_seed(0)
     learner = task(batch_norm="frozen")
