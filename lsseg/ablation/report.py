@@ -96,7 +96,7 @@ def _markdown(shown: pd.DataFrame, results: list[Result], description: dict[str,
     lines = [f"# {description['name']}", "", _caption(results, description) + ".", "", *_rows(shown), ""]
     lines += [
         "Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to "
-        f"{base.lower()} in percentage points over the seeds that both have, with a bootstrap 95 % interval over the "
+        f"“{base}” in percentage points over the seeds that both have, with a bootstrap 95 % interval over the "
         "test images; how far other seeds would move it, the differences by seed tell.",
         "",
     ]

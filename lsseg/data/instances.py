@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from lsseg.data.loading import derived_seed, global_seed
 from lsseg.data.module import DataModule
-from lsseg.data.source import read_image, read_mask
+from lsseg.data.source import list_images, read_image, read_mask
 from lsseg.data.transforms import Pair, instance_eval_transform, instance_train_transform
 from lsseg.errors import InputError
 
@@ -104,6 +104,41 @@ class MapPairs:
         values, numbered = np.unique(ids, return_inverse=True)
         shift = 0 if values[0] == 0 else 1
         return read_image(image_path), from_map(numbered.reshape(ids.shape) + shift, [0] * (len(values) - 1 + shift))
+
+
+class MaskFolders:
+    """Images, each with a folder of masks, one for each object, all of one class; any value but 0 is the object.
+
+    Args:
+        pairs: (image, folder) paths.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        self.pairs = list(pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def name(self, index: int) -> str:
+        """Stem of the image file."""
+        return self.pairs[index][0].stem
+
+    def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
+        """Decode one image and its masks.
+
+        Raises:
+            InputError: If a file is missing, corrupt or of another size than the image.
+        """
+        image_path, folder = self.pairs[index]
+        image = read_image(image_path)
+        size = (image.shape[0], image.shape[1])
+        masks = []
+        for path in list_images(folder):
+            mask = read_mask(path) != 0
+            if mask.shape != size:
+                raise InputError(f"{path} is {mask.shape[0]}×{mask.shape[1]}, but {image_path} is {size[0]}×{size[1]}")
+            masks.append(mask)
+        return image, from_masks(masks, [0] * len(masks), [False] * len(masks), size)
 
 
 class InstanceSamples(Dataset[dict[str, Any]]):

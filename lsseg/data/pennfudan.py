@@ -1,5 +1,6 @@
 """Pedestrians of Penn-Fudan (Wang et al. 2007): 170 images, 423 people, one class."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,15 @@ from lsseg.data.loading import derived_seed
 from lsseg.data.module import Split
 from lsseg.data.root import existing_root
 from lsseg.data.source import list_images, pair_up
+from lsseg.errors import InputError
 
-HINT = (
-    "it holds images/ and masks/ of the same names, from cis.upenn.edu/~jshi/ped_html (rename PNGImages and PedMasks; "
-    "a mask's _mask suffix goes)"
-)
+HINT = "`lsseg data pennfudan` says where it comes from"
 
 
 class PennFudan(InstanceData):
-    """Penn-Fudan pedestrians: ``images/`` and ``masks/`` (each person a number) in one folder.
+    """Penn-Fudan pedestrians: ``PNGImages/`` and ``PedMasks/`` (each person a number) as they are distributed.
+
+    ``images/`` and ``masks/`` of the same names are read, too.
 
     The data set has no splits: a seeded fifth of the images is held out for the test, and a tenth validates; each
     of the two sources (Fudan, Penn) is divided by itself. Some people are not annotated; some have several components.
@@ -39,12 +40,22 @@ class PennFudan(InstanceData):
     def source(self, split: Split) -> InstanceSource:
         """The images of a split; raises ``InputError`` where folders or masks are missing."""
         root = existing_root(self.root, "pennfudan", HINT)
-        images = list_images(root / "images")
+        pairs = _pairs(root)
         chosen = []
-        for number, source in enumerate(sorted({path.name[:4] for path in images})):
-            own = [path for path in images if path.name.startswith(source)]
+        for number, source in enumerate(sorted({image.name[:4] for image, _ in pairs})):
+            own = [pair for pair in pairs if pair[0].name.startswith(source)]
             order = np.random.default_rng(derived_seed(self.split_seed, number)).permutation(len(own))
             test, val = round(len(own) * 0.2), round(len(own) * 0.3)
             part = {"test": order[:test], "val": order[test:val], "train": order[val:]}[split]
             chosen += [own[i] for i in sorted(part)]
-        return MapPairs(pair_up(chosen, root / "masks"))
+        return MapPairs(chosen)
+
+
+def _pairs(root: Path) -> list[tuple[Path, Path]]:
+    if not (root / "PNGImages").is_dir():
+        return pair_up(list_images(root / "images"), root / "masks")
+    pairs = [(image, root / "PedMasks" / f"{image.stem}_mask.png") for image in list_images(root / "PNGImages")]
+    for image, mask in pairs:
+        if not mask.is_file():
+            raise InputError(f"{image} has no mask: expected {mask}")
+    return pairs

@@ -21,7 +21,7 @@ class DFCN(EncoderNet):
     Args:
         num_classes: C.
         encoder_name: vgg16, resnet50, resnet101 in the paper; any smp encoder that can be dilated.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder; null for random weights.
+        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         width: Channels of the decoder.
 
     Raises:

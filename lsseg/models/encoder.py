@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lsseg.errors import InputError
 from lsseg.models.output import SegOutput
+from lsseg.models.weights import is_file_name, load_encoder_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -61,7 +62,7 @@ def make_encoder(name: str, weights: str | None, dilated: bool = False) -> tuple
 
     Args:
         name: Any smp encoder.
-        weights: ``imagenet`` or another name smp knows for this encoder; None for random weights.
+        weights: ``imagenet`` or another name smp knows for this encoder, or a file; None for random weights.
         dilated: The last stage keeps the resolution of the one before it and has dilation 2 instead: output stride 16;
             8 for VGG, whose last stage of convolutions lies at 16 and whose last pooling goes.
 
@@ -72,6 +73,8 @@ def make_encoder(name: str, weights: str | None, dilated: bool = False) -> tuple
     options: dict[str, Any] = {"depth": 4} if vgg else {"output_stride": 16} if dilated else {}
     with readable_errors(name, weights):
         encoder = smp.encoders.get_encoder(name, weights=encoder_weights_for(name, weights), **options)
+    if is_file_name(weights):
+        load_encoder_file(encoder, str(weights))
     if vgg:
         _dilate_vgg(encoder)
     channels = list(encoder.out_channels)
@@ -82,7 +85,9 @@ def make_encoder(name: str, weights: str | None, dilated: bool = False) -> tuple
 
 
 def encoder_weights_for(name: str, weights: str | None) -> Any:
-    """The weights as smp wants to hear of them: a timm encoder's are chosen by its name (tu-NAME.TAG)."""
+    """The weights as smp wants to hear of them: a timm encoder's go by its name (tu-NAME.TAG), a file is read later."""
+    if is_file_name(weights):
+        return None
     return True if weights and name.startswith("tu-") else weights
 
 
@@ -119,7 +124,7 @@ def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
 
 def normalisation(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation that the encoder's weights expect, for RGB in [0, 1]."""
-    if weights is None:
+    if weights is None or is_file_name(weights):
         return IMAGENET_MEAN, IMAGENET_STD
     settings = smp.encoders.get_preprocessing_params(encoder, "imagenet" if encoder.startswith("tu-") else weights)
     if settings["input_space"] != "RGB":

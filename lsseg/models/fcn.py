@@ -23,7 +23,7 @@ class FCN(EncoderNet):
         num_classes: C.
         stride: Of the finest scores: 32, 16 or 8.
         encoder_name: Any smp encoder; vgg16 in both papers.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder; null for random weights.
+        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         width: Channels of the two layers that VGG's fully connected ones become (7×7 and 1×1 convolutions, dropout);
             4096 in the paper, 0 leaves them out as one does over a residual network.
 

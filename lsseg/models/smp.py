@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lsseg.errors import InputError
 from lsseg.models.encoder import EncoderNet, encoder_weights_for, readable_errors
 from lsseg.models.output import SegOutput
+from lsseg.models.weights import is_file_name, load_encoder_file
 
 
 class SmpNet(EncoderNet):
@@ -17,8 +18,8 @@ class SmpNet(EncoderNet):
         num_classes: C.
         architecture: Any smp architecture: unet, unetplusplus, fpn, pspnet, deeplabv3plus, segformer, …
         encoder_name: Any smp encoder: resnet50, resnet101, mit_b0, …, and timm's as ``tu-NAME``.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder (fetched once, then cached by smp), or
-            null for random weights.
+        encoder_weights: ``imagenet`` or another name smp knows for this encoder (fetched once, then cached by smp), a
+            file of weights, or null for random weights.
         decoder: Further arguments of the architecture, such as ``decoder_channels`` or ``encoder_depth``.
 
     Raises:
@@ -66,4 +67,7 @@ def _create(classes: int, architecture: str, encoder: str, weights: str | None, 
         raise InputError(f"architecture: {architecture!r} is unknown; smp has {', '.join(sorted(known))}")
     with readable_errors(encoder, weights):
         given = encoder_weights_for(encoder, weights)
-        return smp.create_model(architecture, encoder_name=encoder, encoder_weights=given, classes=classes, **decoder)
+        net = smp.create_model(architecture, encoder_name=encoder, encoder_weights=given, classes=classes, **decoder)
+    if is_file_name(weights):
+        load_encoder_file(net.encoder, str(weights))
+    return net

@@ -294,6 +294,36 @@ def test_lookalikes_stay_on_one_side(tmp_path):
     assert groups[0] == groups[1]
 
 
+def as_distributed(root, folder):
+    """The same data in the layouts in which Penn-Fudan and the nuclei are distributed."""
+    other = root / "as-distributed"
+    for image in sorted((root / "images").iterdir()):
+        ids = np.asarray(Image.open(root / folder / image.name))
+        if folder == "masks":
+            for part, name in (("PNGImages", image.name), ("PedMasks", f"{image.stem}_mask.png")):
+                (other / part).mkdir(parents=True, exist_ok=True)
+                source = image if part == "PNGImages" else root / folder / image.name
+                (other / part / name).write_bytes(source.read_bytes())
+            continue
+        own = other / "stage1_train" / image.stem
+        (own / "images").mkdir(parents=True)
+        (own / "masks").mkdir()
+        (own / "images" / image.name).write_bytes(image.read_bytes())
+        for value in np.unique(ids)[1:]:
+            Image.fromarray((ids == value).astype(np.uint8) * 255).save(own / "masks" / f"{value}.png")
+    return other
+
+
+@pytest.mark.parametrize(("kind", "folder"), [(PennFudan, "masks"), (NucleiDSB2018, "labels")])
+def test_the_layouts_in_which_they_are_distributed_are_read(kind, folder, tmp_path):
+    root = write_maps(tmp_path, folder, 20)
+    ours, theirs = (kind(str(r)).source("train") for r in (root, as_distributed(root, folder)))
+    assert [ours.name(i) for i in range(len(ours))] == [theirs.name(i) for i in range(len(theirs))]
+    for one, two in zip(ours.read(0)[1], theirs.read(0)[1], strict=True):
+        assert len(one) == len(two)
+    assert sorted(m.sum() for m in masks_of(ours.read(0)[1])) == sorted(m.sum() for m in masks_of(theirs.read(0)[1]))
+
+
 def test_groups_are_dealt_out_by_modality():
     modalities, groups = ["a"] * 60 + ["b"] * 20, [i // 3 for i in range(60)] + [20 + i for i in range(20)]
     part = split_groups(modalities, groups, [0.6, 0.2, 0.2], seed=1)
