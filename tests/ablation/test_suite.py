@@ -179,3 +179,39 @@ def test_a_killed_runner_leaves_no_process_and_continues(tmp_path, how):
     done = ablate("ablate", suite)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((run / "test.json").read_text())["step"] == 200
+
+
+def test_a_suite_of_instances(tmp_path):
+    tiny = TINY.with_name("tiny_instances.yaml")
+    plain = {"model.network.target": "binary", "model.network.evolution": "none", "model.network.resolution": 28}
+    suite = tmp_path / "suite.yaml"
+    (tmp_path / tiny.name).write_text(tiny.read_text())
+    variants = [
+        {"name": "plain", "label": "Mask R-CNN", "set": plain},
+        {"name": "ours", "label": "LevelSet R-CNN", "paper": {"mask_ap": 36.2, "initial_mask_ap": 35.4}},
+    ]
+    content = {"name": "objects", "base": [tiny.name], "variants": variants, "subsets": {"first": "scene00000"}}
+    suite.write_text(yaml.safe_dump(content))
+    done = ablate("ablate", suite, "--jobs", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "objects"
+    table = pd.read_csv(folder / "results.csv").set_index("variant")
+    runs = pd.read_csv(folder / "runs.csv").set_index("variant")
+    assert table.loc["ours", "paper_initial_mask_ap"] == 35.4
+    assert "initial_mask_ap" in table
+    assert table.loc["ours", "af1_difference"] == pytest.approx(runs.loc["ours", "af1"] - runs.loc["plain", "af1"])
+    for name in ("ours", "plain"):
+        scores = json.loads((folder / f"{name}-seed0" / "test.json").read_text())["scores"]
+        assert table.loc[name, "mask_ap"] == pytest.approx(100 * scores["mask_ap"])
+    assert "first_mask_ap" in table
+    markdown = (folder / "results.md").read_text()
+    assert "| method | AP | AP in the paper | Δ AP [95 %] |" in markdown
+    assert "## AP by class" in markdown
+    for name in ("scores", "curves", "classes", "examples"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+    # A label map's scores have no place in the same table.
+    summary = folder / "plain-seed0" / "test.json"
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "kind": "semantic"}))
+    broken = ablate("report", folder)
+    assert broken.returncode == 1
+    assert "is damaged or missing" in broken.stderr

@@ -57,3 +57,21 @@ def test_dmls_on_two_processes_learns_what_one_learns_with_twice_the_batch(tmp_p
     assert one["network.feedback.weight"].any()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.slow
+def test_instances_on_two_processes_are_scored_like_on_one(tmp_path):
+    """Uneven shares, a rank whose only test image is a copy, a training without and with a checkpoint."""
+    tiny = TINY.with_name("tiny_instances.yaml")
+    ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+    run = ("--config", tiny, "--trainer.default_root_dir")
+    lsseg_process("fit", *run, tmp_path / "ddp", *ddp)
+    checkpoint = ("--ckpt_path", tmp_path / "ddp" / "last.ckpt")
+    for images in (3, 1):
+        number = ("--data.test_images", images)
+        lsseg_process("test", *run, tmp_path / f"two{images}", *checkpoint, *ddp, *number)
+        lsseg_process("test", *run, tmp_path / f"one{images}", *checkpoint, *number)
+        one, two = (json.loads((tmp_path / f"{n}{images}" / "test.json").read_text()) for n in ("one", "two"))
+        assert one["scores"] == two["scores"]
+        assert one["test_images"] == two["test_images"] == images
+    assert torch.load(checkpoint[1], weights_only=True)["global_step"] == 4
