@@ -48,7 +48,7 @@ def _boundary(rows: Floats, images: npt.NDArray[np.int64], radius: int, weights:
     """AF of one class, R: the mean over thresholds of the mean over what was found."""
     steps = len(THRESHOLDS)
     found = rows[:, len(HEAD) : len(HEAD) + steps] == FOUND
-    scores = rows[:, len(HEAD) + steps :].reshape(len(rows), steps, -1)[..., radius]
+    scores = rows[:, len(HEAD) + steps :].reshape(len(rows), steps, len(RADII))[..., radius]
     sums = np.zeros((weights.shape[1], 2, steps))
     np.add.at(sums[:, 0], images, np.where(found, scores, 0))
     np.add.at(sums[:, 1], images, found)

@@ -89,5 +89,6 @@ def paired_difference(
     by_seed = differences(np.ones((1, images)))[:, 0]
     weights = resampling_weights(images, resamples)
     drawn = np.concatenate([differences(weights[i : i + CHUNK]).mean(0) for i in range(0, resamples, CHUNK)])
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    known = drawn[~np.isnan(drawn)]  # a resample can lack what is scored
+    low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
     return Difference(float(by_seed.mean()), float(low), float(high), tuple(map(float, by_seed)))
