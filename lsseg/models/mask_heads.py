@@ -48,7 +48,10 @@ class MaskHead(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Features of the evolution: convolutions on 28×28, a learnt step to 56×56, then bilinear to R×R; n×D×R×R.
+    """Features of the evolution: convolutions on 28×28, enlarged bilinearly to R×R; n×D×R×R.
+
+    A box is pooled from the level of the pyramid on which it is 14 to 28 cells wide, so that nothing the pyramid knows is
+    lost; a transposed convolution in place of the interpolation leaves a checkerboard in F, and costs more.
 
     Args:
         channels: Of the input.
@@ -60,7 +63,7 @@ class FeatureHead(nn.Module):
         super().__init__()
         self.resolution = resolution
         self.convolutions = nn.Sequential(convolution(channels, features), convolution(features, features))
-        self.embed = nn.ConvTranspose2d(features, features, 2, 2)
+        self.embed = nn.Conv2d(features, features, 1)
         _initialise(self)
         nn.init.normal_(self.embed.weight, std=0.05)  # forces start small
 
