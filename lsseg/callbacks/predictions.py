@@ -65,6 +65,8 @@ class SavePredictions(pl.Callback):
             raise InputError("predictions.phi is of labels; the contours of instances come with predictions.contours")
         if not instances and self.contours:
             raise InputError("predictions.contours is of instances; give predictions.phi")
+        if instances and self.steps and pl_module.network.evolution == "none":
+            raise InputError("predictions.steps: this network has no steps; it predicts once")
         if stage == "predict":
             self._check_collisions(self._folder(trainer), trainer.datamodule.predict_images().paths)
             self._folder(trainer).mkdir(parents=True, exist_ok=True)
@@ -106,8 +108,6 @@ class SavePredictions(pl.Callback):
         records = object_records(objects, found.masks.final[:sure], names, self.contours)
         write_json(folder / f"{path.stem}.json", records)
         if self.steps:
-            if task.network.evolution == "none":
-                raise InputError("predictions.steps: this network has no steps; it predicts once")
             evolving = task.evolving_objects(batch["image"][i], found, names, min(sure, OBJECTS))
             if evolving:
                 moved = [thing._replace(box=tuple(objects["boxes"][k].tolist())) for k, thing in enumerate(evolving)]

@@ -277,6 +277,7 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings(
         "ignore", ".*callbacks used to create the checkpoint need to be provided.*"
     )  # tests save none
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged is the same on all ranks already
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen batch-norm
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
     for name in CHATTERS:

@@ -19,6 +19,13 @@ from lsseg.data.source import read_image
 from lsseg.errors import InputError
 
 KEYS = ("images", "annotations", "categories")
+FIELDS: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "annotations": {"image_id": int, "category_id": int},
+    "categories": {"id": int, "name": str},
+}
+# A point farther out than this many image sides is a mistake; the library that fills polygons would not survive it.
+FAR = 4
 
 
 class CocoFile:
@@ -42,11 +49,33 @@ class CocoFile:
         for key in KEYS:
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise InputError(f"{path} is no COCO instance file: it lacks the list `{key}`")
+        for key, fields in FIELDS.items():
+            for entry in content[key]:
+                for field, kind in fields.items():
+                    if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
+                        raise InputError(f"{path}: an entry of `{key}` lacks a proper `{field}`: {str(entry)[:80]}")
         self.images: list[dict[str, Any]] = content["images"]
         self.categories = sorted(content["categories"], key=lambda category: category["id"])
         self.annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        known = {entry["id"] for entry in self.images}
         for annotation in content["annotations"]:
+            if annotation["image_id"] not in known:
+                raise InputError(
+                    f"{path}: annotation {annotation.get('id')} is of an image that the file does not list"
+                )
             self.annotations[annotation["image_id"]].append(annotation)
+
+    def labels(self, names: Sequence[str]) -> dict[int, int]:
+        """Category id → label, by name: files of one data set may number their categories differently.
+
+        Raises:
+            InputError: If the file lacks one of the names.
+        """
+        known = {str(category["name"]): category["id"] for category in self.categories}
+        for name in names:
+            if name not in known:
+                raise InputError(f"data.categories: {name!r} is none of {', '.join(known)} in {self.path}")
+        return {known[name]: label for label, name in enumerate(names)}
 
 
 class CocoObjects:
@@ -94,7 +123,9 @@ class CocoObjects:
 
     def _mask(self, annotation: dict[str, Any], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         code: Any = annotation.get("segmentation")
-        if not _is_polygons(code) and not (isinstance(code, dict) and code.keys() >= {"size", "counts"}):
+        if not _is_polygons(code, FAR * max(size)) and not (
+            isinstance(code, dict) and code.keys() >= {"size", "counts"}
+        ):
             raise self._broken(annotation, "it is neither a list of polygons nor a run-length code")
         try:
             if isinstance(code, list):
@@ -102,7 +133,7 @@ class CocoObjects:
             elif isinstance(code["counts"], list):
                 code = coco_mask.frPyObjects(code, *size)
             mask: npt.NDArray[np.bool_] = coco_mask.decode(code).astype(bool)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise self._broken(annotation, str(error)) from error
         if mask.shape != size:
             raise self._broken(annotation, f"it is of an image of {mask.shape[0]}×{mask.shape[1]}")
@@ -114,15 +145,15 @@ class CocoObjects:
         )
 
 
-def _is_polygons(code: Any) -> bool:
-    """Whether it is a list of polygons, each x, y, x, y, … of three points or more."""
-    return (
-        isinstance(code, list)
-        and all(
-            isinstance(line, list) and len(line) >= 6 and all(isinstance(x, int | float) for x in line) for line in code
-        )
-        and len(code) > 0
-    )
+def _is_polygons(code: Any, limit: float) -> bool:
+    """Whether it is a list of polygons, each x, y, x, y, … of three points or more, none farther out than a limit."""
+    return isinstance(code, list) and len(code) > 0 and all(_is_polygon(line, limit) for line in code)
+
+
+def _is_polygon(line: Any, limit: float) -> bool:
+    if not isinstance(line, list) or len(line) < 6 or len(line) % 2:
+        return False
+    return all(isinstance(x, int | float) and abs(x) <= limit for x in line)
 
 
 class CocoInstances(InstanceData):
@@ -170,12 +201,12 @@ class CocoInstances(InstanceData):
             self.splits["val"] = (val, val_images)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self._files: dict[str, CocoFile] = {}
-        known = {str(category["name"]): category["id"] for category in self._file(test).categories}
-        names = categories if categories is not None else list(known)
-        for name in names:
-            if name not in known:
-                raise InputError(f"data.categories: {name!r} is none of {', '.join(known)} in {self.root / test}")
-        self.labels = {known[name]: label for label, name in enumerate(names)}
+        names = (
+            [str(category["name"]) for category in self._file(test).categories] if categories is None else categories
+        )
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"data.categories must be different names, at least one, not {names}")
+        self._file(test).labels(names)
         self.class_names = tuple(names)
         self.palette = tuple(display_color(label + 1) for label in range(len(names)))
 
@@ -190,7 +221,13 @@ class CocoInstances(InstanceData):
             order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
             held = set(order[: max(1, round(len(images) * self.val_fraction))].tolist())
             images = [entry for place, entry in enumerate(images) if (place in held) == (split == "val")]
-        return CocoObjects(file, self.root / folder, self.labels, images)
+        labels = file.labels(self.class_names)
+        single = (
+            a for e in images for a in file.annotations[e["id"]] if not a.get("iscrowd") and a["category_id"] in labels
+        )
+        if not any(True for _ in single):
+            raise InputError(f"the {split} split has no object: {file.path} annotates none of its {len(images)} images")
+        return CocoObjects(file, self.root / folder, labels, images)
 
     def _file(self, name: str) -> CocoFile:
         if name not in self._files:

@@ -258,7 +258,9 @@ class InstanceData(DataModule[InstanceSource]):
         sides = (short_side, short_side) if isinstance(short_side, int) else short_side
         if sides is not None and not 1 <= sides[0] <= sides[1]:
             raise InputError(f"data.short_side must be a length, or the least and the largest, not {short_side}")
-        if longest_side is not None and (sides is None or longest_side < sides[1]):
+        if longest_side is not None and sides is None:
+            raise InputError("data.longest_side is a limit of data.short_side: give that, too")
+        if longest_side is not None and sides is not None and longest_side < sides[1]:
             raise InputError(
                 f"data.longest_side {longest_side} must be at least as long as data.short_side {short_side}"
             )

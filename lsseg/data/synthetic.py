@@ -12,6 +12,13 @@ from lsseg.data.source import Source
 from lsseg.errors import InputError
 
 
+def _lengths(*images: int) -> dict[Split, int]:
+    for split, number in zip(SPLITS, images, strict=True):
+        if number < 0:
+            raise InputError(f"data.{split}_images must not be negative, not {number}")
+    return dict(zip(SPLITS, images, strict=True))
+
+
 class Scenes:
     """A split of generated scenes, drawn when asked for.
 
@@ -71,7 +78,7 @@ class SyntheticShapes(SegmentationData):
         **options: Any,
     ) -> None:
         super().__init__(scale=scale, photometric=photometric, **options)
-        self.lengths = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
+        self.lengths = _lengths(train_images, val_images, test_images)
         self.data_seed = data_seed
         self.parameters: dict[str, Any] = {
             "size": size,
@@ -143,7 +150,7 @@ class SyntheticInstances(InstanceData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.lengths = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
+        self.lengths = _lengths(train_images, val_images, test_images)
         self.data_seed = data_seed
         self.parameters: dict[str, Any] = {"size": size, "difficulty": difficulty, "objects": objects}
         try:

@@ -30,7 +30,7 @@ from lsseg.models.mask_heads import EdgeHead, FeatureHead, MaskHead, PooledHead,
 EDGE_STEP = 0.5
 EDGE_SCALE = 0.25 / 2**0.5
 KINDS = "must be adaptive, global or fixed"
-FIXED = "is for evolution delse; chan_vese takes adaptive or global,"
+FIXED = "must be adaptive or global with evolution chan_vese"
 # Boxes at a time in evaluation on a CPU: what lies between two layers stays in its cache.
 CHUNK = 8
 
@@ -167,7 +167,12 @@ class LevelSetRCNN(nn.Module):
             ("batch_norm", batch_norm, batch_norm in ("frozen", "trained"), "must be frozen or trained"),
             ("target", target, target in ("tsdf", "binary"), "must be tsdf or binary"),
             ("evolution", evolution, evolution in ("chan_vese", "delse", "none"), "must be chan_vese, delse or none"),
-            ("evolution", evolution, evolution == "none" or target == "tsdf", "needs target tsdf, or must be none;"),
+            (
+                "evolution",
+                evolution,
+                evolution == "none" or target == "tsdf",
+                "needs model.network.target tsdf; with target binary it must be none",
+            ),
             ("resolution", resolution, resolution in (28, 56, 112, 224), "must be 28, 56, 112 or 224"),
             ("steps", steps, steps >= 1, "must be at least 1 (evolution none leaves it out)"),
             ("features", features, features >= 1, "must be at least 1"),
@@ -175,9 +180,12 @@ class LevelSetRCNN(nn.Module):
             ("hyperparameters", hyperparameters, (hyperparameters, evolution) != ("fixed", "chan_vese"), FIXED),
             ("delta", delta, delta in ("printed", "derivative"), "must be printed or derivative"),
             ("eta", eta, eta > 0, "must be positive"),
-            ("width", width, min(width, mask_width, box_width) >= 1, ", mask_width, box_width must be at least 1"),
+            ("width", width, width >= 1, "must be at least 1"),
+            ("mask_width", mask_width, mask_width >= 1, "must be at least 1"),
+            ("box_width", box_width, box_width >= 1, "must be at least 1"),
             ("proposals", proposals, proposals >= 1, "must be at least 1"),
-            ("rpn_samples", rpn_samples, min(rpn_samples, box_samples) >= 2, ", box_samples must be at least 2"),
+            ("rpn_samples", rpn_samples, rpn_samples >= 2, "must be at least 2"),
+            ("box_samples", box_samples, box_samples >= 2, "must be at least 2"),
             ("score_threshold", score_threshold, 0 <= score_threshold < 1, "must lie in [0, 1)"),
             ("detections", detections, detections >= 1, "must be at least 1"),
         ):
@@ -191,8 +199,8 @@ class LevelSetRCNN(nn.Module):
         strides = self.encoder.strides
         if len(anchor_sizes) != len(strides) + 1 or min(anchor_sizes) < 1:
             raise InputError(
-                f"model.network.anchor_sizes must be {len(strides) + 1} lengths, one for each level of {encoder_name}, "
-                f"not {list(anchor_sizes)}"
+                f"model.network.anchor_sizes must be {len(strides) + 1} positive lengths, one for each level of "
+                f"{encoder_name}, not {list(anchor_sizes)}"
             )
         self.rpn = _proposal_network(width, anchor_sizes, proposals, rpn_samples)
         self.boxes = RoIHeads(

@@ -50,7 +50,7 @@ class MaskHead(nn.Module):
 class FeatureHead(nn.Module):
     """Features of the evolution: convolutions on 28×28, enlarged bilinearly to R×R; n×D×R×R.
 
-    A box is pooled from the level of the pyramid on which it is 14 to 28 cells wide, so that nothing the pyramid knows is
+    A box is pooled from the level of the pyramid on which it is 14 to 28 cells wide: nothing that the pyramid knows is
     lost; a transposed convolution in place of the interpolation leaves a checkerboard in F, and costs more.
 
     Args:

@@ -141,7 +141,6 @@ def write_coco(root, change=None):
     square = np.zeros((30, 40), np.uint8, order="F")
     square[3:9, 5:15] = 1
     code = coco_mask.encode(square)
-    column = [0 if k % 2 == 0 else 1 for k in range(3)]
     content = {
         "images": [
             {"id": 10 + i, "file_name": f"{name}.png", "height": 30, "width": 40} for i, name in enumerate("abc")
@@ -166,11 +165,10 @@ def write_coco(root, change=None):
             {"id": 4, "image_id": 11, "category_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9]]},
         ],
     }
-    assert column == [0, 1, 0]
-    if change:
-        change(content)
     for entry in content["images"]:
         Image.fromarray(g.integers(0, 256, (30, 40, 3), np.uint8)).save(root / "images" / entry["file_name"])
+    if change:
+        change(content)
     (root / "all.json").write_text(json.dumps(content))
     return root
 
@@ -200,7 +198,7 @@ def test_polygons_codes_and_crowds_are_read(tmp_path):
 
 
 def test_without_a_validation_split_a_share_of_the_training_images_is_held_out(tmp_path):
-    data = coco(write_coco(tmp_path))
+    data = coco(write_coco(tmp_path), split_seed=1)
     assert data.class_names == ("background", "cat", "dog")  # by id
     names = {split: {data.source(split).name(i) for i in range(len(data.source(split)))} for split in ("train", "val")}
     assert len(names["val"]) == 1
@@ -227,7 +225,61 @@ def test_broken_coco_files_are_named(tmp_path):
         coco(root).source("test").read(0)
 
 
-@pytest.mark.parametrize("code", [[[1, 2]], {"size": [9, 9], "counts": [81]}, None, "text", [[0, 0, "x", 1, 2, 3]]])
+@pytest.mark.parametrize(
+    ("part", "change", "match"),
+    [
+        ("images", {"id": "one"}, "an entry of `images` lacks a proper `id`"),
+        ("images", {"file_name": None}, "lacks a proper `file_name`"),
+        ("annotations", {"category_id": None}, "an entry of `annotations` lacks a proper `category_id`"),
+        ("annotations", {"image_id": 99}, "annotation 1 is of an image that the file does not list"),
+        ("categories", {"id": "a"}, "an entry of `categories` lacks a proper `id`"),
+    ],
+)
+def test_entries_that_lack_what_is_needed_are_named(tmp_path, part, change, match):
+    def spoil(content):
+        content[part][0] |= change
+
+    with pytest.raises(InputError, match=match):
+        coco(write_coco(tmp_path, spoil))
+
+
+def test_categories_go_by_name_and_a_split_without_objects_is_named(tmp_path):
+    def renumber(content):
+        for entry in (*content["categories"], *content["annotations"]):
+            key = "category_id" if "image_id" in entry else "id"
+            entry[key] = 10 - entry[key]
+
+    root = write_coco(tmp_path / "one")
+    other = write_coco(tmp_path / "two", renumber)
+    (root / "other.json").write_text((other / "all.json").read_text())
+    data = coco(root, train="other.json", val="other.json", val_images="images", categories=["cat", "dog"])
+    for split in ("train", "test"):
+        assert data.source(split).read(0)[1].labels.tolist() == [0, 1]
+    with pytest.raises(InputError, match="must be different names"):
+        coco(root, categories=["cat", "cat"])
+
+    def only_crowds(content):
+        for entry in content["annotations"]:
+            entry["iscrowd"] = 1
+
+    crowds = write_coco(tmp_path / "three", only_crowds)
+    with pytest.raises(InputError, match=r"the test split has no object: .*all\.json annotates none of its 3 images"):
+        coco(crowds).source("test")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        [[1, 2]],
+        [[1, 2, 1e9, 4, 5, 6]],
+        [[1, 2, float("nan"), 4, 5, 6]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        {"size": [9, 9], "counts": [81]},
+        None,
+        "text",
+        [[0, 0, "x", 1, 2, 3]],
+    ],
+)
 def test_a_segmentation_that_cannot_be_decoded_is_named(tmp_path, code):
     def change(content):
         content["annotations"][0]["segmentation"] = code

@@ -220,11 +220,11 @@ def test_flipped_views_are_brought_back(batch):
 def test_wrong_options_are_named():
     for options, match in (
         ({"evolution": "snake"}, "evolution"),
-        ({"target": "binary"}, "needs target tsdf"),
+        ({"target": "binary"}, "needs model.network.target tsdf"),
         ({"resolution": 100}, "resolution"),
         ({"steps": 0}, "steps"),
-        ({"hyperparameters": "fixed"}, "hyperparameters is for evolution delse"),
-        ({"anchor_sizes": (8, 16)}, "anchor_sizes must be 5 lengths"),
+        ({"hyperparameters": "fixed"}, "hyperparameters must be adaptive or global with evolution chan_vese"),
+        ({"anchor_sizes": (8, 16)}, "anchor_sizes must be 5 positive lengths"),
         ({"batch_norm": "warm"}, "batch_norm"),
         ({"score_threshold": 1.0}, "score_threshold"),
         ({"encoder_name": "resnet1"}, "encoder_name"),
