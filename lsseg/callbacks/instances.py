@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as coco_mask
 
 from lsseg.callbacks.drawing import Color, bytes_of
-from lsseg.functional.regions import subpixel_contours
+from lsseg.functional.boxes import subpixel_contours
 
 Array = npt.NDArray[Any]
 # Neighbouring objects of one class are told apart by colour.

@@ -15,7 +15,7 @@ from lsseg.callbacks.drawing import bytes_of, colorize, hardest_class, panel, st
 from lsseg.callbacks.evolution import evolution_panel
 from lsseg.callbacks.instances import draw_objects, objects_panel
 from lsseg.errors import InputError
-from lsseg.functional.regions import paste_masks
+from lsseg.functional.boxes import paste_masks
 from lsseg.tasks.evolution import EvolvingObject
 
 OBJECTS = 3  # in a picture of evolutions

@@ -50,7 +50,7 @@ def _inference(case: str, options: Any) -> Callable[[], None]:
     """From an image to masks at its size. All detections are kept, so that both have as many objects."""
     import torch
 
-    from lsseg.functional.regions import paste_masks
+    from lsseg.functional.boxes import paste_masks
     from lsseg.models import LevelSetRCNN
 
     torch.manual_seed(0)

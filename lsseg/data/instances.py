@@ -73,11 +73,11 @@ class InstanceSource(Protocol):
         """The image, H×W×3 uint8 RGB, and its objects."""
 
 
-class MapPairs:
-    """Images and maps in which every object has a number of its own, all of one class.
+class Pairs:
+    """Image files and what belongs to each.
 
     Args:
-        pairs: (image, map) paths.
+        pairs: (image, annotation) paths.
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
@@ -89,6 +89,10 @@ class MapPairs:
     def name(self, index: int) -> str:
         """Stem of the image file."""
         return self.pairs[index][0].stem
+
+
+class MapPairs(Pairs):
+    """Images and maps in which every object has a number of its own, all of one class."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
         """Decode one pair.
@@ -106,22 +110,8 @@ class MapPairs:
         return read_image(image_path), from_map(numbered.reshape(ids.shape) + shift, [0] * (len(values) - 1 + shift))
 
 
-class MaskFolders:
-    """Images, each with a folder of masks, one for each object, all of one class; any value but 0 is the object.
-
-    Args:
-        pairs: (image, folder) paths.
-    """
-
-    def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
-        self.pairs = list(pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def name(self, index: int) -> str:
-        """Stem of the image file."""
-        return self.pairs[index][0].stem
+class MaskFolders(Pairs):
+    """Images, each with a folder of masks, one for each object, all of one class; any value but 0 is the object."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
         """Decode one image and its masks.

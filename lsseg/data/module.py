@@ -1,5 +1,6 @@
 """The one data path: loaders, samplers and checks of every data set; and what semantic data sets add."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -32,7 +33,7 @@ class Named(Protocol):
 S = TypeVar("S", bound=Named)
 
 
-class DataModule(pl.LightningDataModule, Generic[S]):
+class DataModule(pl.LightningDataModule, ABC, Generic[S]):
     """Base of all data sets: loaders, samplers, checks.
 
     Args:
@@ -67,18 +68,18 @@ class DataModule(pl.LightningDataModule, Generic[S]):
         """The images and annotations of a split."""
         raise InputError(f"{type(self).__name__} does not say where its {split} split is")
 
+    @abstractmethod
     def samples(self, source: S, training: bool) -> Dataset[dict[str, Any]]:
         """A source's images and annotations, transformed for training or for evaluation."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict_transform(self) -> Pair:
         """What happens to an image that is predicted."""
-        raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; an incomplete last batch is dropped."""

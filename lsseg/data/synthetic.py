@@ -19,13 +19,13 @@ def _lengths(*images: int) -> dict[Split, int]:
     return dict(zip(SPLITS, images, strict=True))
 
 
-class Scenes:
-    """A split of generated scenes, drawn when asked for.
+class Generated:
+    """A split of generated scenes.
 
     Args:
         length: Number of scenes.
         seed: Of the split.
-        **parameters: Of :func:`lsseg.data.scenes.draw_scene`.
+        **parameters: Of the function that draws them.
     """
 
     def __init__(self, length: int, seed: int, **parameters: Any) -> None:
@@ -37,6 +37,10 @@ class Scenes:
     def name(self, index: int) -> str:
         """Number of the scene."""
         return f"scene{index:05d}"
+
+
+class Scenes(Generated):
+    """A split of generated scenes, drawn when asked for (see :func:`lsseg.data.scenes.draw_scene`)."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """Draw one scene."""
@@ -96,24 +100,8 @@ class SyntheticShapes(SegmentationData):
         return Scenes(self.lengths[split], 3 * self.data_seed + SPLITS.index(split), **self.parameters)
 
 
-class SceneObjects:
-    """A split of generated scenes as objects, drawn when asked for.
-
-    Args:
-        length: Number of scenes.
-        seed: Of the split.
-        **parameters: Of :func:`lsseg.data.scenes.draw_objects`.
-    """
-
-    def __init__(self, length: int, seed: int, **parameters: Any) -> None:
-        self.length, self.seed, self.parameters = length, seed, parameters
-
-    def __len__(self) -> int:
-        return self.length
-
-    def name(self, index: int) -> str:
-        """Number of the scene."""
-        return f"scene{index:05d}"
+class SceneObjects(Generated):
+    """A split of generated scenes as objects, drawn when asked for (see :func:`lsseg.data.scenes.draw_objects`)."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
         """Draw one scene."""

@@ -17,7 +17,7 @@ class TSDFLoss(nn.Module):
 
     >>> phi = torch.tensor([[-0.5, 0.5]])
     >>> TSDFLoss()(phi, phi, phi > 0)  # -log H_0.1(½)
-    tensor(0.0650)
+    tensor(0.0649)
     """
 
     def __init__(self, epsilon: float = 0.1) -> None:

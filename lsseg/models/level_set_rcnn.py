@@ -19,8 +19,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from lsseg.errors import InputError
 from lsseg.functional import Delta, blocks, chan_vese_evolve
+from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
-from lsseg.functional.regions import crop_objects
 from lsseg.models.fpn import BoxPooler, PyramidEncoder
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
 from lsseg.models.mask_heads import EdgeHead, FeatureHead, MaskHead, PooledHead, enlarged

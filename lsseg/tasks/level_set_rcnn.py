@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lsseg.errors import InputError
 from lsseg.functional import level_set_energy, signed_distance
-from lsseg.functional.regions import paste_masks
+from lsseg.functional.boxes import paste_masks
 from lsseg.losses import ClassBalancedLoss, TSDFLoss, VelocityLoss
 from lsseg.metrics import CocoAP
 from lsseg.models import LevelSetRCNN

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lsseg.functional import signed_distance
-from lsseg.functional.regions import crop_objects, paste_masks, subpixel_contours
+from lsseg.functional.boxes import crop_objects, paste_masks, subpixel_contours
 
 
 def scene(size=(40, 60)):
