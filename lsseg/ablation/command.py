@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from lsseg.ablation.kinds import check_kinds
 from lsseg.ablation.runner import Outcome, Runner, check_settings
 from lsseg.ablation.spec import Run, describe, expand, load_suite
 from lsseg.errors import InputError
@@ -63,6 +64,7 @@ def _ablate(argv: list[str]) -> int:
         for run in runs:
             print(f"# {run.name}\nlsseg {shlex.join(run.arguments(folder / run.name))}")
         return 0
+    check_kinds(options.spec, suite)
     check_settings(folder, everything)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "suite.json", describe(suite))

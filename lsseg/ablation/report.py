@@ -38,6 +38,9 @@ def write_report(folder: Path, console: Console) -> None:
     write_text(folder / "results.csv", table.to_csv(index=False))
     write_text(folder / "runs.csv", run_table(results).to_csv(index=False))
     kind = kind_of_results(results)
+    for name, pattern in description["subsets"].items():
+        if not all(len(result.subset(pattern).names) for result in results):
+            console.print(f"subset {name}: no test image has a name like {pattern}", style="red", highlight=False)
     shown = _shown(table, description, kind)
     figures = draw_figures(folder, results, description, table)
     write_text(folder / "results.md", _markdown(shown, results, description, figures))
@@ -154,12 +157,12 @@ def _number(value: Any, digits: int) -> str:
 def _spread(row: dict[str, Any], score: str) -> str:
     if not _given(row.get(score)):
         return "–"
-    spread = row.get(f"{score}_std")
-    return f"{row[score]:.2f} ± {spread:.2f}" if spread is not None and _given(spread) else f"{row[score]:.2f}"
+    spread, seeds = row.get(f"{score}_std"), row.get(f"{score}_seeds")
+    text = f"{row[score]:.2f} ± {spread:.2f}" if _given(spread) else f"{row[score]:.2f}"
+    return f"{text} ({seeds:.0f} of {row['seeds']} seeds)" if _given(seeds) else text
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
-
     if not _given(row.get(name)):
         return "–"
     return f"{row[name]:+.2f} [{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"

@@ -242,7 +242,10 @@ def _means(results: list[Result], prefix: str) -> dict[str, float]:
     scores = pd.DataFrame([result.scores() for result in results])
     spread = scores.std(ddof=1) if len(scores) > 1 else scores.mean() * np.nan
     columns = {f"{prefix}{name}": float(value) for name, value in scores.mean().items()}
-    return columns | {f"{prefix}{name}_std": float(value) for name, value in spread.items()}
+    columns |= {f"{prefix}{name}_std": float(value) for name, value in spread.items()}
+    # A run that found nothing has no boundary score: a mean over the other seeds must not look like one over all.
+    known = scores.notna().sum()
+    return columns | {f"{prefix}{name}_seeds": int(count) for name, count in known.items() if count < len(scores)}
 
 
 def _columns(found: Difference | None, name: str) -> dict[str, float | str]:

@@ -89,6 +89,17 @@ class Run:
             "--test_after_fit=true",
         ]
 
+    @property
+    def task(self) -> str | None:
+        """Name of the model's class."""
+        files = [(yaml.safe_load(Path(path).read_text()) or {}).get("model") for path in self.variant.configs]
+        for model in [self.variant.settings.get("model"), *reversed(files)]:
+            if isinstance(model, str):
+                return model
+            if isinstance(model, dict) and "class_path" in model:
+                return str(model["class_path"])
+        return None
+
     def fingerprint(self) -> dict[str, Any]:
         """Its settings, files' contents included: a finished run counts only for the same ones."""
         configs = [yaml.safe_load(Path(path).read_text()) for path in self.variant.configs]

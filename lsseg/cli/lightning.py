@@ -8,6 +8,7 @@ import time
 import traceback
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Raise ``InputError`` instead of printing."""
         raise InputError(concise(str(message)))
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        """Read a null for a nested class as null: jsonargparse hands it on as the word that Python prints."""
+        if args is not None:
+            args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", arg) for arg in args]
+        return super().parse_args(args, *others, **options)
 
 
 def concise(message: str) -> str:

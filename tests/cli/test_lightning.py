@@ -206,6 +206,21 @@ def test_any_loss_and_network_by_class_path(lsseg, tmp_path, monkeypatch):
     assert config["model"]["init_args"]["criterion"]["init_args"]["power"] == 2
 
 
+@pytest.mark.parametrize("spelling", [("--model.network.stride", "null"), ("--model.network.stride=null",)])
+def test_null_reaches_a_class_inside_another(lsseg, tmp_path, spelling):
+    network = ("--model.network", "ChanVeseNet", "--model.network.features", 4, "--model.network.network", "SmpNet")
+    inner = ("--model.network.network.encoder_name", "tu-test_resnet.r160_in1k", "--model.network.network.decoder")
+    status, _, err = lsseg(
+        "fit", "--config", TINY, "--model", "ChanVeseTask", *network, "--model.network.stride", 2, *spelling,
+        *inner, "null", "--trainer.max_steps", 1, "--trainer.default_root_dir", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    made = config["model"]["init_args"]["network"]["init_args"]
+    assert made["stride"] is None
+    assert made["network"]["init_args"]["decoder"] is None
+
+
 def test_evaluation_uses_the_full_weight_whatever_the_warm_up(lsseg, tmp_path):
     losses = []
     for warmup in (0, 100):

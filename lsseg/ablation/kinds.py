@@ -1,0 +1,42 @@
+"""What the tasks of a suite predict: all of them label maps, or all instances, for one table to hold."""
+
+import importlib
+from pathlib import Path
+
+from lsseg.ablation.scores import KINDS
+from lsseg.ablation.spec import Run, Suite
+from lsseg.errors import InputError
+
+
+def check_kinds(path: Path, suite: Suite) -> None:
+    """Refuse a suite whose runs could not be compared, before the first one starts.
+
+    Raises:
+        InputError: Naming the suite's file and the variants, or the paper's number that is no score of theirs.
+    """
+    kinds: dict[str, str] = {}
+    for variant in suite.variants:
+        kind = None if variant.cite else _kind_of_task(Run(variant, suite.seeds[0]).task)
+        if kind is not None:
+            kinds.setdefault(kind, variant.name)
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise InputError(
+            f"{path}: the model of variant {first!r} is {one}, that of {second!r} {other}: no table can hold both"
+        )
+    for kind in kinds:
+        titles = KINDS[kind].titles
+        for variant in suite.variants:
+            for score in variant.paper.keys() - titles.keys():
+                raise InputError(
+                    f"{path}: paper.{score} of variant {variant.name!r} is no score here; expected {', '.join(titles)}"
+                )
+
+
+def _kind_of_task(name: str | None) -> str | None:
+    """Of a class by its short name or its import path; None where there is none such, which the run itself will say."""
+    module, _, short = (name or "").rpartition(".")
+    try:
+        return getattr(getattr(importlib.import_module(module or "lsseg.tasks"), short), "kind", None)
+    except (ImportError, AttributeError):
+        return None
