@@ -78,6 +78,8 @@ def object_records(
 ) -> list[dict[str, Any]]:
     """Objects as in COCO's result files, with names; on request their contours to a fraction of a pixel.
 
+    An object that no pixel shows (nothing inside its contour) is left out.
+
     Args:
         objects: ``masks`` (n×H×W bool), ``boxes``, ``scores``, ``labels``.
         phi: n×R×R on the grids of the boxes.
@@ -88,6 +90,8 @@ def object_records(
     boxes = objects["boxes"].double().cpu().numpy()
     for k, (left, top, right, bottom) in enumerate(boxes.tolist()):
         mask = objects["masks"][k].cpu().numpy().astype(np.uint8)
+        if not mask.any():
+            continue
         code = coco_mask.encode(np.asfortranarray(mask))
         label = int(objects["labels"][k])
         record: dict[str, Any] = {

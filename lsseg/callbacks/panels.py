@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import WandbLogger
 from lsseg.callbacks.drawing import bytes_of, colorize, hardest_class, panel, steps_panel
 from lsseg.callbacks.evolution import evolution_panel
 from lsseg.callbacks.instances import draw_objects, objects_panel
-from lsseg.errors import InputError
+from lsseg.errors import InputError, require
 from lsseg.functional.boxes import paste_masks
 from lsseg.tasks.evolution import EvolvingObject
 
@@ -36,6 +36,7 @@ class Panels(pl.Callback):
     """
 
     def __init__(self, images: int = 4, phi_class: str | None = None) -> None:
+        require(images >= 0, "panels.images", images, "must not be negative")
         self.images = images
         self.phi_class = phi_class
 

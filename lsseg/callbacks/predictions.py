@@ -55,7 +55,7 @@ class SavePredictions(pl.Callback):
         self.score = score
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Check the class names and make the folder before anything runs."""
+        """Check the class names and the files' names before anything runs."""
         names = trainer.datamodule.class_names
         unknown = [name for name in self.phi if name not in (*names, "all")]
         if unknown:
@@ -69,13 +69,13 @@ class SavePredictions(pl.Callback):
             raise InputError("predictions.steps: this network has no steps; it predicts once")
         if stage == "predict":
             self._check_collisions(self._folder(trainer), trainer.datamodule.predict_images().paths)
-            self._folder(trainer).mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Write the files of one batch."""
         folder = self._folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)  # not before there is something to write
         for i, path in enumerate(map(Path, outputs["path"])):
             if pl_module.kind == "instances":
                 self._save_objects(pl_module, outputs, batch, i, path, trainer.datamodule.class_names, folder)

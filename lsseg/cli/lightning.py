@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 # Importing these modules is what makes their classes known by their short names.
@@ -130,6 +132,22 @@ class LssegCLI(LightningCLI):
             "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
         )
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._new: Path | None = None  # the run's folder, where this command is the one to make it
+        try:
+            super().__init__(*args, **options)
+        except Exception:
+            self._leave_nothing_half_done()
+            raise
+
+    def _leave_nothing_half_done(self) -> None:
+        """Remove the folder of a command that failed before it had any result."""
+        if self._new is None or not self._new.is_dir() or rank_zero_only.rank:
+            return
+        made = [path for path in self._new.rglob("*") if path.is_file() and "wandb" not in path.parts]
+        if all(path.name in ("config.yaml", "environment.json") for path in made):
+            shutil.rmtree(self._new, ignore_errors=True)
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let the checkpoint's hyperparameters silently beat the command line."""
 
@@ -148,6 +166,7 @@ class LssegCLI(LightningCLI):
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = self._new_folder(config, checkpoint)
         folder = Path(config.trainer.default_root_dir)
+        self._new = None if folder.exists() else folder
         if self.subcommand == "fit" and not checkpoint and (folder / "metrics.jsonl").exists():
             last = folder / "last.ckpt"
             advice = f"continue it with --ckpt_path {last}" if last.exists() else "delete it (it has no checkpoint)"

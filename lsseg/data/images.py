@@ -26,6 +26,8 @@ class Images(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, path: Path, transform: Pair) -> None:
+        if not path.exists():
+            raise InputError(f"data.images {path} does not exist; give a folder of images, or one image")
         self.paths = [path] if path.is_file() else list_images(path)
         stems = [p.stem for p in self.paths]
         double = next((p for p in self.paths if stems.count(p.stem) > 1), None)

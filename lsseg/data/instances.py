@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from lsseg.data.loading import derived_seed, global_seed
-from lsseg.data.module import DataModule
+from lsseg.data.module import DataModule, Split
 from lsseg.data.source import list_images, read_image, read_mask
 from lsseg.data.transforms import Pair, instance_eval_transform, instance_train_transform
 from lsseg.errors import InputError
@@ -269,3 +269,9 @@ class InstanceData(DataModule[InstanceSource]):
     def predict_transform(self) -> Pair:
         """Resize as in evaluation."""
         return self.eval_transform
+
+    def _filled(self, split: Split) -> InstanceSource:
+        source = super()._filled(split)
+        if not any((~source.read(index)[1].crowd).any() for index in range(len(source))):  # the first one, mostly
+            raise InputError(f"the {split} split of {type(self).__name__} has no object in its {len(source)} images")
+        return source

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import InputError, require
 from lsseg.functional import Delta, chan_vese_evolve
 from lsseg.functional.heaviside import arctan_step
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
@@ -84,22 +84,15 @@ class ChanVeseNet(nn.Module):
         eta: float = 0.03,
     ) -> None:
         super().__init__()
-        for name, value, valid, right in (
-            ("steps", steps, steps >= 0, "must not be negative"),
-            ("features", features, features >= 1, "must be at least 1"),
-            ("stride", stride, stride is None or stride in (1, 2, 4, 8, 16, 32), "must be 1, 2, 4, 8, 16, 32 or null"),
-            ("max_classes", max_classes, max_classes >= 1, "must be at least 1"),
-            (
-                "hyperparameters",
-                hyperparameters,
-                hyperparameters in ("adaptive", "global"),
-                "must be adaptive or global",
-            ),
-            ("delta", delta, delta in ("printed", "derivative"), "must be 'printed' or 'derivative'"),
-            ("eta", eta, eta > 0, "must be positive"),
-        ):
-            if not valid:
-                raise InputError(f"model.network.{name} {right}, not {value}")
+        key = "model.network"
+        require(steps >= 0, f"{key}.steps", steps, "must not be negative")
+        require(features >= 1, f"{key}.features", features, "must be at least 1")
+        require(stride in (None, 1, 2, 4, 8, 16, 32), f"{key}.stride", stride, "must be 1, 2, 4, 8, 16, 32 or null")
+        require(max_classes >= 1, f"{key}.max_classes", max_classes, "must be at least 1")
+        known = hyperparameters in ("adaptive", "global")
+        require(known, f"{key}.hyperparameters", hyperparameters, "must be adaptive or global")
+        require(delta in ("printed", "derivative"), f"{key}.delta", delta, "must be printed or derivative")
+        require(eta > 0, f"{key}.eta", eta, "must be positive")
         self.num_classes = num_classes
         self.network = (network or partial(SmpNet))(num_classes)
         self.steps = steps

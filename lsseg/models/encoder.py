@@ -5,6 +5,7 @@ Legend: B images, H×W pixels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -109,8 +110,12 @@ def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        key = "encoder_weights" if "weights" in str(error) else "encoder_name"
-        raise InputError(f"{key}: {str(error.args[0]).splitlines()[0][:300]}") from error
+        said = str(error.args[0]).splitlines()[0]
+        if "weights" in said:
+            raise InputError(f"encoder_weights: {said[:300]}") from error
+        similar = get_close_matches(encoder, smp.encoders.encoders, 4)
+        advice = f"did you mean {' or '.join(similar)}?" if similar else "give one of smp's, or timm's as tu-NAME"
+        raise InputError(f"encoder_name {encoder!r} is unknown; {advice}") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"network with encoder {encoder}: {str(error).splitlines()[0]}") from error
     except (OSError, RuntimeError) as error:

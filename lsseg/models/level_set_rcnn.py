@@ -17,7 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from lsseg.errors import InputError
+from lsseg.errors import InputError, require
 from lsseg.functional import Delta, blocks, chan_vese_evolve
 from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
@@ -29,8 +29,6 @@ from lsseg.models.mask_heads import EdgeHead, FeatureHead, MaskHead, PooledHead,
 # Δt (|V_x| + |V_y|), at most √2 Δt, is below 1.
 EDGE_STEP = 0.5
 EDGE_SCALE = 0.25 / 2**0.5
-KINDS = "must be adaptive, global or fixed"
-FIXED = "must be adaptive or global with evolution chan_vese"
 # Boxes at a time in evaluation on a CPU: what lies between two layers stays in its cache.
 CHUNK = 8
 
@@ -162,35 +160,28 @@ class LevelSetRCNN(nn.Module):
         detections: int = 100,
     ) -> None:
         super().__init__()
-        for name, value, valid, right in (
-            ("num_classes", num_classes, num_classes >= 1, "must be at least 1"),
-            ("batch_norm", batch_norm, batch_norm in ("frozen", "trained"), "must be frozen or trained"),
-            ("target", target, target in ("tsdf", "binary"), "must be tsdf or binary"),
-            ("evolution", evolution, evolution in ("chan_vese", "delse", "none"), "must be chan_vese, delse or none"),
-            (
-                "evolution",
-                evolution,
-                evolution == "none" or target == "tsdf",
-                "needs model.network.target tsdf; with target binary it must be none",
-            ),
-            ("resolution", resolution, resolution in (28, 56, 112, 224), "must be 28, 56, 112 or 224"),
-            ("steps", steps, steps >= 1, "must be at least 1 (evolution none leaves it out)"),
-            ("features", features, features >= 1, "must be at least 1"),
-            ("hyperparameters", hyperparameters, hyperparameters in ("adaptive", "global", "fixed"), KINDS),
-            ("hyperparameters", hyperparameters, (hyperparameters, evolution) != ("fixed", "chan_vese"), FIXED),
-            ("delta", delta, delta in ("printed", "derivative"), "must be printed or derivative"),
-            ("eta", eta, eta > 0, "must be positive"),
-            ("width", width, width >= 1, "must be at least 1"),
-            ("mask_width", mask_width, mask_width >= 1, "must be at least 1"),
-            ("box_width", box_width, box_width >= 1, "must be at least 1"),
-            ("proposals", proposals, proposals >= 1, "must be at least 1"),
-            ("rpn_samples", rpn_samples, rpn_samples >= 2, "must be at least 2"),
-            ("box_samples", box_samples, box_samples >= 2, "must be at least 2"),
-            ("score_threshold", score_threshold, 0 <= score_threshold < 1, "must lie in [0, 1)"),
-            ("detections", detections, detections >= 1, "must be at least 1"),
+        for name, count, least in (
+            ("num_classes", num_classes, 1),
+            ("steps", steps, 1),
+            ("features", features, 1),
+            ("width", width, 1),
+            ("mask_width", mask_width, 1),
+            ("box_width", box_width, 1),
+            ("proposals", proposals, 1),
+            ("rpn_samples", rpn_samples, 2),
+            ("box_samples", box_samples, 2),
+            ("detections", detections, 1),
         ):
-            if not valid:
-                raise InputError(f"model.network.{name} {right}, not {value}")
+            require(count >= least, f"model.network.{name}", count, f"must be at least {least}")
+        _check_switches(target, evolution, hyperparameters)
+        for name, value, values in (
+            ("batch_norm", batch_norm, ("frozen", "trained")),
+            ("resolution", resolution, (28, 56, 112, 224)),
+            ("delta", delta, ("printed", "derivative")),
+        ):
+            require(value in values, f"model.network.{name}", value, f"must be {_either(values)}")
+        require(eta > 0, "model.network.eta", eta, "must be positive")
+        require(0 <= score_threshold < 1, "model.network.score_threshold", score_threshold, "must lie in [0, 1)")
         self.num_classes = num_classes
         self.target, self.evolution, self.resolution = target, evolution, resolution
         self.steps, self.detach_init, self.eta = steps, detach_init, eta
@@ -203,19 +194,8 @@ class LevelSetRCNN(nn.Module):
                 f"{encoder_name}, not {list(anchor_sizes)}"
             )
         self.rpn = _proposal_network(width, anchor_sizes, proposals, rpn_samples)
-        self.boxes = RoIHeads(
-            BoxPooler(strides, 7),
-            TwoMLPHead(width * 7 * 7, box_width),
-            BoxPredictor(box_width, num_classes + 1),
-            fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
-            batch_size_per_image=box_samples,
-            positive_fraction=0.25,
-            bbox_reg_weights=None,
-            score_thresh=score_threshold,
-            nms_thresh=0.5,
-            detections_per_img=detections,
-        )
+        head = TwoMLPHead(width * 7 * 7, box_width), BoxPredictor(box_width, num_classes + 1)
+        self.boxes = _box_heads(strides, *head, box_samples, score_threshold, detections)
         self.pool = BoxPooler(strides, 14)
         self.mask_head = MaskHead(width, num_classes, resolution if target == "binary" else 28, mask_width)
         if evolution != "none":
@@ -374,3 +354,42 @@ def _proposal_network(width: int, sizes: Sequence[int], proposals: int, samples:
         post_nms_top_n={"training": 2 * proposals, "testing": proposals},
         nms_thresh=0.7,
     )
+
+
+def _box_heads(
+    strides: Sequence[int], head: nn.Module, predictor: nn.Module, samples: int, threshold: float, detections: int
+) -> RoIHeads:
+    return RoIHeads(
+        BoxPooler(strides, 7),
+        head,
+        predictor,
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=samples,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=threshold,
+        nms_thresh=0.5,
+        detections_per_img=detections,
+    )
+
+
+def _check_switches(target: str, evolution: str, hyperparameters: str) -> None:
+    """Each by itself, and which of them go together."""
+    key = "model.network"
+    for name, value, values in (
+        ("target", target, ("tsdf", "binary")),
+        ("evolution", evolution, ("chan_vese", "delse", "none")),
+        ("hyperparameters", hyperparameters, ("adaptive", "global", "fixed")),
+    ):
+        require(value in values, f"{key}.{name}", value, f"must be {_either(values)}")
+    alone = evolution == "none" or target == "tsdf"
+    require(alone, f"{key}.evolution", evolution, f"needs {key}.target tsdf; with target binary it must be none")
+    learnt = (hyperparameters, evolution) != ("fixed", "chan_vese")
+    require(learnt, f"{key}.hyperparameters", hyperparameters, "must be adaptive or global with evolution chan_vese")
+
+
+def _either(values: Sequence[object]) -> str:
+    """The first, the second or the third."""
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}"

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import InputError, require
 from lsseg.functional import (
     Normalization,
     gaussian_log_posterior,
@@ -58,18 +58,18 @@ class MultiphaseLevelSet(nn.Module):
         normalize: Normalization = "gradient",
     ) -> None:
         super().__init__()
-        for name, value, valid, right in (
-            ("likelihood", likelihood, likelihood in get_args(Likelihood), f"must be one of {get_args(Likelihood)}"),
-            ("dt", dt, 0 < dt <= 0.5, "must lie in (0, 0.5]"),
-            ("epsilon", epsilon, 0 <= dt * epsilon <= 1, f"must lie in [0, {1 / dt if dt else 0:g}], from 0 to 1/dt"),
-            ("rho", rho, 0 < rho <= 1, "must lie in (0, 1]"),
-            ("truncation", truncation, 0 < truncation < math.inf, "must be positive, in pixels"),
-            ("inner_steps", inner_steps, inner_steps >= 1, "must be at least 1"),
-            ("temperature", temperature, 0 < temperature < math.inf, "must be positive"),
-            ("normalize", normalize, normalize in get_args(Normalization), f"must be one of {get_args(Normalization)}"),
+        for name, value, values in (
+            ("likelihood", likelihood, get_args(Likelihood)),
+            ("normalize", normalize, get_args(Normalization)),
         ):
-            if not valid:
-                raise InputError(f"model.network.{name} {right}, not {value}")
+            require(value in values, f"model.network.{name}", value, f"must be one of {values}")
+        most = f"must lie in [0, {1 / dt if dt else 0:g}], from 0 to 1/dt"
+        require(0 < dt <= 0.5, "model.network.dt", dt, "must lie in (0, 0.5]")
+        require(0 <= dt * epsilon <= 1, "model.network.epsilon", epsilon, most)
+        require(0 < rho <= 1, "model.network.rho", rho, "must lie in (0, 1]")
+        require(0 < truncation < math.inf, "model.network.truncation", truncation, "must be positive, in pixels")
+        require(inner_steps >= 1, "model.network.inner_steps", inner_steps, "must be at least 1")
+        require(0 < temperature < math.inf, "model.network.temperature", temperature, "must be positive")
         self.likelihood = likelihood
         self.epsilon, self.rho, self.truncation = epsilon, rho, truncation
         self.dt, self.inner_steps = dt, inner_steps

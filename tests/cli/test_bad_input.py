@@ -30,10 +30,11 @@ def refused(lsseg, tmp_path):
         (("--model.lrr", 3), "model: Option 'lrr' is not accepted"),
         (("--model.lr", "fast"), "model.lr: Expected a <class 'float'>. Got value: fast"),
         (("--data.sizee", 3), "data: Option 'sizee' is not accepted"),
-        (("--model.network.encoder_name", "resnet19"), "encoder_name: Wrong encoder name `resnet19`"),
+        (("--model.network.encoder_name", "resnet19"), "encoder_name 'resnet19' is unknown; did you mean resnet1"),
         (("--model.network.architecture", "vnet"), "architecture: 'vnet' is unknown; smp has deeplabv3"),
         (("--model", "LevelSetLossTask", "--model.epsilon", 0), "model.epsilon must be positive"),
         (("--model", "LevelSetLossTask", "--model.heaviside", "tanh"), "model.heaviside: Expected a typing.Literal"),
+        (("--panels.images", -3), "panels.images must not be negative, not -3"),
         (("--model.window", 8), "model.window must be at least 32 pixels, not 8"),
         (("--data.difficulty", 7), "data.difficulty must lie between 0 and 1"),
         (("--data.train_images", 0), "the train split of SyntheticShapes is empty"),
@@ -65,7 +66,8 @@ def refused(lsseg, tmp_path):
 def test_fit_refuses(refused, tmp_path, arguments, message):
     said = refused("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", *arguments)
     assert message in said
-    assert not (tmp_path / "run" / "test.json").exists()
+    # Nothing half-done is left; a training that broke down leaves its log.
+    assert (tmp_path / "run" / "metrics.jsonl").exists() == (tmp_path / "run").exists() == (1e30 in arguments)
 
 
 def test_nonfinite_loss_names_the_step(refused, tmp_path):
@@ -241,7 +243,8 @@ def test_predict(lsseg, refused, tmp_path):
     assert lsseg("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run")[0] == 0
     predict = ("predict", "--config", TINY, "--ckpt_path", tmp_path / "run" / "last.ckpt")
     assert refused(*predict) == "predict needs data.images: a folder of images, or one image"
-    assert refused(*predict, "--data.images", "nowhere") == "nowhere is not a folder"
+    assert refused(*predict, "--data.images", "nowhere").startswith("data.images nowhere does not exist; give")
+    assert not list((tmp_path / "run").glob("predict*"))
     photos = tmp_path / "photos"
     photos.mkdir()
     assert refused(*predict, "--data.images", photos) == f"there is no image in {photos}"

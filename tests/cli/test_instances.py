@@ -135,7 +135,7 @@ def test_a_semantic_model_on_instances_is_refused(lsseg, tmp_path):
     assert "model SegmentationTask learns label maps, but data SyntheticInstances has instances" in err
 
 
-def test_validation_without_an_object_is_named(fit, tmp_path):
+def test_a_split_without_an_object_is_named(fit, tmp_path):
     folder = tmp_path / "empty"
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_validation_without_an_object_is_named(fit, tmp_path):
             Image.fromarray(np.zeros(shape, np.uint8)).save(folder / part / f"Penn{i:02d}.png")
     status, _, err = fit("--data", "PennFudan", "--data.root", folder)
     assert status == 1
-    assert "the val split cannot be scored: none of its images has an object" in err
+    assert "the train split of PennFudan has no object in its 14 images" in err
     assert "Traceback" not in err
 
 
