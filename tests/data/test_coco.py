@@ -1,0 +1,187 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from lsseg.data import CarParts, CocoInstances
+from lsseg.errors import InputError
+
+REAL = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute()  # before a test hides it
+
+
+def write_coco(root, change=None):
+    """Three images: polygons and a crowd; run-length codes of both kinds; nothing at all."""
+    g = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    square = np.zeros((30, 40), np.uint8, order="F")
+    square[3:9, 5:15] = 1
+    code = coco_mask.encode(square)
+    content = {
+        "images": [
+            {"id": 10 + i, "file_name": f"{name}.png", "height": 30, "width": 40} for i, name in enumerate("abc")
+        ],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 1, "name": "background"}],
+        "annotations": [
+            {"id": 1, "image_id": 10, "category_id": 3, "segmentation": [[2, 2, 12, 2, 12, 10, 2, 10]], "iscrowd": 0},
+            {
+                "id": 2,
+                "image_id": 10,
+                "category_id": 7,
+                "iscrowd": 1,
+                "segmentation": {"size": [30, 40], "counts": [600, 300, 300]},
+            },
+            {
+                "id": 3,
+                "image_id": 11,
+                "category_id": 7,
+                "iscrowd": 0,
+                "segmentation": {"size": [30, 40], "counts": code["counts"].decode()},
+            },
+            {"id": 4, "image_id": 11, "category_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9]]},
+        ],
+    }
+    for entry in content["images"]:
+        Image.fromarray(g.integers(0, 256, (30, 40, 3), np.uint8)).save(root / "images" / entry["file_name"])
+    if change:
+        change(content)
+    (root / "all.json").write_text(json.dumps(content))
+    return root
+
+
+def coco(root, **options):
+    files = {"train": "all.json", "val": None, "test": "all.json"}
+    folders = {"train_images": "images", "val_images": None, "test_images": "images"}
+    return CocoInstances(str(root), **{**files, **folders, "val_fraction": 0.34, "num_workers": 0, **options})
+
+
+def test_polygons_codes_and_crowds_are_read(tmp_path, masks_of):
+    data = coco(write_coco(tmp_path), categories=["cat", "dog"])
+    assert data.class_names == ("cat", "dog")
+    source = data.source("test")
+    _, first = source.read(0)
+    assert first.labels.tolist() == [0, 1]
+    assert first.crowd.tolist() == [False, True]
+    polygon, crowd = masks_of(first)
+    assert polygon[2:10, 2:12].all()
+    assert abs(int(polygon.sum()) - 80) <= 20
+    assert crowd.sum() == 300
+    _, second = source.read(1)
+    assert second.labels.tolist() == [1]  # the category that was not asked for is left out
+    assert masks_of(second)[0].sum() == 60
+    assert masks_of(second)[0][3:9, 5:15].all()
+    assert len(source.read(2)[1].labels) == 0
+
+
+def test_without_a_validation_split_a_share_of_the_training_images_is_held_out(tmp_path):
+    data = coco(write_coco(tmp_path), split_seed=1)
+    assert data.class_names == ("background", "cat", "dog")  # by id
+    names = {split: {data.source(split).name(i) for i in range(len(data.source(split)))} for split in ("train", "val")}
+    assert len(names["val"]) == 1
+    assert names["train"] | names["val"] == {"a", "b", "c"}
+    assert not names["train"] & names["val"]
+
+
+def test_broken_coco_files_are_named(tmp_path):
+    root = write_coco(tmp_path / "good")
+    with pytest.raises(InputError, match=r"data\.categories: 'horse' is none of background, cat, dog"):
+        coco(root, categories=["horse"])
+    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
+        coco(root, test="nowhere.json")
+    (root / "broken.json").write_text("{")
+    with pytest.raises(InputError, match=r"broken\.json is not JSON"):
+        coco(root, test="broken.json")
+    (root / "list.json").write_text('{"images": []}')
+    with pytest.raises(InputError, match="lacks the list `annotations`"):
+        coco(root, test="list.json")
+    with pytest.raises(InputError, match="belong together"):
+        coco(root, val="all.json")
+    (root / "images" / "a.png").unlink()
+    with pytest.raises(InputError, match=r"a\.png does not exist"):
+        coco(root).source("test").read(0)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "match"),
+    [
+        ("images", {"id": "one"}, "an entry of `images` lacks a proper `id`"),
+        ("images", {"file_name": None}, "lacks a proper `file_name`"),
+        ("annotations", {"category_id": None}, "an entry of `annotations` lacks a proper `category_id`"),
+        ("annotations", {"image_id": 99}, "annotation 1 is of an image that the file does not list"),
+        ("categories", {"id": "a"}, "an entry of `categories` lacks a proper `id`"),
+    ],
+)
+def test_entries_that_lack_what_is_needed_are_named(tmp_path, part, change, match):
+    def spoil(content):
+        content[part][0] |= change
+
+    with pytest.raises(InputError, match=match):
+        coco(write_coco(tmp_path, spoil))
+
+
+def test_categories_go_by_name_and_a_split_without_objects_is_named(tmp_path):
+    def renumber(content):
+        for entry in (*content["categories"], *content["annotations"]):
+            key = "category_id" if "image_id" in entry else "id"
+            entry[key] = 10 - entry[key]
+
+    root = write_coco(tmp_path / "one")
+    other = write_coco(tmp_path / "two", renumber)
+    (root / "other.json").write_text((other / "all.json").read_text())
+    data = coco(root, train="other.json", val="other.json", val_images="images", categories=["cat", "dog"])
+    for split in ("train", "test"):
+        assert data.source(split).read(0)[1].labels.tolist() == [0, 1]
+    with pytest.raises(InputError, match="must be different names"):
+        coco(root, categories=["cat", "cat"])
+
+    def only_crowds(content):
+        for entry in content["annotations"]:
+            entry["iscrowd"] = 1
+
+    crowds = write_coco(tmp_path / "three", only_crowds)
+    with pytest.raises(InputError, match=r"the test split has no object: .*all\.json annotates none of its 3 images"):
+        coco(crowds).source("test")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        [[1, 2]],
+        [[1, 2, 1e9, 4, 5, 6]],
+        [[1, 2, float("nan"), 4, 5, 6]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        {"size": [9, 9], "counts": [81]},
+        None,
+        "text",
+        [[0, 0, "x", 1, 2, 3]],
+    ],
+)
+def test_a_segmentation_that_cannot_be_decoded_is_named(tmp_path, code):
+    def change(content):
+        content["annotations"][0]["segmentation"] = code
+
+    source = coco(write_coco(tmp_path, change)).source("test")
+    with pytest.raises(InputError, match=r"all\.json: the segmentation of annotation 1 cannot be decoded"):
+        source.read(0)
+
+
+def test_an_image_of_another_size_than_the_file_says_is_named(tmp_path):
+    def change(content):
+        content["images"][0]["height"] = 31
+
+    with pytest.raises(InputError, match=r"a\.png is 30×40, but .*all\.json says 31×40"):
+        coco(write_coco(tmp_path, change)).source("test").read(0)
+
+
+# --- maps of numbered objects
+
+
+@pytest.mark.skipif(not (REAL / "car_parts").is_dir(), reason="needs the real car parts (LSSEG_DATA)")
+def test_real_car_parts():
+    data = CarParts(str(REAL / "car_parts"))
+    assert {s: len(data.source(s)) for s in ("train", "val", "test")} == {"train": 340, "val": 60, "test": 100}
+    total = sum(len(data.source("test").read(i)[1].labels) for i in range(100))
+    assert total == 811
