@@ -34,10 +34,14 @@ def largest_class(scores: Tensor) -> Tensor:
 
 
 def regions(labels: Tensor, num_classes: int) -> Tensor:
-    """The region of every class, B×H×W → B×C×H×W bool."""
-    images, height, width = labels.shape
-    empty = torch.zeros(images, num_classes, height, width, dtype=torch.bool, device=labels.device)
-    return empty.scatter_(1, labels.unsqueeze(1), True)
+    """The region of every class, B×H×W → B×C×H×W bool; void (255) is no class's.
+
+    >>> regions(torch.tensor([[[0, 1, 255]]]), 2)[0, :, 0].tolist()
+    [[True, False, False], [False, True, False]]
+    """
+    narrow = torch.uint8 if num_classes <= 255 else torch.int16  # less memory to read than int64
+    classes = torch.arange(num_classes, device=labels.device, dtype=narrow)
+    return labels.to(narrow)[:, None] == classes[:, None, None]
 
 
 def partition_level_sets(scores: Tensor, region: Tensor, truncation: float = 10.0) -> Tensor:

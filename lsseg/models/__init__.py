@@ -1,10 +1,12 @@
 """Networks: what has learnable parameters."""
 
 from lsseg.models.chan_vese import ChanVeseNet
+from lsseg.models.deeplab import DeepLabLargeFOV, DeepLabV2
 from lsseg.models.dfcn import DFCN
 from lsseg.models.dmls import DMLS
 from lsseg.models.fcn import FCN
 from lsseg.models.level_set_rcnn import LevelSetRCNN
+from lsseg.models.multi_scale import MultiScale
 from lsseg.models.multiphase import MultiphaseLevelSet
 from lsseg.models.output import SegOutput, Step, checked
 from lsseg.models.smp import SmpNet
@@ -14,7 +16,10 @@ __all__ = [
     "DMLS",
     "FCN",
     "ChanVeseNet",
+    "DeepLabLargeFOV",
+    "DeepLabV2",
     "LevelSetRCNN",
+    "MultiScale",
     "MultiphaseLevelSet",
     "SegOutput",
     "SmpNet",

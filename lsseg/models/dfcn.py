@@ -42,7 +42,9 @@ class DFCN(EncoderNet):
     ) -> None:
         if width < 1:
             raise InputError(f"width of DFCN must be at least 1, not {width}")
-        encoder, channels, strides = make_encoder(encoder_name, encoder_weights, dilated=True)
+        encoder, channels, strides = make_encoder(
+            encoder_name, encoder_weights, 8 if encoder_name.startswith("vgg") else 16
+        )
         super().__init__(encoder_name, encoder_weights, max(strides))
         self.encoder = encoder
         self.levels = [level for level in reversed(range(len(strides))) if strides[level] >= 4]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lsseg.errors import InputError
 from lsseg.models.output import SegOutput
-from lsseg.models.weights import is_file_name, load_encoder_file
+from lsseg.models.weights import classifier_of_file, is_file_name, load_encoder_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -58,20 +58,20 @@ class EncoderNet(nn.Module):
         return SegOutput(logits[..., :height, :width], features=kept, feature_stride=stride)
 
 
-def make_encoder(name: str, weights: str | None, dilated: bool = False) -> tuple[nn.Module, list[int], list[int]]:
+def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.Module, list[int], list[int]]:
     """An encoder, the channels of its feature maps and their strides, finest first.
 
     Args:
         name: Any smp encoder.
         weights: ``imagenet`` or another name smp knows for this encoder, or a file; None for random weights.
-        dilated: The last stage keeps the resolution of the one before it and has dilation 2 instead: output stride 16;
-            8 for VGG, whose last stage of convolutions lies at 16 and whose last pooling goes.
+        stride: The coarsest: 32, or 16 or 8, where stages keep the resolution of those before them and are dilated
+            instead. A dilated VGG loses its last pooling, which has no convolution behind it, and can have 8 only.
 
     Raises:
         InputError: If the name is unknown, the weights cannot be had, or the encoder cannot be dilated.
     """
-    vgg = dilated and name.startswith("vgg")
-    options: dict[str, Any] = {"depth": 4} if vgg else {"output_stride": 16} if dilated else {}
+    vgg = stride < 32 and name.startswith("vgg")
+    options: dict[str, Any] = {"depth": 4} if vgg else {"output_stride": stride} if stride < 32 else {}
     with readable_errors(name, weights):
         encoder = smp.encoders.get_encoder(name, weights=encoder_weights_for(name, weights), **options)
     if is_file_name(weights):
@@ -79,10 +79,19 @@ def make_encoder(name: str, weights: str | None, dilated: bool = False) -> tuple
     if vgg:
         _dilate_vgg(encoder)
     channels = list(encoder.out_channels)
-    strides = [2**level for level in range(len(channels))]
-    if dilated:
-        strides[-1] //= 2
-    return encoder, channels, strides
+    return encoder, channels, [min(2**level, stride) for level in range(len(channels))]
+
+
+def classifier_weights(name: str, weights: str | None) -> dict[str, Tensor] | None:
+    """What a VGG's weights hold of its fully connected layers, by their number; None where there are none."""
+    if weights is None:
+        return None
+    if is_file_name(weights):
+        return classifier_of_file(weights)
+    with readable_errors(name, weights):  # smp has just loaded the same file and left them out
+        url = smp.encoders.encoders[name]["pretrained_settings"][weights]["url"]
+        state = torch.hub.load_state_dict_from_url(url, map_location="cpu")
+    return {key.removeprefix("classifier."): value for key, value in state.items() if key.startswith("classifier.")}
 
 
 def encoder_weights_for(name: str, weights: str | None) -> Any:

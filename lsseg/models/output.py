@@ -32,12 +32,14 @@ class SegOutput(NamedTuple):
         steps: The steps towards them, first to last, for deep supervision and panels; empty for a plain network.
         features: B×D×h×w features that the scores were read from, for likelihoods; a network may leave them out.
         feature_stride: s: a feature stands for s×s pixels, h = ⌈H/s⌉ and w = ⌈W/s⌉.
+        auxiliary: Further B×C×H×W scores that a training supervises like the logits, such as those of each scale.
     """
 
     logits: Tensor
     steps: tuple[Step, ...] = ()
     features: Tensor | None = None
     feature_stride: int = 1
+    auxiliary: tuple[Tensor, ...] = ()
 
 
 def checked(output: Any, network: object, image: Tensor, num_classes: int) -> SegOutput:

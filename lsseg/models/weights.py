@@ -46,6 +46,12 @@ def load_encoder_file(encoder: nn.Module, path: str) -> None:
     encoder.load_state_dict({key: theirs[prefix + key] for key in ours}, strict=False)
 
 
+def classifier_of_file(path: str) -> dict[str, Tensor] | None:
+    """The fully connected layers of a VGG as torchvision names them, by their number; None where a file lacks them."""
+    parts = [(key.rpartition("classifier."), value) for key, value in _read(Path(path)).items()]
+    return {short: value for (_, inside, short), value in parts if inside} or None
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"encoder_weights: {path} is not a file")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
-from lsseg.functional import signed_distance
+from lsseg.functional import regions, signed_distance
 from lsseg.losses import TSDFLoss
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
@@ -68,7 +68,7 @@ class ChanVeseTask(SegmentationTask):
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
         """``initial`` and ``final`` (unweighted; the latter alone where there are no steps) and their sum ``loss``."""
         valid = (target != IGNORE_INDEX)[:, None]
-        mask = _one_hot(target, self.num_classes)
+        mask = regions(target, self.num_classes)
         reach = self.truncation * self.network.stride
         phi = signed_distance(mask, reach).div_(reach).to(output.logits.dtype)
         final = self.criterion(self.phi(output.logits), phi, mask, valid)
@@ -103,12 +103,6 @@ class ChanVeseTask(SegmentationTask):
             steps = [step[k] for step in phi]
             shown.append(EvolvingObject(name, (0.0, 0.0, width, height), steps, parts.features[0], numbers))
         return shown
-
-
-def _one_hot(target: Tensor, num_classes: int) -> Tensor:
-    """B×C×H×W bool; void is no class's."""
-    labels = torch.arange(num_classes, device=target.device)
-    return target[:, None] == labels[:, None, None]
 
 
 def _present(target: Tensor, num_classes: int) -> Tensor:

@@ -8,7 +8,7 @@ from lsseg.errors import InputError
 from lsseg.functional import HeavisideKind, Reduction
 from lsseg.losses import CrossEntropyLevelSetLoss
 from lsseg.models import SegOutput
-from lsseg.tasks.segmentation import SegmentationTask
+from lsseg.tasks.segmentation import SegmentationTask, sum_of
 
 
 class LevelSetLossTask(SegmentationTask):
@@ -46,7 +46,8 @@ class LevelSetLossTask(SegmentationTask):
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
         """``cross_entropy``, ``level_set`` (unweighted) and their weighted sum ``loss``."""
-        cross_entropy, energy = self.criterion.terms(output.logits, target)
+        supervised = (output.logits, *output.auxiliary)
+        cross_entropy, energy = map(sum_of, zip(*(self.criterion.terms(x, target) for x in supervised), strict=True))
         loss = cross_entropy + self.level_set_weight() * energy
         return {"loss": loss, "cross_entropy": cross_entropy, "level_set": energy}
 

@@ -3,7 +3,7 @@
 Legend: B images, C classes, H×W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -81,8 +81,8 @@ class SegmentationTask(Task):
         return self(batch["image"])
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """The terms of the training loss by name; ``loss`` is what is minimised."""
-        return {"loss": self.criterion(output.logits, target)}
+        """The terms of the training loss by name, of all scores that are supervised; ``loss`` is what is minimised."""
+        return {"loss": sum_of(self.criterion(logits, target) for logits in (output.logits, *output.auxiliary))}
 
     def phi(self, logits: Tensor) -> Tensor:
         """The level-set function of every class, B×C×H×W, positive inside: P - ½ (Kim 2019, section 3.2)."""
@@ -191,6 +191,11 @@ class SegmentationTask(Task):
         # A class without a single pixel (or boundary pixel) has no score; it is missing from the log, not 0 in it.
         self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
         scores.reset()
+
+
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
+    """Of at least one scalar."""
+    return torch.stack(list(losses)).sum()
 
 
 class Scores(nn.Module):

@@ -58,7 +58,7 @@ def test_dfcn_takes_any_size(encoder):
 
 def test_dilated_encoders_keep_their_resolution():
     for name, stride in (("resnet18", 16), ("vgg11", 8)):
-        encoder, channels, strides = make_encoder(name, None, dilated=True)
+        encoder, channels, strides = make_encoder(name, None, stride)
         maps = encoder.eval()(torch.rand(1, 3, 64, 96))
         assert [tuple(m.shape[1:]) for m in maps] == [
             (c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)
@@ -70,7 +70,7 @@ def test_dilated_vgg_sees_what_the_plain_one_sees():
     """With a constant image, or read at every second place, dilating by 2 replaces the pooling exactly."""
     torch.manual_seed(0)
     plain, _, _ = make_encoder("vgg11", None)
-    dilated, _, _ = make_encoder("vgg11", None, dilated=True)
+    dilated, _, _ = make_encoder("vgg11", None, 8)
     dilated.load_state_dict(plain.state_dict())
     pools = [module for module in plain.features if isinstance(module, nn.MaxPool2d)]
     pools[3].kernel_size = 1  # subsample instead of taking the maximum, which dilation does not replace

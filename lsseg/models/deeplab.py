@@ -1,0 +1,148 @@
+"""DeepLab-LargeFOV and DeepLab-v2 (Chen 2018), the networks of Kim 2019, tables 1 to 5.
+
+Legend: B images, C classes, H×W pixels. Both score at stride 8; the way back to the image's resolution is bilinear.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsseg.errors import InputError, require
+from lsseg.models.encoder import EncoderNet, classifier_weights, make_encoder
+from lsseg.models.output import SegOutput
+
+STRIDE = 8
+
+
+class DeepLabLargeFOV(EncoderNet):
+    """VGG-16 at stride 8 and a 3×3 convolution of dilation 12 in place of the first fully connected layer (20.5 M).
+
+    Its poolings are 3×3, the last two of stride 1; the convolutions between those have dilation 2. Where weights of a
+    VGG are given, both former fully connected layers start as a regular selection of theirs: every fourth unit, and
+    rows and columns 0, 3 and 6 of the 7×7. Over another encoder the head is the same and starts at random.
+
+    Args:
+        num_classes: C.
+        encoder_name: ``vgg16`` in the paper; any smp encoder that can be dilated to stride 8.
+        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
+        width: Channels of the two layers of the head; 1024 in the paper.
+        dilation: Of the first one; 12 in the paper.
+
+    Raises:
+        InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights not be had.
+
+    >>> net = DeepLabLargeFOV(3, "tu-test_resnet.r160_in1k", width=16).eval()
+    >>> net(torch.rand(1, 3, 45, 70)).logits.shape
+    torch.Size([1, 3, 45, 70])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        encoder_name: str = "vgg16",
+        encoder_weights: str | None = None,
+        width: int = 1024,
+        dilation: int = 12,
+    ) -> None:
+        require(width >= 1, "model.network.width", width, "must be at least 1")
+        require(dilation >= 1, "model.network.dilation", dilation, "must be at least 1")
+        encoder, channels, _ = make_encoder(encoder_name, encoder_weights, STRIDE)
+        super().__init__(encoder_name, encoder_weights, STRIDE)
+        self.encoder = encoder
+        if encoder_name.startswith("vgg"):
+            _overlapping_pools(encoder)
+        first = nn.Conv2d(channels[-1], width, 3, padding=dilation, dilation=dilation)
+        second = nn.Conv2d(width, width, 1)
+        given = classifier_weights(encoder_name, encoder_weights) if encoder_name.startswith("vgg") else None
+        if given is not None:
+            _take_over(first, second, given)
+        self.head = nn.Sequential(
+            nn.MaxPool2d(3, 1, 1),
+            *(first, nn.ReLU(inplace=True), nn.Dropout(0.5)),
+            *(second, nn.ReLU(inplace=True), nn.Dropout(0.5)),
+        )
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+        _small(self.classifier)
+
+    def forward(self, image: Tensor) -> SegOutput:
+        """Scores of a B×3×H×W image with values in [0, 1]; the features are those of the last layer before them."""
+        padded = self.prepare(image)
+        features = self.head(self.encoder(padded)[-1])
+        logits = F.interpolate(self.classifier(features), padded.shape[-2:], mode="bilinear", align_corners=False)
+        return self.output(logits, features, image, padded)
+
+
+class DeepLabV2(EncoderNet):
+    """An encoder at stride 8 and atrous spatial pyramid pooling: 3×3 classifiers of several dilations, summed.
+
+    Over ResNet-101, with the last two stages dilated by 2 and 4, 44.0 M parameters for 21 classes.
+
+    Args:
+        num_classes: C.
+        encoder_name: ``resnet101`` in the paper; any smp encoder that can be dilated to stride 8.
+        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
+        dilations: Of the classifiers; 6, 12, 18, 24 in the paper.
+
+    Raises:
+        InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights not be had.
+
+    >>> net = DeepLabV2(3, "tu-test_resnet.r160_in1k").eval()
+    >>> net(torch.rand(1, 3, 45, 70)).logits.shape
+    torch.Size([1, 3, 45, 70])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        encoder_name: str = "resnet101",
+        encoder_weights: str | None = None,
+        dilations: Sequence[int] = (6, 12, 18, 24),
+    ) -> None:
+        if not dilations or min(dilations) < 1:
+            raise InputError(f"model.network.dilations must be whole numbers from 1 on, not {list(dilations)}")
+        encoder, channels, _ = make_encoder(encoder_name, encoder_weights, STRIDE)
+        super().__init__(encoder_name, encoder_weights, STRIDE)
+        self.encoder = encoder
+        self.classifiers = nn.ModuleList(
+            nn.Conv2d(channels[-1], num_classes, 3, padding=dilation, dilation=dilation) for dilation in dilations
+        )
+        for classifier in self.classifiers:
+            _small(classifier)
+
+    def forward(self, image: Tensor) -> SegOutput:
+        """Scores of a B×3×H×W image with values in [0, 1]; the features are the encoder's last."""
+        padded = self.prepare(image)
+        features = self.encoder(padded)[-1]
+        scores = torch.stack([classifier(features) for classifier in self.classifiers]).sum(0)
+        logits = F.interpolate(scores, padded.shape[-2:], mode="bilinear", align_corners=False)
+        return self.output(logits, features, image, padded)
+
+
+def _overlapping_pools(encoder: Any) -> None:
+    """Poolings of 3×3, the fourth (which dilation has replaced) of stride 1."""
+    for place, block in enumerate(encoder.features):
+        if isinstance(block, nn.MaxPool2d):  # a fifth one behind the last convolution is never reached
+            encoder.features[place] = nn.MaxPool2d(3, 2, 1)
+        elif isinstance(block, nn.Identity):
+            encoder.features[place] = nn.MaxPool2d(3, 1, 1)
+
+
+def _take_over(first: nn.Conv2d, second: nn.Conv2d, given: dict[str, Tensor]) -> None:
+    """Fill both layers from a VGG's fully connected ones (4096×25088 and 4096×4096)."""
+    units, channels = first.weight.shape[:2]
+    step = len(given["0.bias"]) // units
+    with torch.no_grad():
+        dense = given["0.weight"].view(-1, channels, 7, 7)
+        first.weight.copy_(dense[: units * step : step, :, ::3, ::3])
+        first.bias.copy_(given["0.bias"][: units * step : step])  # type: ignore[union-attr]
+        second.weight.copy_(given["3.weight"][: units * step : step, : units * step : step, None, None])
+        second.bias.copy_(given["3.bias"][: units * step : step])  # type: ignore[union-attr]
+
+
+def _small(layer: nn.Module) -> None:
+    """A new classifier starts as DeepLab's: weights of standard deviation 0.01, no bias."""
+    nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
