@@ -46,6 +46,14 @@ CAMVID = DataSet(
 )
 DATA_SETS = {
     "camvid": CAMVID,
+    "voc2012": DataSet(
+        "VOC2012",
+        "voc2012",
+        {"JPEGImages": 17125, "SegmentationClass": 2913},
+        "images under Flickr's terms; cite Everingham et al. 2010, and Hariharan et al. 2011 for SBD",
+        source="host.robots.ox.ac.uk/pascal/VOC/voc2012: the folder VOC2012 of VOCtrainval_11-May-2012.tar; for the "
+        "10582 training images of trainaug also SBD (benchmark.tgz), unpacked into the folder sbd beside it",
+    ),
     "pennfudan": DataSet(
         "PennFudan",
         "pennfudan",

@@ -9,9 +9,11 @@ from lsseg.data.nuclei import NucleiDSB2018
 from lsseg.data.pennfudan import PennFudan
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
 from lsseg.data.synthetic import SyntheticInstances, SyntheticShapes
+from lsseg.data.voc import VOC2012
 
 __all__ = [
     "IGNORE_INDEX",
+    "VOC2012",
     "CamVid",
     "CarParts",
     "CocoInstances",

@@ -1,6 +1,7 @@
 """Where data sets lie on this disk."""
 
 import os
+import warnings
 from pathlib import Path
 
 from lsseg.errors import InputError
@@ -27,3 +28,9 @@ def existing_root(root: str | None, folder: str, hint: str) -> Path:
         where = f"data.root {path} is not a folder" if root else f"no folder {path} (set data.root or LSSEG_DATA)"
         raise InputError(f"{where}; {hint}")
     return path
+
+
+def warn_of_count(place: Path, split: str, found: int, official: int) -> None:
+    """Warn if a split is not the official one: its scores cannot be compared with published ones."""
+    if found != official:
+        warnings.warn(f"the {split} split in {place} has {found} images, the official one {official}", stacklevel=3)

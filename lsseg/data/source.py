@@ -57,8 +57,12 @@ class FilePairs:
             InputError: If a file is corrupt, the mask is no index or palette image, or it holds an unmapped value.
         """
         image_path, mask_path = self.pairs[index]
-        mask = read_mask(mask_path)
+        mask = self.read_labels(mask_path)
         return read_image(image_path), mask if self.labels is None else map_labels(mask, self.labels, mask_path)
+
+    def read_labels(self, path: Path) -> npt.NDArray[np.integer]:
+        """The values of a mask's file."""
+        return read_mask(path)
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
