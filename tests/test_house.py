@@ -109,7 +109,12 @@ def test_every_run_of_every_suite_goes_through_fit(run, lsseg, tmp_path, real_da
 )
 def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, real_data, monkeypatch):
     monkeypatch.setenv("LSSEG_DATA", str(real_data))
-    files = (path.parent / "base.yaml", *smaller(path), path) if is_overlay(path) else (path, *smaller(path))
+    files = (path, *smaller(path))
+    if is_overlay(path):
+        beside = (path.parent / "base.yaml").is_file()
+        place = path.parent if beside else path.parent.parent
+        rest = (*smaller(place / "base.yaml"), path) if beside else (path, *smaller(place / "base.yaml"))
+        files = (place / "base.yaml", *rest)
     configs = [f"--config={file}" for file in files]
     status, _, err = lsseg(
         "fit", *configs, "--trainer.default_root_dir", tmp_path / "run", *FAST, "--test_after_fit=true"

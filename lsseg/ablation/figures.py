@@ -24,9 +24,10 @@ def draw_figures(folder: Path, results: list[Result], description: dict[str, Any
     target.mkdir(exist_ok=True)
     labels = {variant["name"]: variant["label"] for variant in description["variants"]}
     done = {result.variant for result in results}
+    own = {variant["name"]: variant["baseline"] for variant in description["variants"] if variant.get("baseline")}
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(n for n in labels if n in done)}
     drawings: dict[str, Callable[..., Figure | None]] = {
-        "scores": partial(_scores, table.set_index("variant")),
+        "scores": partial(_scores, table.set_index("variant"), own),
         "curves": _curves,
         "classes": _classes,
         "examples": _examples,
@@ -47,11 +48,16 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _scores(
-    table: pd.DataFrame, results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str
+    table: pd.DataFrame,
+    own: dict[str, str],
+    results: list[Result],
+    labels: dict[str, str],
+    colors: dict[str, str],
+    baseline: str,
 ) -> Figure:
-    """Every seed's score, and the differences to the baseline with their intervals."""
+    """Every seed's score, and the differences to the baseline (some to one of their own) with their intervals."""
     kind = kind_of_results(results)
-    others = [name for name in labels if name != baseline]
+    others = [name for name in labels if own.get(name, baseline) != name]
     figure = _figure(12, 2.2 + 0.35 * (2 * len(labels)))
     axes = figure.subplots(2 if others and baseline in labels else 1, len(kind.compared), squeeze=False)
     for column, score in enumerate(kind.compared):
@@ -67,8 +73,11 @@ def _scores(
                 axes[1, column].plot([low, high], [y, y], color=colors[name], linewidth=2.5)
                 axes[1, column].plot(mean, y, "o", color=colors[name])
             axes[1, column].axvline(0, color="k", linewidth=0.8)
-            axes[1, column].set(title=f"Δ to {labels[baseline]}, 95 %", ylim=(len(others) - 0.5, -0.5))
-            _name_rows(axes[1, column], [labels[name] for name in others], column == 0)
+            axes[1, column].set(
+                title="Δ, 95 %" if own else f"Δ to {labels[baseline]}, 95 %", ylim=(len(others) - 0.5, -0.5)
+            )
+            to = {name: f" − {labels[other]}" for name, other in own.items() if other in labels}
+            _name_rows(axes[1, column], [labels[name] + to.get(name, "") for name in others], column == 0)
     return figure
 
 

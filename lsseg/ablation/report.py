@@ -95,12 +95,15 @@ def _caption(results: list[Result], description: dict[str, Any]) -> str:
 
 
 def _markdown(shown: pd.DataFrame, results: list[Result], description: dict[str, Any], figures: list[Path]) -> str:
-    base = next(v["label"] for v in description["variants"] if v["name"] == description["baseline"])
+    labels = {v["name"]: v["label"] for v in description["variants"]}
+    base = labels[description["baseline"]]
+    own = [v for v in description["variants"] if v.get("baseline") not in (None, v["name"])]
+    others = "".join(f", of “{v['label']}” to “{labels[v['baseline']]}”" for v in own)
     lines = [f"# {description['name']}", "", _caption(results, description) + ".", "", *_rows(shown), ""]
     lines += [
         "Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to "
-        f"“{base}” in percentage points over the seeds that both have, with a bootstrap 95 % interval over the "
-        "test images; how far other seeds would move it, the differences by seed tell.",
+        f"“{base}”{others} in percentage points over the seeds that both have, with a bootstrap 95 % interval over "
+        "the test images; how far other seeds would move it, the differences by seed tell.",
         "",
     ]
     for score, title in kind_of_results(results).by_class.items():

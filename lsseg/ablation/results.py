@@ -214,9 +214,10 @@ def run_table(results: list[Result]) -> pd.DataFrame:
 
 def variant_table(results: list[Result], description: dict[str, Any]) -> pd.DataFrame:
     """One row for each variant: mean and spread over seeds, difference to the baseline, costs, the paper's number."""
-    baseline, kind = description["baseline"], kind_of_results(results)
+    kind = kind_of_results(results)
     rows = []
     for variant in description["variants"]:
+        baseline = variant.get("baseline") or description["baseline"]
         own = [result for result in results if result.variant == variant["name"]]
         row: dict[str, Any] = {"variant": variant["name"], "label": variant["label"], "seeds": len(own)}
         if own:

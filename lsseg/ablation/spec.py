@@ -10,6 +10,7 @@
     variants:
       - {name: cross_entropy, label: Cross-entropy}
       - {name: level_set, config: level_set.yaml, set: {model: LevelSetLossTask}, paper: {miou: 76.5}}
+      - {name: fcn_ls, config: fcn_ls.yaml, baseline: fcn}              # compared with a row of its own
       - {name: crf, label: Dense CRF, cite: true, paper: {miou: 71.2}}   # a row of the paper that is not run
     grid: {model.lr: [0.01, 0.1]}      # optional: every variant at every point of the grid
     subsets: {Seq05VD: "Seq05VD*"}     # optional: scores on the test images of these names, too
@@ -28,7 +29,7 @@ from lsseg.ablation.scores import SCORES
 from lsseg.errors import InputError
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
-VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite"}
+VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite", "baseline"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Variant:
         settings: Keys set on top of them.
         paper: Reference numbers, in percent, by score (``miou``).
         cite: The row has the paper's numbers only and is not run.
+        baseline: What it is compared with, if not with the suite's.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Variant:
     settings: dict[str, Any]
     paper: dict[str, float] = field(default_factory=dict)
     cite: bool = False
+    baseline: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,11 @@ def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
     baseline = content.get("baseline", runnable[0])
     if baseline not in runnable:
         raise InputError(f"{path}: baseline {baseline!r} is none of the variants {', '.join(runnable)}")
+    for variant in variants:
+        if variant.baseline not in (None, *runnable):
+            raise InputError(
+                f"{path}: baseline {variant.baseline!r} of variant {variant.name!r} is none of {', '.join(runnable)}"
+            )
     name = "-".join([str(content.get("name", path.stem)), *(file.stem for file in extra)])
     subsets = _mapping(path, content, "subsets")
     if not all(isinstance(pattern, str) for pattern in subsets.values()):
@@ -194,7 +202,8 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         for config in configs:
             _check_config(config)
         settings = {**shared, **_mapping(path, entry, "set"), **point}
-        made.append(Variant(_slug(path, name), label, configs, settings, paper, entry.get("cite", False)))
+        compared = f"{entry['baseline']},{where}".strip(",") if "baseline" in entry else None
+        made.append(Variant(_slug(path, name), label, configs, settings, paper, entry.get("cite", False), compared))
     return made
 
 

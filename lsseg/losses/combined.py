@@ -1,4 +1,7 @@
-"""Cross-entropy and any other loss, weighted: how the rivals of the level-set loss are trained."""
+"""Cross-entropy and any other loss, weighted: how the rivals of the level-set loss are trained.
+
+Legend: B images, C classes, H×W pixels, n of them valid.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -13,34 +16,50 @@ class CrossEntropyPlus(nn.Module):
     are NaN there).
 
     Args:
-        loss: Maps B×C×H×W logits and a B×H×W target to a scalar, void pixels left out by itself, such as
-            ``lsseg.losses.BoundaryLoss`` or ``segmentation_models_pytorch.losses.DiceLoss``.
+        loss: Maps B×C×H×W logits and a B×H×W target to a scalar, such as ``lsseg.losses.BoundaryLoss`` or
+            ``segmentation_models_pytorch.losses.DiceLoss``.
         weight: Of it.
+        cross_entropy_weight: Of cross-entropy.
+        pixels: Whether the other loss takes pixels as a set, as those of overlap do: it is given the valid ones of the
+            batch, 1×C×n×1 and 1×n×1, and needs to know nothing of void. Otherwise it must leave out void by itself.
         ignore_index: Label of void pixels.
 
     Raises:
-        ValueError: If the weight is negative.
+        ValueError: If a weight is negative.
 
     >>> loss = CrossEntropyPlus(CrossEntropyLoss(), 0.5)
     >>> loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long))
     tensor(1.0397)
     """
 
-    def __init__(self, loss: nn.Module, weight: float = 1.0, ignore_index: int = 255) -> None:
+    def __init__(
+        self,
+        loss: nn.Module,
+        weight: float = 1.0,
+        cross_entropy_weight: float = 1.0,
+        pixels: bool = False,
+        ignore_index: int = 255,
+    ) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight must not be negative, not {weight}")
+        for key, value in (("weight", weight), ("cross_entropy_weight", cross_entropy_weight)):
+            if not value >= 0:
+                raise ValueError(f"{key} must not be negative, not {value}")
         self.cross_entropy = CrossEntropyLoss(ignore_index)
         self.loss = loss
         self.weight = weight
+        self.cross_entropy_weight = cross_entropy_weight
+        self.pixels = pixels
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of B×C×H×W logits on a B×H×W target."""
-        total = self.cross_entropy(logits, target)
-        if bool((target == self.ignore_index).all()):
+        total = self.cross_entropy_weight * self.cross_entropy(logits, target)
+        valid = target != self.ignore_index
+        if not bool(valid.any()):
             return total
+        exact = logits if logits.dtype == torch.float64 else logits.float()
+        if self.pixels:
+            exact, target = exact.movedim(1, -1)[valid].T[None, ..., None], target[valid][None, :, None]
         with torch.autocast(logits.device.type, enabled=False):
-            other = self.loss(logits if logits.dtype == torch.float64 else logits.float(), target)
-        result: Tensor = total + self.weight * other
+            result: Tensor = total + self.weight * self.loss(exact, target)
         return result

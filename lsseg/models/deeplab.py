@@ -12,12 +12,43 @@ from torch import Tensor, nn
 
 from lsseg.errors import InputError, require
 from lsseg.models.encoder import EncoderNet, classifier_weights, make_encoder
+from lsseg.models.multi_scale import at_scales, check_scales
 from lsseg.models.output import SegOutput
 
 STRIDE = 8
 
 
-class DeepLabLargeFOV(EncoderNet):
+class DeepLab(EncoderNet):
+    """What both share: an encoder at stride 8, scores of its last map, and the image at several scales (MSC).
+
+    Args:
+        encoder_name: Any smp encoder that can be dilated to stride 8.
+        encoder_weights: Its weights.
+        scales: Of the image.
+    """
+
+    encoder: nn.Module
+
+    def __init__(self, encoder_name: str, encoder_weights: str | None, scales: Sequence[float]) -> None:
+        super().__init__(encoder_name, encoder_weights, STRIDE)
+        self.scales = check_scales(scales)
+
+    def forward(self, image: Tensor) -> SegOutput:
+        """Scores of a B×3×H×W image with values in [0, 1]; of several scales those of each are auxiliary."""
+        return at_scales(self._at_one, image, self.scales) if self.scales != (1.0,) else self._at_one(image)
+
+    def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the encoder's last map, and the features that they were read from."""
+        raise NotImplementedError
+
+    def _at_one(self, image: Tensor) -> SegOutput:
+        padded = self.prepare(image)
+        scores, features = self.score(self.encoder(padded)[-1])
+        logits = F.interpolate(scores, padded.shape[-2:], mode="bilinear", align_corners=False)
+        return self.output(logits, features, image, padded)
+
+
+class DeepLabLargeFOV(DeepLab):
     """VGG-16 at stride 8 and a 3×3 convolution of dilation 12 in place of the first fully connected layer (20.5 M).
 
     Its poolings are 3×3, the last two of stride 1; the convolutions between those have dilation 2. Where weights of a
@@ -30,6 +61,7 @@ class DeepLabLargeFOV(EncoderNet):
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         width: Channels of the two layers of the head; 1024 in the paper.
         dilation: Of the first one; 12 in the paper.
+        scales: Of the image; ½, ¾ and 1 are the MSC variant: the largest scores count, and each scale's are trained.
 
     Raises:
         InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights not be had.
@@ -46,11 +78,12 @@ class DeepLabLargeFOV(EncoderNet):
         encoder_weights: str | None = None,
         width: int = 1024,
         dilation: int = 12,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         require(width >= 1, "model.network.width", width, "must be at least 1")
         require(dilation >= 1, "model.network.dilation", dilation, "must be at least 1")
         encoder, channels, _ = make_encoder(encoder_name, encoder_weights, STRIDE)
-        super().__init__(encoder_name, encoder_weights, STRIDE)
+        super().__init__(encoder_name, encoder_weights, scales)
         self.encoder = encoder
         if encoder_name.startswith("vgg"):
             _overlapping_pools(encoder)
@@ -67,15 +100,13 @@ class DeepLabLargeFOV(EncoderNet):
         self.classifier = nn.Conv2d(width, num_classes, 1)
         _small(self.classifier)
 
-    def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]; the features are those of the last layer before them."""
-        padded = self.prepare(image)
-        features = self.head(self.encoder(padded)[-1])
-        logits = F.interpolate(self.classifier(features), padded.shape[-2:], mode="bilinear", align_corners=False)
-        return self.output(logits, features, image, padded)
+    def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the encoder's last map, and the features of the last layer before them."""
+        hidden = self.head(features)
+        return self.classifier(hidden), hidden
 
 
-class DeepLabV2(EncoderNet):
+class DeepLabV2(DeepLab):
     """An encoder at stride 8 and atrous spatial pyramid pooling: 3×3 classifiers of several dilations, summed.
 
     Over ResNet-101, with the last two stages dilated by 2 and 4, 44.0 M parameters for 21 classes.
@@ -85,6 +116,7 @@ class DeepLabV2(EncoderNet):
         encoder_name: ``resnet101`` in the paper; any smp encoder that can be dilated to stride 8.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         dilations: Of the classifiers; 6, 12, 18, 24 in the paper.
+        scales: See :class:`DeepLabLargeFOV`.
 
     Raises:
         InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights not be had.
@@ -100,11 +132,12 @@ class DeepLabV2(EncoderNet):
         encoder_name: str = "resnet101",
         encoder_weights: str | None = None,
         dilations: Sequence[int] = (6, 12, 18, 24),
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         if not dilations or min(dilations) < 1:
             raise InputError(f"model.network.dilations must be whole numbers from 1 on, not {list(dilations)}")
         encoder, channels, _ = make_encoder(encoder_name, encoder_weights, STRIDE)
-        super().__init__(encoder_name, encoder_weights, STRIDE)
+        super().__init__(encoder_name, encoder_weights, scales)
         self.encoder = encoder
         self.classifiers = nn.ModuleList(
             nn.Conv2d(channels[-1], num_classes, 3, padding=dilation, dilation=dilation) for dilation in dilations
@@ -112,13 +145,9 @@ class DeepLabV2(EncoderNet):
         for classifier in self.classifiers:
             _small(classifier)
 
-    def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]; the features are the encoder's last."""
-        padded = self.prepare(image)
-        features = self.encoder(padded)[-1]
-        scores = torch.stack([classifier(features) for classifier in self.classifiers]).sum(0)
-        logits = F.interpolate(scores, padded.shape[-2:], mode="bilinear", align_corners=False)
-        return self.output(logits, features, image, padded)
+    def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of all classifiers on the encoder's last map, and that map."""
+        return torch.stack([classifier(features) for classifier in self.classifiers]).sum(0), features
 
 
 def _overlapping_pools(encoder: Any) -> None:

@@ -39,19 +39,31 @@ class MultiScale(nn.Module):
         self, num_classes: int, network: Callable[[int], nn.Module], scales: Sequence[float] = (0.5, 0.75, 1.0)
     ) -> None:
         super().__init__()
-        if not scales or not all(0 < scale <= 4 for scale in scales):
-            raise InputError(f"model.network.scales must be numbers in (0, 4], not {list(scales)}")
+        self.scales = check_scales(scales)
         self.num_classes = num_classes
         self.network = network(num_classes)
-        self.scales = tuple(scales)
 
     def forward(self, image: Tensor) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1], and those of every scale."""
-        scores = [self._at(scale, image) for scale in self.scales]
-        return SegOutput(torch.stack(scores).amax(0), auxiliary=tuple(scores))
+        return at_scales(
+            lambda part: checked(self.network(part), self.network, part, self.num_classes), image, self.scales
+        )
 
-    def _at(self, scale: float, image: Tensor) -> Tensor:
+
+def at_scales(network: Callable[[Tensor], SegOutput], image: Tensor, scales: Sequence[float]) -> SegOutput:
+    """The largest of the scores of a B×3×H×W image at several scales, and those of each as auxiliary ones."""
+    scores = []
+    for scale in scales:
         size = [max(1, round(side * scale)) for side in image.shape[-2:]]
         part = image if scale == 1 else F.interpolate(image, size, mode="bilinear", align_corners=False)
-        logits = checked(self.network(part), self.network, part, self.num_classes).logits
-        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False) if scale != 1 else logits
+        logits = network(part).logits
+        same = scale == 1
+        scores.append(logits if same else F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False))
+    return SegOutput(torch.stack(scores).amax(0), auxiliary=tuple(scores))
+
+
+def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """The scales, if an image can be brought to each."""
+    if not scales or not all(0 < scale <= 4 for scale in scales):
+        raise InputError(f"model.network.scales must be numbers in (0, 4], not {list(scales)}")
+    return tuple(scales)

@@ -21,6 +21,7 @@ class Recipe:
         momentum: Of SGD; AdamW does not use it.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         poly_power: Exponent of the decay; 0 keeps the rate constant.
+        new_layers: Factor of the rate for what is no part of an encoder.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -28,20 +29,21 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     poly_power: float = 0.9
+    new_layers: float = 1.0
 
     def __post_init__(self) -> None:
         """Raise ``InputError`` for a value out of range."""
-        for key in ("lr", "weight_decay", "poly_power"):
+        for key in ("lr", "weight_decay", "poly_power", "new_layers"):
             if not getattr(self, key) >= 0:
                 raise InputError(f"model.{key} must not be negative, not {getattr(self, key)}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"model.momentum must lie in [0, 1), not {self.momentum}")
 
-    def build(self, parameters: Iterable[nn.Parameter], steps: float) -> dict[str, Any]:
+    def build(self, parameters: Iterable[tuple[str, nn.Parameter]], steps: float) -> dict[str, Any]:
         """Optimiser and schedule in the form Lightning takes.
 
         Args:
-            parameters: What to optimise.
+            parameters: What to optimise, by name.
             steps: Optimiser steps of the whole training.
 
         Raises:
@@ -52,9 +54,17 @@ class Recipe:
                 "the learning rate falls to 0 at the last step: set trainer.max_steps or trainer.max_epochs"
             )
         optimizer: torch.optim.Optimizer
+        groups = self._groups(list(parameters))
         if self.name == "sgd":
-            optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+            optimizer = torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=self.weight_decay)
         else:
-            optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, int(steps), self.poly_power)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self, parameters: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        if self.new_layers == 1:
+            return [{"params": [parameter for _, parameter in parameters]}]
+        old = [parameter for name, parameter in parameters if ".encoder." in name]
+        new = [parameter for name, parameter in parameters if ".encoder." not in name]
+        return [{"params": old}, {"params": new, "lr": self.lr * self.new_layers}]

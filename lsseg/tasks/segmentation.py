@@ -37,6 +37,8 @@ class SegmentationTask(Task):
         momentum: Of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
+        new_layers: Factor of the learning rate for what is no part of an encoder; 10 where encoders are pretrained, in
+            DeepLab and Zhang 2019.
         window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
     """
 
@@ -54,13 +56,14 @@ class SegmentationTask(Task):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         poly_power: float = 0.9,
+        new_layers: float = 1.0,
         window: int | None = None,
     ) -> None:
         if num_classes < 2:
             raise InputError(f"num_classes must be at least 2, not {num_classes}")
         if window is not None and window < 32:
             raise InputError(f"model.window must be at least 32 pixels, not {window}")
-        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
+        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, new_layers)
         super().__init__(num_classes, (network or partial(SmpNet))(num_classes), recipe)
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
         self.window = window

@@ -18,6 +18,15 @@ def suite(tmp_path):
     return read
 
 
+def test_a_variant_may_be_compared_with_another_row(suite):
+    rows = [{"name": "a"}, {"name": "b", "baseline": "b"}, {"name": "b_ls", "baseline": "b"}]
+    assert [variant.baseline for variant in suite(variants=rows).variants] == [None, "b", "b"]
+    gridded = suite(variants=rows, grid={"model.lr": [0.1, 0.2]}).variants
+    assert [variant.baseline for variant in gridded[-2:]] == ["b,lr=0.1", "b,lr=0.2"]
+    with pytest.raises(InputError, match="baseline 'c' of variant 'b' is none of a, b"):
+        suite(variants=[{"name": "a"}, {"name": "b", "baseline": "c"}])
+
+
 def test_variants_times_grid_times_seeds(suite, tmp_path):
     made = suite(
         seeds=[0, 3],

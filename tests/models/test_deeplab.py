@@ -119,6 +119,19 @@ def test_multi_scale_takes_the_largest_of_all_scales():
     assert torch.equal(MultiScale(4, Blur, (1.0,))(image).logits, Blur(4)(image).logits)
 
 
+@pytest.mark.parametrize("make", [DeepLabLargeFOV, DeepLabV2])
+def test_scales_as_a_key_are_the_same_as_the_wrapper(make):
+    image, scales = torch.rand(1, 3, 45, 60), (0.5, 0.75, 1.0)
+    torch.manual_seed(0)
+    own = make(3, TINY, scales=scales).eval()
+    torch.manual_seed(0)
+    wrapped = MultiScale(3, partial(make, encoder_name=TINY), scales).eval()
+    with torch.no_grad():
+        one, two = own(image), wrapped(image)
+    assert torch.equal(one.logits, two.logits)
+    assert len(one.auxiliary) == len(two.auxiliary) == 3
+
+
 @pytest.mark.parametrize("make", [SegmentationTask, LevelSetLossTask])
 def test_every_scale_is_supervised(make):
     task = make(3, network=partial(MultiScale, network=partial(DeepLabV2, encoder_name=TINY)))
