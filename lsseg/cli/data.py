@@ -54,6 +54,21 @@ DATA_SETS = {
         source="host.robots.ox.ac.uk/pascal/VOC/voc2012: the folder VOC2012 of VOCtrainval_11-May-2012.tar; for the "
         "10582 training images of trainaug also SBD (benchmark.tgz), unpacked into the folder sbd beside it",
     ),
+    "cityscapes": DataSet(
+        "Cityscapes",
+        "cityscapes",
+        {"leftImg8bit/train": 18, "leftImg8bit/val": 3, "gtFine/train": 18, "gtFine/val": 3},
+        "research use, registration needed; cite Cordts et al. 2016",
+        source="cityscapes-dataset.com: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (for coarse training "
+        "leftImg8bit_trainextra.zip and gtCoarse.zip, too)",
+    ),
+    "ade20k": DataSet(
+        "ADE20K",
+        "ADEChallengeData2016",
+        {"images/training": 20210, "images/validation": 2000, "annotations/training": 20210},
+        "research use; cite Zhou et al. 2017",
+        source="data.csail.mit.edu/places/ADEchallenge: ADEChallengeData2016.zip",
+    ),
     "pennfudan": DataSet(
         "PennFudan",
         "pennfudan",

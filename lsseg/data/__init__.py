@@ -1,6 +1,8 @@
 """Data sets: what reads a disk and knows class names and colours."""
 
+from lsseg.data.ade20k import ADE20K
 from lsseg.data.camvid import CamVid
+from lsseg.data.cityscapes import Cityscapes
 from lsseg.data.coco import CarParts, CocoInstances
 from lsseg.data.folder import FolderSegmentation
 from lsseg.data.instances import InstanceData, Instances, InstanceSource
@@ -12,10 +14,12 @@ from lsseg.data.synthetic import SyntheticInstances, SyntheticShapes
 from lsseg.data.voc import VOC2012
 
 __all__ = [
+    "ADE20K",
     "IGNORE_INDEX",
     "VOC2012",
     "CamVid",
     "CarParts",
+    "Cityscapes",
     "CocoInstances",
     "DataModule",
     "FilePairs",

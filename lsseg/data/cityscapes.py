@@ -1,0 +1,107 @@
+"""Cityscapes (Cordts 2016): street scenes, 19 classes, in the layout in which it is distributed."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lsseg.data.module import SegmentationData, Split
+from lsseg.data.root import existing_root, warn_of_count
+from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
+from lsseg.errors import InputError
+
+# Name, number in the files of the official annotation, colour; in the order of the official training labels.
+CLASSES = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+NUMBERS = 34  # of the official labels, 0..33; the licence plate has -1, which 8-bit files hold as 255
+COUNTS = {"train": 2975, "val": 500, "train_extra": 19998}
+
+
+class Cityscapes(SegmentationData):
+    """Cityscapes: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` beside ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
+
+    ``*_labelTrainIds.png``, which the official scripts write, will do as well. The test split is val (annotations of
+    the official test images are not public), and so is the validation split: test numbers are those of the last
+    weights, which nothing is selected by.
+
+    Args:
+        root: The folder that holds ``leftImg8bit``; null looks in ``$LSSEG_DATA/cityscapes``, then ``data/cityscapes``.
+        train_set: ``train`` (2975 images); ``trainval`` (3475; val is no test then); or with ``gtCoarse``
+            ``train_extra`` (19998) or ``train`` (2975), both coarse.
+        annotation: ``fine`` or ``coarse``, of the training split; val is always fine.
+        **options: See :class:`SegmentationData`.
+    """
+
+    class_names = tuple(name for name, _, _ in CLASSES)
+    palette = tuple(color for _, _, color in CLASSES)
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train_set: Literal["train", "trainval", "train_extra"] = "train",
+        annotation: Literal["fine", "coarse"] = "fine",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if train_set == "train_extra" and annotation == "fine":
+            raise InputError("data.train_set train_extra has coarse annotations only: set data.annotation coarse")
+        self.root, self.train_set, self.annotation = root, train_set, annotation
+
+    def source(self, split: Split) -> Source:
+        """The images of a split; raises ``InputError`` where folders or annotations are missing."""
+        root = existing_root(self.root, "cityscapes", "`lsseg data cityscapes` says how to get it")
+        if split != "train":
+            return LabelIds(_pairs(root, "val", "gtFine"))
+        kind = "gtFine" if self.annotation == "fine" else "gtCoarse"
+        parts = ("train", "val") if self.train_set == "trainval" else (self.train_set,)
+        return LabelIds([pair for part in parts for pair in _pairs(root, part, kind)])
+
+
+class LabelIds(FilePairs):
+    """Pairs whose masks hold the official numbers, or the training labels."""
+
+    def __init__(self, pairs: list[tuple[Path, Path]]) -> None:
+        trained = pairs[0][1].name.endswith("labelTrainIds.png")
+        known = {label: label if trained else number for label, (_, number, _) in enumerate(CLASSES)}
+        void = dict.fromkeys((255,) if trained else (*range(NUMBERS), 255), IGNORE_INDEX)
+        super().__init__(pairs, void | {value: label for label, value in known.items()})
+
+
+def _pairs(root: Path, split: str, kind: str) -> list[tuple[Path, Path]]:
+    """Image and annotation of a split, city by city; the annotation's folders are listed, no file is opened."""
+    images, truth = root / "leftImg8bit" / split, root / kind / split
+    for folder in (images, truth):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; `lsseg data cityscapes` says how to get it")
+    known = {path.relative_to(truth) for path in truth.glob("*/*.png")}
+    endings = ("labelIds", "labelTrainIds")
+    ending = next((e for e in endings if any(path.name.endswith(f"_{kind}_{e}.png") for path in known)), None)
+    if ending is None:
+        raise InputError(f"{truth} holds no annotation *_{kind}_labelIds.png")
+    pairs = []
+    for image in sorted(images.glob("*/*_leftImg8bit.png")):
+        wanted = Path(image.parent.name) / image.name.replace("_leftImg8bit", f"_{kind}_{ending}")
+        if wanted not in known:
+            raise InputError(f"{image} has no annotation: expected {truth / wanted}")
+        pairs.append((image, truth / wanted))
+    if not pairs:
+        raise InputError(f"{images} holds no image CITY/*_leftImg8bit.png")
+    warn_of_count(root, split, len(pairs), COUNTS[split])
+    return pairs

@@ -1,0 +1,92 @@
+"""Cityscapes and ADE20K in the layouts in which they are distributed."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsseg.data import ADE20K, Cityscapes
+from lsseg.errors import InputError
+
+FIXTURES = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute() / "fixtures"
+pytestmark = pytest.mark.filterwarnings("ignore:the .* split")
+
+
+def save(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, np.uint8)).save(path)
+
+
+def write_cityscapes(root, ending="labelIds"):
+    for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "frankfurt"), ("train_extra", "augsburg")):
+        kind = "gtCoarse" if split == "train_extra" else "gtFine"
+        name = f"{city}_000000_000019"
+        save(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", np.zeros((8, 50, 3)))
+        values = np.arange(50) if ending == "labelIds" else np.arange(50) % 19
+        values[34:] = 255 if ending == "labelIds" else 3
+        save(root / kind / split / city / f"{name}_{kind}_{ending}.png", np.tile(values, (8, 1)))
+        save(root / kind / split / city / f"{name}_{kind}_color.png", np.zeros((8, 50, 3)))
+    return root
+
+
+def test_official_numbers_become_training_labels(tmp_path, monkeypatch):
+    write_cityscapes(tmp_path / "cityscapes")
+    monkeypatch.setenv("LSSEG_DATA", str(tmp_path))
+    data = Cityscapes()
+    source = data.source("train")
+    assert [source.name(i) for i in range(len(source))] == [
+        "aachen_000000_000019_leftImg8bit",
+        "bochum_000000_000019_leftImg8bit",
+    ]
+    labels = source.read(0)[1][0]
+    expected = np.full(50, 255)
+    for label, number in enumerate((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)):
+        expected[number] = label
+    assert labels.tolist() == expected.tolist()
+    assert len(data.source("val")) == len(data.source("test")) == 1
+    assert len(Cityscapes(train_set="trainval").source("train")) == 3
+
+
+def test_coarse_annotations_and_training_labels_in_files(tmp_path):
+    root = write_cityscapes(tmp_path, "labelTrainIds")
+    coarse = Cityscapes(str(root), train_set="train_extra", annotation="coarse")
+    assert coarse.source("train").name(0).startswith("augsburg")
+    assert coarse.source("val").read(0)[1].max() == 18
+    with pytest.raises(InputError, match=r"has coarse annotations only: set data\.annotation coarse"):
+        Cityscapes(str(root), train_set="train_extra")
+
+
+def test_what_cityscapes_lacks_is_named(tmp_path):
+    root = write_cityscapes(tmp_path)
+    next((root / "gtFine" / "train" / "bochum").glob("*labelIds.png")).unlink()
+    with pytest.raises(InputError, match=r"bochum_.*_leftImg8bit\.png has no annotation: expected .*labelIds\.png"):
+        Cityscapes(str(root)).source("train")
+    next((root / "gtFine" / "val" / "frankfurt").glob("*labelIds.png")).unlink()
+    with pytest.raises(InputError, match=r"val holds no annotation \*_gtFine_labelIds\.png"):
+        Cityscapes(str(root)).source("val")
+    with pytest.raises(InputError, match=r"gtCoarse/train is not a folder; `lsseg data cityscapes`"):
+        Cityscapes(str(root), annotation="coarse").source("train")
+
+
+def test_ade20k_shifts_labels_and_zero_is_void(tmp_path):
+    for split in ("training", "validation"):
+        save(tmp_path / "images" / split / f"ADE_{split}_1.jpg", np.zeros((8, 151, 3)))
+        save(tmp_path / "annotations" / split / f"ADE_{split}_1.png", np.tile(np.arange(151), (8, 1)))
+    data = ADE20K(str(tmp_path))
+    assert data.num_classes == len(data.palette) == len(set(data.class_names)) == 150
+    assert data.source("train").read(0)[1][0].tolist() == [255, *range(150)]
+    assert data.source("test").name(0) == "ADE_validation_1"
+
+
+@pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files (LSSEG_DATA)")
+def test_real_files():
+    data = ADE20K(str(FIXTURES / "ADEChallengeData2016"))
+    _, labels = data.source("val").read(0)
+    names = {data.class_names[label] for label in np.unique(labels) if label != 255}
+    assert {"sky", "sea"} & names or {"wall", "floor"} & names or {"building", "tree"} & names
+    layout = FIXTURES / "synthetic_layouts" / "cityscapes_dataset" / "train_dataset"
+    city = Cityscapes(str(layout / "imgsFine"))
+    with pytest.raises(InputError, match="gtFine"):  # this copy keeps the annotations elsewhere
+        city.source("val")
