@@ -11,6 +11,7 @@ opaque custom operator; on a CPU object by object, so that its features stay in 
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from lsseg.functional import blocks
 from lsseg.functional.competition import refuse_second_derivative
 from lsseg.functional.curvature import curvature, curvature_adjoint
+from lsseg.functional.grid import FeatureGrid
 from lsseg.functional.heaviside import arctan_step
 
 Delta = Literal["printed", "derivative"]
@@ -35,13 +37,14 @@ def chan_vese_evolve(
     *,
     delta: Delta = "printed",
     eta: float = 0.03,
+    stride: int = 1,
 ) -> Tensor:
     """Evolve the level-set function of every object to a partition of its features (Homayounfar 2020, eq. 7-9).
 
     Args:
         phi: M×H×W, positive inside.
         features: M×D×H×W, or G×D×H×W where M is a multiple of G: then the first M/G objects share the first features,
-            and so on.
+            and so on. Of a stride s: M×D×⌈H/s⌉×⌈W/s⌉.
         lambda1: M; λ1, how much the inside should be of one kind.
         lambda2: M; λ2, how much the outside should.
         mu: M; μ, weight of the contour's length.
@@ -50,6 +53,8 @@ def chan_vese_evolve(
         delta: δ_ε(z) = ε² / π(ε² + z²) as ``printed`` in eq. 4, whose peak is 1/π whatever ε; or the ``derivative`` of
             the step function, ε / π(ε² + z²).
         eta: η > 0, in units of φ per pixel: gradients much smaller have no direction (see :func:`curvature`).
+        stride: s ≥ 1: a feature stands for s×s pixels; between them F is bilinear, as by ``interpolate``, but is not
+            formed: s² times less is read and held.
 
     Returns:
         M×H×W, float32 (float64 for float64 input). Differentiable once, by all tensors.
@@ -65,7 +70,7 @@ def chan_vese_evolve(
     >>> (evolved[0, 2] > 0).int().tolist()
     [1, 1, 1, 1, 0, 0]
     """
-    _check(phi, features, (lambda1, lambda2, mu), epsilon, dt, delta, eta)
+    _check(phi, features, (lambda1, lambda2, mu), epsilon, dt, delta, eta, stride)
     tensors = (phi, features, lambda1, lambda2, mu, epsilon, dt)
     dtype = torch.float32
     for tensor in tensors:
@@ -79,8 +84,8 @@ def chan_vese_evolve(
     numbers = torch.cat([torch.stack([lambda1, lambda2, mu], 1), epsilon, dt], 1)
     grouped = phi.reshape(*groups, *phi.shape[1:])
     with torch.autocast(phi.device.type, enabled=False):  # sums over 10⁴ pixels say little in half precision
-        evolved = _evolve(grouped, features.contiguous(), numbers.view(*groups, -1), delta == "printed", eta)[0]
-    return evolved.view(phi.shape)
+        made = _evolve(grouped, features.contiguous(), numbers.view(*groups, -1), delta == "printed", eta, stride)
+    return made[0].view(phi.shape)
 
 
 def _check(
@@ -91,12 +96,17 @@ def _check(
     dt: Tensor,
     delta: str,
     eta: float,
+    stride: int,
 ) -> None:
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, not {stride}")
     objects = len(phi) if phi.dim() else 0
     shared = features.dim() == 4 and (objects % len(features) == 0 if len(features) else objects == 0)
-    if phi.dim() != 3 or not shared or phi.shape[1:] != features.shape[2:] or 0 in features.shape[1:]:
+    cells = tuple(-(-side // stride) for side in phi.shape[1:])
+    if phi.dim() != 3 or not shared or cells != features.shape[2:] or 0 in features.shape[1:]:
+        of = f" of stride {stride}" if stride > 1 else ""
         raise ValueError(
-            "expected phi M×H×W and features M×D×H×W (or G×D×H×W, M a multiple of G), "
+            f"expected phi M×H×W and features M×D×H×W{of} (or G×D×H×W, M a multiple of G), "
             f"not {tuple(phi.shape)} and {tuple(features.shape)}"
         )
     for name, weight in zip(("lambda1", "lambda2", "mu"), weights, strict=True):
@@ -136,27 +146,20 @@ def _delta(phi: Tensor, epsilon: Tensor, printed: bool) -> tuple[Tensor, Tensor]
     return (epsilon * epsilon if printed else epsilon) / math.pi / reach, reach
 
 
-def _energy(features: Tensor) -> Tensor:
-    """‖F‖², b×1×P; elsewhere than in a CPU's cache without a second tensor of the features' size."""
-    if blocks.in_cache(features.device):
-        return features.square().sum(1, keepdim=True)
-    return torch.linalg.vector_norm(features, dim=1, keepdim=True).square_()
-
-
-def _force(sides: Tensor, features: Tensor, energy: Tensor, n: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
+def _force(sides: Tensor, features: FeatureGrid, energy: Tensor, n: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
     """λ2 ‖F - c2‖² - λ1 ‖F - c1‖², b×K×P, and c1 over c2, b×2K×D, and the sizes of both sides, b×2K×1.
 
     Args:
         sides: b×2K×P; H(φ) of the K objects, then 1 - H(φ).
-        features: b×D×P.
+        features: F.
         energy: ‖F‖², b×1×P.
         n: Hyperparameters.
     """
     sizes = sides.sum(2, keepdim=True)
-    means = torch.bmm(sides, features.mT) / sizes
+    means = features.drawn(sides) / sizes
     inside, outside = means.chunk(2, 1)
     constant = n.lambda2 * outside.square().sum(2, keepdim=True) - n.lambda1 * inside.square().sum(2, keepdim=True)
-    force = torch.baddbmm(constant, n.lambda1 * inside - n.lambda2 * outside, features, alpha=2)
+    force = features.times(n.lambda1 * inside - n.lambda2 * outside, constant, 2)
     return force.addcmul_(n.lambda2 - n.lambda1, energy), means, sizes
 
 
@@ -165,18 +168,24 @@ def _sides(phi: Tensor, epsilon: Tensor) -> Tensor:
     return torch.cat([arctan_step(phi, epsilon), arctan_step(-phi, epsilon)], 1)
 
 
+def _blocks(features: Tensor, phi: Tensor) -> Iterable[slice]:
+    """Groups whose features and planes stay in a CPU's cache; all at once elsewhere."""
+    return blocks.grouped(len(phi), max(features[0].numel(), 4 * phi[0].numel()), phi.device)
+
+
 @torch.library.custom_op("lsseg::chan_vese", mutates_args=())
 def _evolve(
-    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float
+    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float, stride: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All iterations.
 
     Args:
         phi: G×K×H×W.
-        features: G×D×H×W.
+        features: G×D×⌈H/s⌉×⌈W/s⌉.
         numbers: G×K×(3 + 2N): λ1, λ2, μ, ε_n, Δt_n.
         printed: Which δ.
         eta: η.
+        stride: s.
 
     Returns:
         φ after the last iteration; and for the backward pass φ before each, N×G×K×P, the means N×G×2K×D and the sizes
@@ -188,9 +197,10 @@ def _evolve(
     before = phi.new_empty(steps, groups, objects, pixels)
     means = phi.new_empty(steps, groups, 2 * objects, depth)
     sizes = phi.new_empty(steps, groups, 2 * objects, 1)
-    for part in blocks.grouped(groups, depth * pixels, phi.device):
-        x, f, n = phi[part].flatten(2), features[part].flatten(2), _split(numbers[part])
-        energy = _energy(f)
+    for part in _blocks(features, phi):
+        x, n = phi[part].flatten(2), _split(numbers[part])
+        f = FeatureGrid(features[part], (height, width), stride)
+        energy = f.energy()
         for step in range(steps):
             before[step, part] = x
             epsilon, dt = n.epsilon[..., step, None], n.dt[..., step, None]
@@ -204,7 +214,7 @@ def _evolve(
 
 @_evolve.register_fake
 def _(
-    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float
+    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float, stride: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (groups, objects, height, width), depth = phi.shape, features.shape[1]
     steps = (numbers.shape[2] - 3) // 2
@@ -226,14 +236,16 @@ def _evolve_backward(
     sizes: Tensor,
     printed: bool,
     eta: float,
+    stride: int,
     wants_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by φ, the features (empty where they are not wanted) and the numbers."""
     by_phi = torch.empty_like(by_out, memory_format=torch.contiguous_format)
     by_features = torch.empty_like(features) if wants_features else features.new_empty(0)
     by_numbers = torch.empty_like(numbers)
-    for part in blocks.grouped(len(features), features[0].numel(), features.device):
-        back = _Backward(features[part], _split(numbers[part]), by_out[part], printed, eta)
+    for part in _blocks(features, by_out):
+        grid = FeatureGrid(features[part], (by_out.shape[2], by_out.shape[3]), stride)
+        back = _Backward(grid, _split(numbers[part]), by_out[part], printed, eta)
         for step in reversed(range(len(before))):
             back.step(step, before[step, part], means[step, part], sizes[step, part])
         by_phi[part] = back.by_phi.view(by_phi[part].shape)
@@ -253,6 +265,7 @@ def _(
     sizes: Tensor,
     printed: bool,
     eta: float,
+    stride: int,
     wants_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     by_features = features.new_empty(features.shape if wants_features else (0,))
@@ -265,17 +278,17 @@ class _Backward:
     The gradient by F of all iterations is Σ left·right (thin matrices D×R and R×P) and ``along`` times F.
 
     Args:
-        features: b×D×H×W.
+        features: F.
         n: Hyperparameters.
         by_out: b×K×H×W, the gradient by φ after the last iteration.
         printed: Which δ.
         eta: η.
     """
 
-    def __init__(self, features: Tensor, n: _Numbers, by_out: Tensor, printed: bool, eta: float) -> None:
-        self.size, self.printed, self.eta = features.shape[2:], printed, eta
-        self.features, self.n = features.flatten(2), n
-        self.energy = _energy(self.features)
+    def __init__(self, features: FeatureGrid, n: _Numbers, by_out: Tensor, printed: bool, eta: float) -> None:
+        self.size, self.printed, self.eta = by_out.shape[2:], printed, eta
+        self.features, self.n = features, n
+        self.energy = features.energy()
         self.by_phi = by_out.flatten(2)
         self.by_weights: list[Tensor] = []
         self.by_steps: list[Tensor] = []
@@ -314,7 +327,8 @@ class _Backward:
         n = self.n
         inside, outside = means.chunk(2, 1)
         total = by_force.sum(2, keepdim=True)
-        drawn = torch.bmm(by_force, self.features.mT)  # Σ w F, b×K×D
+        gathered = self.features.gathered(by_force)
+        drawn = torch.bmm(gathered, self.features.flat.mT)  # Σ w F, b×K×D
         energy = torch.bmm(by_force, self.energy.mT)
         by_lambda = []
         for mean, sign in ((inside, -1), (outside, 1)):  # ± Σ w ‖F - c‖²
@@ -323,9 +337,9 @@ class _Backward:
         by_inside = 2 * n.lambda1 * (drawn - total * inside) / sizes.chunk(2, 1)[0]
         by_outside = -2 * n.lambda2 * (drawn - total * outside) / sizes.chunk(2, 1)[1]
         constant = (by_outside * outside - by_inside * inside).sum(2, keepdim=True)
-        by_side = torch.baddbmm(constant, by_inside - by_outside, self.features)
+        by_side = self.features.times(by_inside - by_outside, constant)
         self.left += [2 * (n.lambda1 * inside - n.lambda2 * outside), by_inside, by_outside]
-        self.right += [by_force, sides]
+        self.right += [gathered, self.features.gathered(sides)]
         self.along += torch.bmm(2 * (n.lambda2 - n.lambda1).mT, by_force)
         return by_side, torch.cat(by_lambda, 2)
 
@@ -341,14 +355,12 @@ class _Backward:
         return torch.cat([torch.stack(self.by_weights).sum(0), by_steps], 2)
 
     def write_by_features(self, out: Tensor) -> None:
-        """Into b×D×H×W."""
-        flat = out.flatten(2)
-        torch.mul(self.features, self.along, out=flat)
-        flat.baddbmm_(torch.cat(self.left, 1).mT, torch.cat(self.right, 1))
+        """Into b×D×⌈H/s⌉×⌈W/s⌉."""
+        self.features.write_gradient(self.along, torch.cat(self.left, 1).mT, torch.cat(self.right, 1), out)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, features, numbers, ctx.printed, ctx.eta = inputs
+    _, features, numbers, *ctx.options = inputs
     ctx.save_for_backward(features, numbers, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
@@ -356,8 +368,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, by_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[1]
     with torch.autocast(by_out.device.type, enabled=False):
-        by_phi, by_features, by_numbers = _evolve_backward(by_out, *ctx.saved_tensors, ctx.printed, ctx.eta, wanted)
-    return by_phi, by_features if wanted else None, by_numbers, None, None
+        by_phi, by_features, by_numbers = _evolve_backward(by_out, *ctx.saved_tensors, *ctx.options, wanted)
+    return by_phi, by_features if wanted else None, by_numbers, None, None, None
 
 
 _evolve.register_autograd(_differentiate, setup_context=_keep)

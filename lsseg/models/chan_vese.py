@@ -30,7 +30,7 @@ class Parts(NamedTuple):
         phi: φ⁰ of every class, B×C×H×W in (-1, 1).
         classes: B×K, which of them evolve.
         start: φ⁰ of those on the grid, (B·K)×h×w.
-        features: B×D×h×w.
+        features: B×D×h'×w', of the network's stride where that is the coarser one.
         numbers: Hyperparameters of the B·K objects.
     """
 
@@ -123,7 +123,7 @@ class ChanVeseNet(nn.Module):
         first = Step(parts.phi / TEMPERATURE)
         if not self.steps:
             return SegOutput(first.logits, (first,))
-        evolved = chan_vese_evolve(parts.start, parts.features, *parts.numbers, delta=self.delta, eta=self.eta)
+        evolved = self._evolved(parts.start, parts.features, parts.numbers)
         last = Step(self._refined(parts, evolved) / TEMPERATURE)
         return SegOutput(last.logits, (first, last))
 
@@ -138,8 +138,12 @@ class ChanVeseNet(nn.Module):
         """φ⁰ and φ after every iteration on the grid, N + 1 of (B·K)×h×w."""
         phi = [parts.start]
         for numbers in parts.numbers.by_step():
-            phi.append(chan_vese_evolve(phi[-1], parts.features, *numbers, delta=self.delta, eta=self.eta))
+            phi.append(self._evolved(phi[-1], parts.features, numbers))
         return phi
+
+    def _evolved(self, phi: Tensor, features: Tensor, numbers: Numbers) -> Tensor:
+        coarse = max(1, self.feature_stride // self.stride)
+        return chan_vese_evolve(phi, features, *numbers, delta=self.delta, eta=self.eta, stride=coarse)
 
     def parts(self, image: Tensor, present: Tensor | None = None) -> Parts:
         """φ⁰, features and hyperparameters; with N = 0 nothing but φ⁰ is worth looking at."""
@@ -158,7 +162,7 @@ class ChanVeseNet(nn.Module):
         numbers = self.hyperparameters(_pooled(decoded, start, coarse))
         features = self.feature_head(decoded)
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        return Parts(phi, classes, start.flatten(0, 1), enlarged(wide, coarse, start), numbers)
+        return Parts(phi, classes, start.flatten(0, 1), wide, numbers)
 
     def _likely(self, phi: Tensor, present: Tensor | None) -> Tensor:
         if self.max_classes == self.num_classes:

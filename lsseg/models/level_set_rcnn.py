@@ -51,7 +51,7 @@ class Masks(NamedTuple):
     Attributes:
         initial: φ⁰, n×R×R in (-1, 1); or the scores of a binary mask.
         final: φᴺ; the same where nothing evolves.
-        features: F of the evolution, n×D×R×R; not kept of detections.
+        features: F of the evolution, n×D×28×28 and bilinear in between; not kept of detections.
         numbers: Hyperparameters of each box; not kept of detections.
         velocity: DELSE's, n×2×R×R.
     """
@@ -202,7 +202,7 @@ class LevelSetRCNN(nn.Module):
             self.thin = nn.Conv2d(width, features, 1)
             self.pool_fine = BoxPooler(strides, 28)
         if evolution == "chan_vese":
-            self.feature_head = FeatureHead(features, features, resolution)
+            self.feature_head = FeatureHead(features, features)
         if evolution == "delse":
             self.edge_head = EdgeHead(features, resolution)
         self.hyperparameters: Hyperparameters | None = None
@@ -297,7 +297,7 @@ class LevelSetRCNN(nn.Module):
             return self._edge_masks(initial, start, fine, numbers)
         assert numbers is not None
         embedded = self.feature_head(fine)
-        final = chan_vese_evolve(start, embedded, *numbers, delta=self.delta, eta=self.eta)
+        final = self._evolved(start, embedded, numbers)
         return Masks(initial, final, embedded, numbers)
 
     def history(self, masks: Masks) -> list[Tensor]:
@@ -306,8 +306,12 @@ class LevelSetRCNN(nn.Module):
             return [masks.initial] if self.evolution == "none" else [masks.initial, masks.final]
         phi = [masks.initial]
         for numbers in masks.numbers.by_step():
-            phi.append(chan_vese_evolve(phi[-1], masks.features, *numbers, delta=self.delta, eta=self.eta))
+            phi.append(self._evolved(phi[-1], masks.features, numbers))
         return phi
+
+    def _evolved(self, phi: Tensor, features: Tensor, numbers: Numbers) -> Tensor:
+        stride = self.resolution // features.shape[-1]
+        return chan_vese_evolve(phi, features, *numbers, delta=self.delta, eta=self.eta, stride=stride)
 
     def _edge_masks(self, initial: Tensor, start: Tensor, fine: Tensor, numbers: Numbers | None) -> Masks:
         velocity, modulation = self.edge_head(fine)

@@ -48,7 +48,7 @@ class MaskHead(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """Features of the evolution: convolutions on 28×28, enlarged bilinearly to R×R; n×D×R×R.
+    """Features of the evolution: convolutions on 28×28; n×D×28×28, bilinear in between (and never enlarged).
 
     A box is pooled from the level of the pyramid on which it is 14 to 28 cells wide: nothing that the pyramid knows is
     lost; a transposed convolution in place of the interpolation leaves a checkerboard in F, and costs more.
@@ -56,12 +56,10 @@ class FeatureHead(nn.Module):
     Args:
         channels: Of the input.
         features: D.
-        resolution: R.
     """
 
-    def __init__(self, channels: int, features: int, resolution: int) -> None:
+    def __init__(self, channels: int, features: int) -> None:
         super().__init__()
-        self.resolution = resolution
         self.convolutions = nn.Sequential(convolution(channels, features), convolution(features, features))
         self.embed = nn.Conv2d(features, features, 1)
         _initialise(self)
@@ -69,7 +67,8 @@ class FeatureHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """From n×channels×28×28."""
-        return enlarged(self.embed(self.convolutions(pooled)), self.resolution)
+        embedded: Tensor = self.embed(self.convolutions(pooled))
+        return embedded
 
 
 class PooledHead(nn.Module):
@@ -101,7 +100,8 @@ class EdgeHead(nn.Module):
 
     def __init__(self, channels: int, resolution: int) -> None:
         super().__init__()
-        self.features = FeatureHead(channels, channels, resolution)
+        self.resolution = resolution
+        self.features = FeatureHead(channels, channels)
         self.velocity = nn.Conv2d(channels, 2, 1)
         self.modulation = nn.Conv2d(channels, 1, 1)
         for layer in (self.velocity, self.modulation):
@@ -110,9 +110,12 @@ class EdgeHead(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """V, n×2×R×R, and m in (0, 1), n×R×R, from n×channels×28×28."""
         x = self.features(pooled)
-        velocity = self.velocity(x).to(torch.promote_types(x.dtype, torch.float32))
+        # A layer of 1×1 and the interpolation may change places: three channels are enlarged instead of all.
+        raw = torch.cat([self.velocity(x), self.modulation(x)], 1).to(torch.promote_types(x.dtype, torch.float32))
+        planes = enlarged(raw, self.resolution)
+        velocity = planes[:, :2]
         unit = velocity / (velocity.square().sum(1, keepdim=True) + 1e-6).sqrt()
-        return unit, torch.sigmoid(self.modulation(x)[:, 0].to(unit.dtype))
+        return unit, torch.sigmoid(planes[:, 2])
 
 
 def convolution(inputs: int, outputs: int) -> nn.Sequential:
