@@ -4,6 +4,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +15,13 @@ from lsseg.errors import InputError
 
 CASES = {
     "ours": "ours",
+    "coarse": "ours, features of stride 4 (never enlarged)",
     "expanded": "squares expanded, autograd",
     "textbook": "textbook, autograd",
 }
+
+
+STRIDE = 4  # of the feature head of LevelSet R-CNN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +65,17 @@ def _pass(case: str, options: Any) -> Callable[[], None]:
     size = (options.size, options.size)
     coarse = torch.randn(objects, 1, 6, 6, generator=g)
     phi = torch.nn.functional.interpolate(coarse, size, mode="bicubic")[:, 0].clamp(-1, 1)
-    features = torch.randn(objects, options.features, *size, generator=g) / 4
+    cells = [-(-side // STRIDE) for side in size] if case == "coarse" else size
+    features = torch.randn(objects, options.features, *cells, generator=g) / 4
     numbers = [torch.ones(objects), torch.ones(objects), torch.full((objects,), 0.25)]
     numbers += [torch.ones(objects, steps), torch.ones(objects, steps)]
     inputs = [x.to(device).requires_grad_() for x in (phi, features, *numbers)]
-    evolve = {"ours": chan_vese_evolve, "expanded": _expanded, "textbook": _textbook}[case]
+    evolve: Callable[..., Any] = {
+        "ours": chan_vese_evolve,
+        "coarse": partial(chan_vese_evolve, stride=STRIDE),
+        "expanded": _expanded,
+        "textbook": _textbook,
+    }[case]
 
     def both() -> None:
         for x in inputs:
