@@ -70,12 +70,13 @@ def _pass(case: str, options: Any) -> Callable[[], None]:
     numbers = [torch.ones(objects), torch.ones(objects), torch.full((objects,), 0.25)]
     numbers += [torch.ones(objects, steps), torch.ones(objects, steps)]
     inputs = [x.to(device).requires_grad_() for x in (phi, features, *numbers)]
-    evolve: Callable[..., Any] = {
+    forms: dict[str, Callable[..., Any]] = {
         "ours": chan_vese_evolve,
         "coarse": partial(chan_vese_evolve, stride=STRIDE),
         "expanded": _expanded,
         "textbook": _textbook,
-    }[case]
+    }
+    evolve = forms[case]
 
     def both() -> None:
         for x in inputs:
