@@ -10,6 +10,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,10 @@ class LssegCLI(LightningCLI):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._new: Path | None = None  # the run's folder, where this command is the one to make it
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(self._leave_nothing_half_done)
             super().__init__(*args, **options)
-        except Exception:
-            self._leave_nothing_half_done()
-            raise
+            on_failure.pop_all()
 
     def _leave_nothing_half_done(self) -> None:
         """Remove the folder of a command that failed before it had any result."""

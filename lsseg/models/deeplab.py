@@ -3,6 +3,7 @@
 Legend: B images, C classes, H×W pixels. Both score at stride 8; the way back to the image's resolution is bilinear.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from lsseg.models.output import SegOutput
 STRIDE = 8
 
 
-class DeepLab(EncoderNet):
+class DeepLab(EncoderNet, ABC):
     """What both share: an encoder at stride 8, scores of its last map, and the image at several scales (MSC).
 
     Args:
@@ -37,9 +38,9 @@ class DeepLab(EncoderNet):
         """Scores of a B×3×H×W image with values in [0, 1]; of several scales those of each are auxiliary."""
         return at_scales(self._at_one, image, self.scales) if self.scales != (1.0,) else self._at_one(image)
 
+    @abstractmethod
     def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of the encoder's last map, and the features that they were read from."""
-        raise NotImplementedError
 
     def _at_one(self, image: Tensor) -> SegOutput:
         padded = self.prepare(image)
