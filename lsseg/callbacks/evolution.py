@@ -63,7 +63,7 @@ def _draw_contours(axis: Any, image: Array, thing: EvolvingObject) -> None:
         axis.plot([], [], color=color, label=f"$\\phi^{{{number}}}$")
     margin = 0.08 * max(right - left, bottom - top)
     axis.set(xlim=(left - margin, right + margin), ylim=(bottom + margin, top - margin))
-    axis.legend(fontsize=7, loc="upper right", framealpha=0.7)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.03, 1.0), borderaxespad=0)
     axis.set_axis_off()
     axis.set_title(thing.name, fontsize=9)
 
