@@ -1,6 +1,7 @@
 """The layers, and the files under experiments/."""
 
 import ast
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,13 @@ def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, re
         "fit", *configs, "--trainer.default_root_dir", tmp_path / "run", *FAST, "--test_after_fit=true"
     )
     assert status == 0, err
+
+
+def test_the_page_of_tables_is_what_its_script_writes():
+    spec = importlib.util.spec_from_file_location("overview", TOP / "experiments" / "overview.py")
+    overview = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(overview)
+    assert (TOP / "experiments" / "README.md").read_text() == overview.page()
 
 
 def test_configurations_of_one_data_set_differ_in_the_method_only():
