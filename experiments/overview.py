@@ -59,6 +59,16 @@ SCORES = {
     "af2": "AF2",
 }
 
+HEAD = """\
+# The papers' tables and figures
+
+Written by `python experiments/overview.py`. `lsseg ablate experiments/PAPER/SUITE` runs a suite at the paper's size on
+one GPU; behind it `--config experiments/PAPER/small.yaml` makes it fit two CPU cores. What was run here was run at that
+small size, on small data (Kim and Zhang: CamVid at 120×160, from random weights; Homayounfar: what the column names):
+compare the shape with the paper's, not the numbers. Percent, mean ± standard deviation over seeds.
+
+"""
+
 
 def main() -> None:
     """Write the page."""
@@ -67,15 +77,7 @@ def main() -> None:
 
 def page() -> str:
     """The page's text."""
-    lines = [
-        "# The papers' tables and figures",
-        "",
-        "Written by `python experiments/overview.py`. `lsseg ablate experiments/PAPER/SUITE` runs a suite at the paper's",
-        "size on one GPU; behind it `--config experiments/PAPER/small.yaml` makes it fit two CPU cores. What was run was",
-        "run at that small size, on small data (Kim and Zhang: CamVid at 120×160 from random weights; Homayounfar: as the",
-        "column says): compare the shape with the paper's, not the numbers. Percent, mean ± standard deviation over seeds.",
-        "",
-    ]
+    lines = HEAD.splitlines()
     for paper, title in PAPERS.items():
         lines += [f"## {title}", ""]
         for name, made_by in SHOWN[paper].items():
