@@ -75,7 +75,11 @@ def _draw_features(axis: Any, thing: EvolvingObject) -> None:
         axis.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title("final φ", fontsize=9)
     else:
-        axis.imshow(principal_components(thing.features.detach().float().cpu().numpy()), interpolation="nearest")
+        colors = principal_components(thing.features.detach().float().cpu().numpy())
+        # On a grid that may be coarser than φ's; the last cells of it may reach beyond.
+        bottom, right = (cells * -(-side // cells) for cells, side in zip(colors.shape, values.shape, strict=False))
+        axis.imshow(colors, extent=(-0.5, right - 0.5, bottom - 0.5, -0.5), interpolation="nearest")
+        axis.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(values.shape[0] - 0.5, -0.5))
         axis.set_title("features (three principal components), final contour", fontsize=9)
     if min(values.shape) > 1 and values.min() < 0 < values.max():
         axis.contour(values, levels=[0.0], colors="w", linewidths=1.2)

@@ -14,7 +14,7 @@ class EvolvingObject(NamedTuple):
         name: What to call it.
         box: Its part of the image: left, top, right, bottom edge in pixels.
         phi: φ⁰ and φ after every iteration, each R×S on a grid over the box.
-        features: F, D×R×S; None of an evolution that has none.
+        features: F, D×R×S, or on a coarser grid; None of an evolution that has none.
         numbers: Its hyperparameters, as for one object; None where they are set by hand.
     """
 
