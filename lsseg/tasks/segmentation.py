@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lsseg.errors import InputError
+from lsseg.functional.dense_crf import DenseCRF
 from lsseg.losses import CrossEntropyLoss
 from lsseg.metrics import BoundaryF1, Overlap, PerImage
 from lsseg.models import SegOutput, SmpNet, checked
@@ -40,6 +42,8 @@ class SegmentationTask(Task):
         new_layers: Factor of the learning rate for what is no part of an encoder; 10 where encoders are pretrained, in
             DeepLab and Zhang 2019.
         window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
+        crf: A dense CRF that ``test``, ``validate`` and ``predict`` put behind the network (not the validations during
+            training); null is none.
     """
 
     kind = "semantic"
@@ -58,6 +62,7 @@ class SegmentationTask(Task):
         poly_power: float = 0.9,
         new_layers: float = 1.0,
         window: int | None = None,
+        crf: DenseCRF | None = None,
     ) -> None:
         if num_classes < 2:
             raise InputError(f"num_classes must be at least 2, not {num_classes}")
@@ -67,6 +72,7 @@ class SegmentationTask(Task):
         super().__init__(num_classes, (network or partial(SmpNet))(num_classes), recipe)
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
         self.window = window
+        self.crf = crf
         self._refines = True
         self.val_loss = MeanMetric()
         self.val_scores = Scores(num_classes)
@@ -138,7 +144,13 @@ class SegmentationTask(Task):
 
     def infer(self, image: Tensor) -> Tensor:
         """Logits of whole images, through the sliding window where one is set and the image is larger."""
-        return self._in_windows(lambda part: self(part).logits, image)
+        logits = self._in_windows(lambda part: self(part).logits, image)
+        if self.crf is None or self.trainer.state.fn == "fit":
+            return logits
+        pixels = (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        probabilities = logits.float().softmax(1).cpu().numpy()
+        refined = [self.crf(p, rgb) for p, rgb in zip(probabilities, pixels, strict=True)]
+        return torch.from_numpy(np.stack(refined)).clamp_min(1e-8).log().to(logits.device)
 
     def evolution(self, image: Tensor) -> list[Tensor]:
         """Scores of whole images after every step of a network that refines its prediction; none of a plain one."""

@@ -150,6 +150,20 @@ def test_predict_writes_labels_overlays_and_phi(trained, lsseg, tmp_path):
         assert ((phi > 0) <= (np.asarray(labels) == 2)).all()  # P > ½ is the label
 
 
+def test_a_dense_crf_stands_behind_the_network_when_it_is_tested(trained, lsseg, tmp_path):
+    pytest.importorskip("pydensecrf", reason="needs the extra crf")
+    test = ("test", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt")
+    plain, refined = tmp_path / "plain", tmp_path / "refined"
+    assert lsseg(*test, "--trainer.default_root_dir", plain)[0] == 0
+    status, _, err = lsseg(*test, "--trainer.default_root_dir", refined, "--model.crf.iterations", 2)
+    assert status == 0, err
+    scores = [json.loads((folder / "test.json").read_text())["scores"]["accuracy"] for folder in (plain, refined)]
+    assert scores[0] != scores[1]
+    status, _, err = lsseg(*test, "--trainer.default_root_dir", tmp_path / "wrong", "--model.crf.iterations", 0)
+    assert status == 1
+    assert "iterations must be at least 1, not 0" in err
+
+
 def test_camvid_trains_and_reports_both_tests(camvid, lsseg, tmp_path):
     data = ("--data", "CamVid", "--data.root", camvid, "--data.crop_size", "[32,32]", "--data.batch_size", 2)
     run = ("--trainer.default_root_dir", tmp_path / "run", "--test_after_fit", "true")

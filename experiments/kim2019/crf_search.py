@@ -1,0 +1,59 @@
+"""Searches weight and widths of the dense CRF of a run on its validation split, as DeepLab does; writes the best.
+
+python experiments/kim2019/crf_search.py RUN [--out crf.yaml] [--images 50]
+
+RUN is a finished run of a network without CRF. What is written is a configuration to put behind others:
+lsseg test --config RUN/config.yaml --config crf.yaml --ckpt_path RUN/last.ckpt
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+GRID = {"appearance_weight": (3, 4, 6), "appearance_xy": (15, 49, 80), "appearance_rgb": (3, 5, 10)}
+
+
+def main() -> None:
+    """Try every point of the grid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("crf.yaml"))
+    parser.add_argument("--images", type=int, default=50, help="batches of the validation split to score (default: 50)")
+    options = parser.parse_args()
+    if not (options.run / "last.ckpt").is_file():
+        sys.exit(f"{options.run} is no finished run: it has no last.ckpt")
+    plain = miou(options.run, {}, options.images)
+    print(f"without: validation mIoU {100 * plain:.2f}")
+    best, chosen = -1.0, {}
+    for values in itertools.product(*GRID.values()):
+        point = dict(zip(GRID, values, strict=True))
+        score = miou(options.run, point, options.images)
+        print(f"{point}: {100 * score:.2f}")
+        if score > best:
+            best, chosen = score, point
+    head = f"# The best of {options.run} on validation: mIoU {100 * best:.2f}, without {100 * plain:.2f}.\n"
+    options.out.write_text(head + yaml.safe_dump({"model": {"init_args": {"crf": chosen}}}))
+    print(f"{options.out}: {chosen}")
+
+
+def miou(run: Path, crf: dict[str, int], batches: int) -> float:
+    """Validation mIoU of a run with a CRF behind it."""
+    command = [sys.executable, "-m", "lsseg", "validate", "--config", run / "config.yaml"]
+    command += ["--ckpt_path", run / "last.ckpt", f"--trainer.limit_val_batches={batches}", "--panels.images=0"]
+    with tempfile.TemporaryDirectory() as folder:
+        command += [f"--trainer.default_root_dir={folder}/validated", *(f"--model.crf.{k}={v}" for k, v in crf.items())]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr.strip())
+        rows = (Path(folder) / "validated" / "metrics.jsonl").read_text().splitlines()
+    return next(float(row["val/miou"]) for row in map(json.loads, reversed(rows)) if "val/miou" in row)
+
+
+if __name__ == "__main__":
+    main()

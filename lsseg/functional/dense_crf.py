@@ -1,0 +1,74 @@
+"""Fully connected CRF on the class probabilities (Krähenbühl 2011), the rival of the level-set loss in Kim 2019.
+
+Legend: C classes, H×W pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lsseg.errors import InputError, require
+
+
+@dataclass(frozen=True)
+class DenseCRF:
+    """Mean-field inference in a CRF in which every pair of pixels with different labels pays for being alike.
+
+    The two kernels are exp(-|Δxy|²/2σ² - |Δrgb|²/2σ'²) (appearance) and exp(-|Δxy|²/2σ²) (smoothness); their sums are
+    approximate (the permutohedral lattice of the package pydensecrf2).
+
+    Args:
+        iterations: Of mean field; 10 or 5 in Kim 2019, table 4.
+        appearance_weight: Of the first kernel; DeepLab searches 3 to 6, on validation images.
+        appearance_xy: Its σ in pixels; DeepLab searches 30 to 100.
+        appearance_rgb: Its σ' in levels of 0..255; DeepLab searches 3 to 6.
+        smoothness_weight: Of the second kernel; 3 in DeepLab.
+        smoothness_xy: Its σ in pixels; 3 in DeepLab.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    iterations: int = 10
+    appearance_weight: float = 4.0
+    appearance_xy: float = 49.0
+    appearance_rgb: float = 5.0
+    smoothness_weight: float = 3.0
+    smoothness_xy: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require(self.iterations >= 1, "model.crf.iterations", self.iterations, "must be at least 1")
+        for key in ("appearance_weight", "smoothness_weight"):
+            require(getattr(self, key) >= 0, f"model.crf.{key}", getattr(self, key), "must not be negative")
+        for key in ("appearance_xy", "appearance_rgb", "smoothness_xy"):
+            require(getattr(self, key) > 0, f"model.crf.{key}", getattr(self, key), "must be positive")
+
+    def __call__(
+        self, probabilities: npt.NDArray[np.floating], image: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.float32]:
+        """Probabilities after inference, C×H×W.
+
+        Args:
+            probabilities: C×H×W, of the network.
+            image: H×W×3, RGB.
+
+        Raises:
+            InputError: If the package is not installed.
+        """
+        try:
+            from pydensecrf.densecrf import DenseCRF2D
+        except ImportError as error:
+            raise InputError("model.crf needs the package pydensecrf2: pip install 'lsseg[crf]'") from error
+        classes, height, width = probabilities.shape
+        crf = DenseCRF2D(width, height, classes)
+        unary = -np.log(np.clip(probabilities, 1e-8, 1)).astype(np.float32)
+        crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(classes, -1)))
+        crf.addPairwiseGaussian(sxy=self.smoothness_xy, compat=self.smoothness_weight)
+        colors = np.ascontiguousarray(image)
+        crf.addPairwiseBilateral(
+            sxy=self.appearance_xy, srgb=self.appearance_rgb, rgbim=colors, compat=self.appearance_weight
+        )
+        refined: npt.NDArray[np.float32] = np.array(crf.inference(self.iterations), np.float32)
+        return refined.reshape(classes, height, width)
