@@ -144,7 +144,9 @@ class LssegCLI(LightningCLI):
         """Remove the folder of a command that failed before it had any result."""
         if self._new is None or not self._new.is_dir() or rank_zero_only.rank:
             return
-        made = [path for path in self._new.rglob("*") if path.is_file() and "wandb" not in path.parts]
+        # Below the folder only: its own path may well hold a folder of that name.
+        inside = [path.relative_to(self._new) for path in self._new.rglob("*") if path.is_file()]
+        made = [path for path in inside if path.parts[0] != "wandb"]
         if all(path.name in ("config.yaml", "environment.json") for path in made):
             shutil.rmtree(self._new, ignore_errors=True)
 

@@ -75,6 +75,12 @@ def test_nonfinite_loss_names_the_step(refused, tmp_path):
     assert said.startswith("step 1: ")
 
 
+def test_a_training_that_breaks_down_keeps_its_log_wherever_it_is(refused, tmp_path):
+    run = tmp_path / "wandb" / "run"
+    refused("fit", "--config", TINY, "--trainer.default_root_dir", run, "--model.lr", 1e30)
+    assert (run / "metrics.jsonl").is_file()
+
+
 def test_configuration_files(refused, tmp_path):
     assert "nope.yaml" in refused("fit", "--config", "nope.yaml")
     broken = tmp_path / "broken.yaml"
