@@ -57,7 +57,8 @@ class TestResults(pl.Callback):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        source = trainer.datamodule.source("test")
+        split = trainer.datamodule.test_split
+        source = trainer.datamodule.source(split)
         names = np.array([source.name(int(i)) for i in counts["index"]])
         classes = np.array(trainer.datamodule.class_names)
         np.savez_compressed(folder / "test_images.npz", names=names, classes=classes, **counts)
@@ -76,6 +77,7 @@ class TestResults(pl.Callback):
             "test_seconds_per_image": self.seconds / self.images,
             "parameters": sum(p.numel() for p in pl_module.network.parameters()),
             "step": max(trainer.global_step, pl_module.trained_steps),
+            "test_split": split,
             "test_images": len(names),
             "classes": classes.tolist(),
             "device": _device(pl_module.device),
@@ -84,7 +86,7 @@ class TestResults(pl.Callback):
         console = Console()
         tables = {"semantic": _table, "instances": _instance_table}
         console.print(tables[pl_module.kind](scores, classes.tolist()))
-        console.print(f"{len(names)} test images; everything is in {folder}", highlight=False, soft_wrap=True)
+        console.print(f"{len(names)} {split} images; everything is in {folder}", highlight=False, soft_wrap=True)
 
 
 def _table(scores: dict[str, float], classes: list[str]) -> Table:

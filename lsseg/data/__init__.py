@@ -8,6 +8,7 @@ from lsseg.data.folder import FolderSegmentation
 from lsseg.data.instances import InstanceData, Instances, InstanceSource
 from lsseg.data.module import DataModule, SegmentationData
 from lsseg.data.nuclei import NucleiDSB2018
+from lsseg.data.object_classes import ObjectClasses
 from lsseg.data.pennfudan import PennFudan
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
 from lsseg.data.synthetic import SyntheticInstances, SyntheticShapes
@@ -28,6 +29,7 @@ __all__ = [
     "InstanceSource",
     "Instances",
     "NucleiDSB2018",
+    "ObjectClasses",
     "PennFudan",
     "SegmentationData",
     "Source",

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from lsseg.data.loading import derived_seed, global_seed
-from lsseg.data.module import DataModule, Split
+from lsseg.data.module import DataModule, Split, TestSplit
 from lsseg.data.source import list_images, read_image, read_mask
 from lsseg.data.transforms import Pair, instance_eval_transform, instance_train_transform
 from lsseg.errors import InputError
@@ -227,6 +227,7 @@ class InstanceData(DataModule[InstanceSource]):
         flip: Mirror half of the training images.
         photometric: Strength of the colour jitter in training, 0 to 1.
         images: For ``predict``: a folder of images, or one image.
+        test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
 
     kind = "instances"
@@ -243,8 +244,9 @@ class InstanceData(DataModule[InstanceSource]):
         flip: bool = True,
         photometric: float = 0.0,
         images: str | None = None,
+        test_split: TestSplit = "test",
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, images)
+        super().__init__(batch_size, eval_batch_size, num_workers, images, test_split)
         sides = (short_side, short_side) if isinstance(short_side, int) else short_side
         if sides is not None and not 1 <= sides[0] <= sides[1]:
             raise InputError(f"data.short_side must be a length, or the least and the largest, not {short_side}")

@@ -15,6 +15,7 @@ from lsseg.data.transforms import Pair, eval_transform, train_transform
 from lsseg.errors import InputError
 
 Split = Literal["train", "val", "test"]
+TestSplit = Literal["val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Color = tuple[int, int, int]
 Kind = Literal["semantic", "instances"]
@@ -41,13 +42,16 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         eval_batch_size: Images per validation and test step.
         num_workers: Loader processes.
         images: For ``predict``: a folder of images, or one image.
+        test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
 
     kind: ClassVar[Kind]
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
 
-    def __init__(self, batch_size: int, eval_batch_size: int, num_workers: int, images: str | None) -> None:
+    def __init__(
+        self, batch_size: int, eval_batch_size: int, num_workers: int, images: str | None, test_split: TestSplit
+    ) -> None:
         super().__init__()
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
@@ -58,6 +62,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.images = images
+        self.test_split: TestSplit = test_split
 
     @property
     def num_classes(self) -> int:
@@ -110,8 +115,8 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test split, in order, nothing random."""
-        return self._eval_loader("test")
+        """What ``test`` looks at, in order, nothing random."""
+        return self._eval_loader(self.test_split)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The images of ``data.images``, one at a time."""
@@ -130,7 +135,8 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
     def setup(self, stage: str) -> None:
         """Check the splits that the stage needs."""
-        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        needed["test"] = (self.test_split,)
         self.check(*needed.get(stage, ()))
 
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
@@ -171,6 +177,7 @@ class SegmentationData(DataModule[Source]):
         flip: Mirror half of the training images.
         photometric: Strength of the colour jitter in training, 0 to 1.
         images: For ``predict``: a folder of images, or one image.
+        test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
 
     kind = "semantic"
@@ -187,8 +194,9 @@ class SegmentationData(DataModule[Source]):
         flip: bool = True,
         photometric: float = 0.25,
         images: str | None = None,
+        test_split: TestSplit = "test",
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, images)
+        super().__init__(batch_size, eval_batch_size, num_workers, images, test_split)
         for key, size in (("resize", resize), ("crop_size", crop_size)):
             if size is not None and min(size) < 1:
                 raise InputError(f"data.{key} must be two positive numbers (height, width), not {list(size)}")

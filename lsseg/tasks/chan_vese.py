@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lsseg.errors import InputError
 from lsseg.functional import regions, signed_distance
-from lsseg.losses import TSDFLoss
+from lsseg.losses import LevelSetLoss, TSDFLoss
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
 from lsseg.models.hyperparameters import Numbers
@@ -30,6 +30,7 @@ class ChanVeseTask(SegmentationTask):
         initial_weight: w0; 1 in the paper (Cityscapes).
         final_weight: wN; 5 in the paper (Cityscapes).
         truncation: τ in cells of the evolution's grid; 14 in this project's reading of the paper.
+        level_set_weight: λ of the level-set energy (Kim 2019) on the classes that φᴺ says; 0 is Homayounfar's method.
         **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
     """
 
@@ -44,9 +45,11 @@ class ChanVeseTask(SegmentationTask):
         initial_weight: float = 1.0,
         final_weight: float = 5.0,
         truncation: float = 14.0,
+        level_set_weight: float = 0.0,
         **options: Any,
     ) -> None:
-        for key, value in (("initial_weight", initial_weight), ("final_weight", final_weight)):
+        weights = {"initial_weight": initial_weight, "final_weight": final_weight, "level_set_weight": level_set_weight}
+        for key, value in weights.items():
             if not 0 <= value < float("inf"):
                 raise InputError(f"model.{key} must not be negative, not {value}")
         if not 0 < truncation < float("inf"):
@@ -55,6 +58,7 @@ class ChanVeseTask(SegmentationTask):
         if not isinstance(self.network, ChanVeseNet):
             raise InputError(f"model.network must be ChanVeseNet, not {type(self.network).__name__}")
         self.initial_weight, self.final_weight, self.truncation = initial_weight, final_weight, truncation
+        self.level_set_weight, self.level_set_loss = level_set_weight, LevelSetLoss()
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]; where the truth is known its classes evolve in any case."""
@@ -66,17 +70,23 @@ class ChanVeseTask(SegmentationTask):
         return self(batch["image"], batch["mask"])
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """``initial`` and ``final`` (unweighted; the latter alone where there are no steps) and their sum ``loss``."""
+        """``initial`` (where there are steps), ``final``, ``level_set`` (where it counts) and ``loss``, their sum.
+
+        Only ``loss`` is weighted.
+        """
         valid = (target != IGNORE_INDEX)[:, None]
         mask = regions(target, self.num_classes)
         reach = self.truncation * self.network.stride
         phi = signed_distance(mask, reach).div_(reach).to(output.logits.dtype)
-        final = self.criterion(self.phi(output.logits), phi, mask, valid)
-        if len(output.steps) < 2:
-            return {"loss": self.final_weight * final, "final": final}
-        initial = self.criterion(self.phi(output.steps[0].logits), phi, mask, valid)
-        loss = self.initial_weight * initial + self.final_weight * final
-        return {"loss": loss, "initial": initial, "final": final}
+        terms = {"final": self.criterion(self.phi(output.logits), phi, mask, valid)}
+        loss = self.final_weight * terms["final"]
+        if len(output.steps) >= 2:
+            terms["initial"] = self.criterion(self.phi(output.steps[0].logits), phi, mask, valid)
+            loss = loss + self.initial_weight * terms["initial"]
+        if self.level_set_weight:
+            terms["level_set"] = self.level_set_loss(output.logits, target)
+            loss = loss + self.level_set_weight * terms["level_set"]
+        return {"loss": loss, **terms}
 
     def phi(self, logits: Tensor) -> Tensor:
         """The evolved level-set functions, B×C×H×W."""

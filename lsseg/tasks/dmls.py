@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lsseg.data.frequencies import class_frequencies, median_frequency_weights
 from lsseg.errors import InputError
 from lsseg.files import write_json
-from lsseg.losses import WeightedCrossEntropy
+from lsseg.losses import LevelSetLoss, WeightedCrossEntropy
 from lsseg.models import DMLS, SegOutput
-from lsseg.tasks.segmentation import SegmentationTask
+from lsseg.tasks.segmentation import SegmentationTask, sum_of
 
 
 class DMLSTask(SegmentationTask):
@@ -30,6 +30,7 @@ class DMLSTask(SegmentationTask):
             cross-entropy.
         deep_supervision: Whether every step is supervised, or only the final prediction.
         step_weights: α_k; null is 1 for every step.
+        level_set_weight: λ of the level-set energy (Kim 2019) on whatever the cross-entropy is of; 0 is Zhang's method.
         **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
     """
 
@@ -43,10 +44,13 @@ class DMLSTask(SegmentationTask):
         boundary_weight: float = 1.0,
         deep_supervision: bool = True,
         step_weights: list[float] | None = None,
+        level_set_weight: float = 0.0,
         **options: Any,
     ) -> None:
         if not 0 <= boundary_weight < math.inf:
             raise InputError(f"model.boundary_weight must not be negative, not {boundary_weight}")
+        if not 0 <= level_set_weight < math.inf:
+            raise InputError(f"model.level_set_weight must not be negative, not {level_set_weight}")
         if isinstance(class_weights, list):
             _check_weights("class_weights", class_weights, num_classes)
         self._counts_classes = class_weights == "median_frequency"
@@ -61,6 +65,7 @@ class DMLSTask(SegmentationTask):
             raise InputError("model.step_weights needs model.deep_supervision")
         self.deep_supervision = deep_supervision
         self.step_weights = step_weights or [1.0] * steps
+        self.level_set_weight, self.level_set_loss = level_set_weight, LevelSetLoss()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint brings its class weights along."""
@@ -79,11 +84,11 @@ class DMLSTask(SegmentationTask):
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
         """``step1`` … ``stepK`` (each the sum over its two predictions) and their weighted sum ``loss``."""
         if not output.steps or not self.deep_supervision:
-            return super().losses(output, target)
+            supervised = (output.logits, *output.auxiliary)
+            return {"loss": sum_of(self._loss_of(scores, target) for scores in supervised)}
         terms: dict[str, Tensor] = {}
         for number, step in enumerate(output.steps, start=1):
-            scores = [part for part in step if part is not None]
-            terms[f"step{number}"] = torch.stack([self.criterion(part, target) for part in scores]).sum()
+            terms[f"step{number}"] = sum_of(self._loss_of(scores, target) for scores in step if scores is not None)
         weighted = [weight * term for weight, term in zip(self.step_weights, terms.values(), strict=True)]
         return {"loss": torch.stack(weighted).sum(), **terms}
 
@@ -94,6 +99,10 @@ class DMLSTask(SegmentationTask):
         phi = logits.float() * self.network.level_set.temperature.detach()
         two = phi.topk(2, 1).values
         return phi - torch.where(phi == two[:, :1], two[:, 1:], two[:, :1])
+
+    def _loss_of(self, scores: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = self.criterion(scores, target)
+        return loss + self.level_set_weight * self.level_set_loss(scores, target) if self.level_set_weight else loss
 
     def _count(self) -> list[float]:
         data = self.trainer.datamodule

@@ -1,0 +1,178 @@
+"""Plans the comparison of all methods, stage by stage; each stage is a suite for `lsseg ablate`.
+
+python experiments/compare/plan.py rates camvid [--small]                        → camvid[-small]-rates.yaml
+python experiments/compare/plan.py updates runs/compare-camvid[-small]-rates     → camvid[-small]-updates.yaml
+python experiments/compare/plan.py time runs/compare-camvid[-small]-updates      → camvid[-small]-time.yaml
+
+1. rates: every method with every learning rate of one grid, scored on the validation split, with a seed of its own.
+2. updates: every method at its best rate, five seeds, equal numbers of updates, scored on the test split.
+3. time: the same, with as many updates as fit into the training time of cross-entropy, measured in stage 2.
+
+`camvid` or `car_parts` (as semantic classes); two encoders. --small fits two CPU cores.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+SEEDS = [0, 1, 2, 3, 4]
+SEED_OF_RATES = 100  # none of those that are compared
+LEVEL_SET_WEIGHT = 0.67  # of Kim 2019, for all methods; see LevelSetLoss
+BASELINE = "cross_entropy"
+Settings = dict[str, Any]
+# Label, task and, where it is not the plain one, what wraps the network.
+METHODS: dict[str, tuple[str, Settings, str]] = {
+    BASELINE: ("cross-entropy", {"model": "SegmentationTask"}, ""),
+    "level_set": ("+ level set", {"model": "LevelSetLossTask", "model.level_set_weight": LEVEL_SET_WEIGHT}, ""),
+    "dmls": ("DMLS", {"model": "DMLSTask"}, "DMLS"),
+    "dmls_level_set": (
+        "DMLS + level set",
+        {"model": "DMLSTask", "model.level_set_weight": LEVEL_SET_WEIGHT},
+        "DMLS",
+    ),
+    "chan_vese": ("Chan–Vese head", {"model": "ChanVeseTask"}, "ChanVeseNet"),
+    "chan_vese_level_set": (
+        "Chan–Vese head + level set",
+        {"model": "ChanVeseTask", "model.level_set_weight": LEVEL_SET_WEIGHT},
+        "ChanVeseNet",
+    ),
+}
+DATA: dict[str, Settings] = {
+    "camvid": {},
+    "car_parts": {
+        "data": "ObjectClasses",
+        "data.objects": "CarParts",
+        "data.flip": False,  # a mirrored left door is a right one
+    },
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "": {
+        "rates": [1e-4, 3e-4, 1e-3],
+        "encoders": {"resnet50": "ResNet-50", "mit_b2": "MiT-B2"},
+        "network": {"encoder_weights": "imagenet"},
+        "wrapped": {"DMLS": {"steps": 4}, "ChanVeseNet": {"stride": 2, "features": 64}},
+        "car_parts": {"data.crop_size": [448, 448]},
+    },
+    "small": {
+        "rates": [7e-4, 2e-3, 6e-3],
+        "encoders": {"tu-test_resnet.r160_in1k": "tiny ResNet", "tu-test_efficientnet.r160_in1k": "tiny EfficientNet"},
+        "network": {"encoder_weights": None, "decoder": {"decoder_channels": [96, 64, 32, 16, 16]}},
+        "wrapped": {"DMLS": {"steps": 2}, "ChanVeseNet": {"stride": 2, "features": 32}},
+        "car_parts": {"data.resize": [112, 112], "data.crop_size": [96, 96]},
+    },
+}
+
+
+def main() -> None:
+    """Write the suite of a stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["rates", "updates", "time"])
+    parser.add_argument("what", help="rates: camvid or car_parts; else the folder of the stage before")
+    parser.add_argument("--small", action="store_true", help="rates: for two CPU cores")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder to write into (default: beside this file)")
+    options = parser.parse_args()
+    if options.stage == "rates":
+        if options.what not in DATA:
+            sys.exit(f"{options.what!r} is none of {', '.join(DATA)}")
+        name = f"{options.what}-small" if options.small else options.what
+        suite = rates(name)
+    else:
+        before = {"updates": "rates", "time": "updates"}[options.stage]
+        name = Path(options.what).resolve().name.removeprefix("compare-").removesuffix(f"-{before}")
+        found = HERE / f"{name}-{before}.yaml"
+        if not found.is_file():
+            sys.exit(f"{options.what} is no folder of compare-…-{before}: there is no {found}")
+        results = read_results(Path(options.what))
+        suite = {"updates": updates, "time": equal_time}[options.stage](yaml.safe_load(found.read_text()), results)
+    path = options.out / f"{name}-{options.stage}.yaml"
+    head = f"# {HEADS[options.stage]}\n# Written by plan.py. lsseg ablate experiments/compare/{path.name}\n"
+    suite = {"name": f"compare-{name}-{options.stage}", **suite}
+    path.write_text(head + yaml.safe_dump(suite, sort_keys=False, allow_unicode=True, width=110))
+    print(path)
+
+
+HEADS = {
+    "rates": "All methods with every rate of one grid, on the validation split.",
+    "updates": "All methods at equal numbers of updates, each at its best rate of the grid.",
+    "time": "All methods at equal training time: the updates that fit into that of cross-entropy.",
+}
+
+
+def rates(name: str) -> dict[str, Any]:
+    """Every method and encoder, with the grid of rates."""
+    data, _, size = name.partition("-")
+    sizes = SIZES[size]
+    return {
+        "base": ["base.yaml", *([f"{size}.yaml"] if size else [])],
+        "set": {**DATA[data], **(sizes[data] if DATA[data] else {}), "data.test_split": "val"},
+        "seeds": [SEED_OF_RATES],
+        "variants": [
+            variant(encoder, shown, method, sizes) for encoder, shown in sizes["encoders"].items() for method in METHODS
+        ],
+        "grid": {"model.lr": sizes["rates"]},
+    }
+
+
+def variant(encoder: str, shown: str, method: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """One method on one encoder."""
+    label, task, wrapper = METHODS[method]
+    settings, place = dict(task), "model.network"
+    if wrapper:
+        settings[place] = wrapper
+        settings |= {f"{place}.{key}": value for key, value in sizes["wrapped"][wrapper].items()}
+        place += ".network"
+    settings |= {place: "SmpNet", f"{place}.architecture": "unet", f"{place}.encoder_name": encoder}
+    settings |= {f"{place}.{key}": value for key, value in sizes["network"].items()}
+    short = encoder.removeprefix("tu-test_").partition(".")[0]
+    return {
+        "name": f"{short}-{method}",
+        "label": f"{shown}, {label}",
+        "set": settings,
+        "baseline": f"{short}-{BASELINE}",
+    }
+
+
+def updates(before: dict[str, Any], results: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Every method at the rate with the best validation mIoU."""
+    grid = before.pop("grid")["model.lr"]
+    for row in before["variants"]:
+        scores = {rate: float(results[f"{row['name']},lr={rate}"]["miou"]) for rate in grid}
+        best = max(scores, key=lambda rate: scores[rate])
+        edge = "  (at the edge of the grid)" if best in (grid[0], grid[-1]) else ""
+        print(f"{row['name']}: {', '.join(f'{r}: {s:.2f}' for r, s in scores.items())} → {best}{edge}")
+        row["set"]["model.lr"] = best
+    del before["set"]["data.test_split"]
+    return {**before, "seeds": SEEDS}
+
+
+def equal_time(before: dict[str, Any], results: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Every method with the updates that fit into the training time of the baseline on its encoder."""
+    steps = yaml.safe_load((HERE / before["base"][-1]).read_text())["trainer"]["max_steps"]
+    for row in before["variants"]:
+        own, base = (float(results[name]["train_seconds_per_image"]) for name in (row["name"], row["baseline"]))
+        count = max(1, round(steps * base / own))
+        print(f"{row['name']}: {own / base:.2f} times the time of an update, {count} updates")
+        row["set"] |= {"trainer.max_steps": count, "trainer.val_check_interval": count}
+    return before
+
+
+def read_results(folder: Path) -> dict[str, dict[str, str]]:
+    """The rows of a suite's table by variant; all runs must be there."""
+    path = folder / "results.csv"
+    if not path.is_file():
+        sys.exit(f"{path} is missing: run the stage before this one first")
+    with path.open() as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    missing = [name for name, row in rows.items() if not row["miou"]]
+    if missing:
+        sys.exit(f"{path}: {', '.join(missing)} not run yet: go on with `lsseg ablate`")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Any instance data set as a semantic one: every pixel has the class of the object that lies there."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lsseg.data.instances import InstanceData, Instances, InstanceSource
+from lsseg.data.module import SegmentationData, Split
+from lsseg.data.source import Source
+
+
+class ObjectClasses(SegmentationData):
+    """``background`` and the classes of an instance data set, whose splits it has.
+
+    Where objects overlap the smaller one counts. A crowd, whose objects are not told apart, is of its class.
+
+    Args:
+        objects: The instance data set; what it says of sizes, crops and batches is not used.
+        **options: See :class:`SegmentationData`.
+    """
+
+    def __init__(self, objects: InstanceData, **options: Any) -> None:
+        super().__init__(**options)
+        self.objects = objects
+        self.class_names = ("background", *objects.class_names)
+        self.palette = ((0, 0, 0), *objects.palette)
+
+    def source(self, split: Split) -> Source:
+        """The images of a split; raises what the instance data set raises."""
+        return ObjectLabels(self.objects.source(split))
+
+
+class ObjectLabels:
+    """Label maps of an instance source.
+
+    Args:
+        source: Images and their objects.
+    """
+
+    def __init__(self, source: InstanceSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """As the instance source calls the image."""
+        return self.source.name(index)
+
+    def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
+        """Decode one image and paint its objects."""
+        image, found = self.source.read(index)
+        return image, label_map(found)
+
+
+def label_map(found: Instances) -> npt.NDArray[np.integer]:
+    """H×W labels: 0 where nothing is, 1 + the object's label where one is, the smallest where several are."""
+    count = len(found.labels)
+    labels = np.zeros(found.layers.shape[1:], np.int64)
+    if not count:
+        return labels
+    # Layer by layer each pixel has one object; between layers the smaller one wins.
+    size = np.array([2**62, *(0,) * count])
+    for layer in found.layers:
+        size[1:] += np.bincount(layer.ravel(), minlength=count + 1)[1:]
+    smallest = np.take_along_axis(found.layers, size[found.layers].argmin(0)[None], 0)[0]
+    return np.append(-1, found.labels)[smallest] + 1
