@@ -2,6 +2,7 @@
 
 from lsseg.callbacks.checkpoints import WholeCheckpoints
 from lsseg.callbacks.jsonl import JsonlLogger
+from lsseg.callbacks.official import OfficialScores
 from lsseg.callbacks.panels import Panels
 from lsseg.callbacks.predictions import SavePredictions
 from lsseg.callbacks.progress import PlainProgress, progress_bar
@@ -12,6 +13,7 @@ from lsseg.callbacks.wandb import WandbRun
 
 __all__ = [
     "JsonlLogger",
+    "OfficialScores",
     "Panels",
     "PlainProgress",
     "SavePredictions",

@@ -13,6 +13,7 @@ from PIL import Image
 from lsseg.callbacks.drawing import overlay, steps_panel
 from lsseg.callbacks.evolution import evolution_panel
 from lsseg.callbacks.instances import draw_objects, object_map, object_records
+from lsseg.callbacks.server_files import save_server_labels, save_server_objects
 from lsseg.data.source import read_image
 from lsseg.errors import InputError
 from lsseg.files import write_json
@@ -36,6 +37,8 @@ class SavePredictions(pl.Callback):
             evolution also ``NAME_evolution.png``: contours by iteration, features, hyperparameters.
         contours: Of instances: add the contours to ``NAME.json``, to a fraction of a pixel, by marching squares on φ.
         score: Of instances: least score of an object that is written.
+        submission: Write the files that the data set's server takes and nothing else (Cityscapes, CityscapesInstances,
+            ADE20K), of instances whatever their score.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class SavePredictions(pl.Callback):
         steps: bool = False,
         contours: bool = False,
         score: float = 0.5,
+        submission: bool = False,
     ) -> None:
         if not 0 <= score <= 1:
             raise InputError(f"predictions.score must lie in 0..1, not {score}")
@@ -53,6 +57,7 @@ class SavePredictions(pl.Callback):
         self.steps = steps
         self.contours = contours
         self.score = score
+        self.submission = submission
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Check the class names and the files' names before anything runs."""
@@ -67,6 +72,11 @@ class SavePredictions(pl.Callback):
             raise InputError("predictions.contours is of instances; give predictions.phi")
         if instances and self.steps and pl_module.network.evolution == "none":
             raise InputError("predictions.steps: this network has no steps; it predicts once")
+        if self.submission and trainer.datamodule.file_values is None:
+            raise InputError(
+                f"predictions.submission: {type(trainer.datamodule).__name__} has no server whose format is known; "
+                "Cityscapes, CityscapesInstances and ADE20K have"
+            )
         if stage == "predict":
             self._check_collisions(self._folder(trainer), trainer.datamodule.predict_images().paths)
 
@@ -77,10 +87,19 @@ class SavePredictions(pl.Callback):
         folder = self._folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)  # not before there is something to write
         for i, path in enumerate(map(Path, outputs["path"])):
-            if pl_module.kind == "instances":
+            if self.submission:
+                self._submit(pl_module, outputs, i, path.stem, trainer.datamodule.file_values, folder)
+            elif pl_module.kind == "instances":
                 self._save_objects(pl_module, outputs, batch, i, path, trainer.datamodule.class_names, folder)
             else:
                 self._save_image(pl_module, outputs, batch, i, path, trainer.datamodule, folder)
+
+    @staticmethod
+    def _submit(task: Any, outputs: Any, i: int, stem: str, file_values: tuple[int, ...], folder: Path) -> None:
+        if task.kind == "instances":
+            save_server_objects(outputs["objects"][i], file_values, folder, stem)
+        else:
+            save_server_labels(outputs["prediction"][i].cpu().numpy(), file_values, folder / f"{stem}.png")
 
     def _save_image(self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, folder: Path) -> None:
         names, palette = data.class_names, data.palette

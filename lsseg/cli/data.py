@@ -11,6 +11,8 @@ from lsseg.data.fetch import Archive, fetch
 from lsseg.data.root import data_root
 from lsseg.errors import InputError
 
+FILES = (".png", ".jpg", ".json", ".mat")
+
 
 class DataSet(NamedTuple):
     """A data set that is read from disk.
@@ -69,6 +71,23 @@ DATA_SETS = {
         "research use; cite Zhou et al. 2017",
         source="data.csail.mit.edu/places/ADEchallenge: ADEChallengeData2016.zip",
     ),
+    "pascal_context": DataSet(
+        "PascalContext",
+        "pascal_context",
+        {"trainval": 10103},
+        "images under Flickr's terms; cite Mottaghi et al. 2014",
+        source="host.robots.ox.ac.uk/pascal/VOC/voc2010: the folder VOC2010 of VOCtrainval_03-May-2010.tar; and in it "
+        "from cs.stanford.edu/~roozbeh/pascal-context trainval.tar.gz and labels.txt",
+        layout={"SegmentationClassContext": 10103},
+    ),
+    "mapillary_vistas": DataSet(
+        "MapillaryVistas",
+        "mapillary_vistas",
+        {"training/images": 18000, "validation/images": 2000, "training/v1.2/labels": 18000},
+        "research use, registration needed; cite Neuhold et al. 2017",
+        source="mapillary.com/dataset/vistas: training/ and validation/, each with images/ and v1.2/labels/",
+        layout={"training/images": 18000, "validation/images": 2000, "training/labels": 18000},
+    ),
     "pennfudan": DataSet(
         "PennFudan",
         "pennfudan",
@@ -99,6 +118,14 @@ DATA_SETS = {
         {"train2017": 118287, "val2017": 5000},
         "annotations CC BY 4.0, images under Flickr's terms",
         source="cocodataset.org: train2017/, val2017/, annotations/instances_train2017.json, instances_val2017.json",
+    ),
+    "lvis": DataSet(
+        "LVIS",
+        "lvis",
+        {".": 2},
+        "annotations CC BY 4.0; cite Gupta, Dollár and Girshick 2019",
+        source="lvisdataset.org: lvis_v1_train.json and lvis_v1_val.json; the images are COCO's, in the folder coco "
+        "beside it",
     ),
 }
 
@@ -160,7 +187,7 @@ def _incomplete(known: DataSet, root: Path) -> str | None:
         counts = known.layout
     for part, expected in counts.items():
         # A folder of images, or one of folders.
-        found = sum(1 for path in (root / part).glob("*") if path.suffix.lower() in (".png", ".jpg") or path.is_dir())
+        found = sum(1 for path in (root / part).glob("*") if path.suffix.lower() in FILES or path.is_dir())
         if found != expected:
             return f"{part} has {found} files of {expected}"
     return None

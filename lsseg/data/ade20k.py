@@ -49,6 +49,7 @@ class ADE20K(SegmentationData):
 
     class_names = tuple(name for name, _ in CLASSES)
     palette = tuple((int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for _, c in CLASSES)
+    file_values = tuple(range(1, len(CLASSES) + 1))
 
     def __init__(self, root: str | None = None, **options: Any) -> None:
         super().__init__(**options)

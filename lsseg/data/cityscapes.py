@@ -1,11 +1,15 @@
-"""Cityscapes (Cordts 2016): street scenes, 19 classes, in the layout in which it is distributed."""
+"""Cityscapes (Cordts 2016): street scenes, 19 classes, 8 of objects, in the layout in which it is distributed."""
 
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from lsseg.data.instances import InstanceData, Instances, InstanceSource, Pairs, from_map
 from lsseg.data.module import SegmentationData, Split
 from lsseg.data.root import existing_root, warn_of_count
-from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
+from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, read_image, read_mask
 from lsseg.errors import InputError
 
 # Name, number in the files of the official annotation, colour; in the order of the official training labels.
@@ -30,6 +34,7 @@ CLASSES = (
     ("motorcycle", 32, (0, 0, 230)),
     ("bicycle", 33, (119, 11, 32)),
 )
+OBJECTS = CLASSES[11:]  # person to bicycle
 NUMBERS = 34  # of the official labels, 0..33; the licence plate has -1, which 8-bit files hold as 255
 COUNTS = {"train": 2975, "val": 500, "train_extra": 19998}
 
@@ -51,6 +56,7 @@ class Cityscapes(SegmentationData):
 
     class_names = tuple(name for name, _, _ in CLASSES)
     palette = tuple(color for _, _, color in CLASSES)
+    file_values = tuple(number for _, number, _ in CLASSES)
 
     def __init__(
         self,
@@ -74,6 +80,51 @@ class Cityscapes(SegmentationData):
         return LabelIds([pair for part in parts for pair in _pairs(root, part, kind)])
 
 
+class CityscapesInstances(InstanceData):
+    """The 8 classes of objects: ``leftImg8bit/SPLIT/CITY`` beside ``gtFine/SPLIT/CITY/*_gtFine_instanceIds.png``.
+
+    A region of a class of objects without a number of its own is a group: a crowd. As elsewhere the validation split
+    is the test, too.
+
+    Args:
+        root: The folder that holds ``leftImg8bit``; null looks in ``$LSSEG_DATA/cityscapes``, then ``data/cityscapes``.
+        train_set: ``train`` (2975 images) or ``trainval`` (3475; val is no test then).
+        **options: See :class:`InstanceData`.
+    """
+
+    class_names = tuple(name for name, _, _ in OBJECTS)
+    palette = tuple(color for _, _, color in OBJECTS)
+    file_values = tuple(number for _, number, _ in OBJECTS)
+
+    def __init__(
+        self, root: str | None = None, train_set: Literal["train", "trainval"] = "train", **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.root, self.train_set = root, train_set
+
+    def source(self, split: Split) -> InstanceSource:
+        """The objects of a split; raises ``InputError`` where folders or annotations are missing."""
+        root = existing_root(self.root, "cityscapes", "`lsseg data cityscapes` says how to get it")
+        parts = ["val"] if split != "train" else ["train", "val"] if self.train_set == "trainval" else ["train"]
+        return InstanceIds([pair for part in parts for pair in _pairs(root, part, "gtFine", ("instanceIds",))])
+
+
+class InstanceIds(Pairs):
+    """Pairs whose maps hold 1000 · class + number for an object, and the class for what is none or a group."""
+
+    def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
+        """Decode one pair; raises ``InputError`` if a file is corrupt."""
+        image_path, map_path = self.pairs[index]
+        ids = read_mask(map_path).astype(np.int64)
+        known = {number: label for label, (_, number, _) in enumerate(OBJECTS)}
+        values, numbered = np.unique(ids, return_inverse=True)
+        classes = np.where(values >= 1000, values // 1000, values)
+        kept = np.isin(classes, list(known))
+        order = np.where(kept, np.cumsum(kept), 0)  # 0 is no object, 1, 2, … the objects
+        found = from_map(order[numbered.reshape(ids.shape)], [known[int(c)] for c in classes[kept]])
+        return read_image(image_path), found._replace(crowd=values[kept] < 1000)
+
+
 class LabelIds(FilePairs):
     """Pairs whose masks hold the official numbers, or the training labels."""
 
@@ -84,17 +135,18 @@ class LabelIds(FilePairs):
         super().__init__(pairs, void | {value: label for label, value in known.items()})
 
 
-def _pairs(root: Path, split: str, kind: str) -> list[tuple[Path, Path]]:
+def _pairs(
+    root: Path, split: str, kind: str, endings: tuple[str, ...] = ("labelIds", "labelTrainIds")
+) -> list[tuple[Path, Path]]:
     """Image and annotation of a split, city by city; the annotation's folders are listed, no file is opened."""
     images, truth = root / "leftImg8bit" / split, root / kind / split
     for folder in (images, truth):
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder; `lsseg data cityscapes` says how to get it")
     known = {path.relative_to(truth) for path in truth.glob("*/*.png")}
-    endings = ("labelIds", "labelTrainIds")
     ending = next((e for e in endings if any(path.name.endswith(f"_{kind}_{e}.png") for path in known)), None)
     if ending is None:
-        raise InputError(f"{truth} holds no annotation *_{kind}_labelIds.png")
+        raise InputError(f"{truth} holds no annotation *_{kind}_{endings[0]}.png")
     pairs = []
     for image in sorted(images.glob("*/*_leftImg8bit.png")):
         wanted = Path(image.parent.name) / image.name.replace("_leftImg8bit", f"_{kind}_{ending}")

@@ -49,6 +49,7 @@ class CocoFile:
         for key in KEYS:
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise InputError(f"{path} is no COCO instance file: it lacks the list `{key}`")
+        content["images"] = [self.named(entry) for entry in content["images"]]
         for key, fields in FIELDS.items():
             for entry in content[key]:
                 for field, kind in fields.items():
@@ -64,6 +65,10 @@ class CocoFile:
                     f"{path}: annotation {annotation.get('id')} is of an image that the file does not list"
                 )
             self.annotations[annotation["image_id"]].append(annotation)
+
+    def named(self, entry: Any) -> Any:
+        """An image's entry with ``file_name``, for formats that say it otherwise."""
+        return entry
 
     def labels(self, names: Sequence[str]) -> dict[int, int]:
         """Category id → label, by name: files of one data set may number their categories differently.

@@ -13,7 +13,7 @@ from lsseg.errors import InputError
 
 
 class Images(Dataset[dict[str, Any]]):
-    """A folder of images, or one image.
+    """A folder of images, or of folders of images, or one image.
 
     Items are ``{"image": float 3×H×W in [0, 1], "size": (H, W) of the file, "path": str}``.
 
@@ -28,7 +28,7 @@ class Images(Dataset[dict[str, Any]]):
     def __init__(self, path: Path, transform: Pair) -> None:
         if not path.exists():
             raise InputError(f"data.images {path} does not exist; give a folder of images, or one image")
-        self.paths = [path] if path.is_file() else list_images(path)
+        self.paths = [path] if path.is_file() else _images_below(path)
         stems = [p.stem for p in self.paths]
         double = next((p for p in self.paths if stems.count(p.stem) > 1), None)
         if double is not None:
@@ -44,3 +44,11 @@ class Images(Dataset[dict[str, Any]]):
         nothing = tv_tensors.Mask(torch.zeros(height, width, dtype=torch.uint8))
         image, _ = self.transform(tv_tensors.Image(pixels), nothing)
         return {"image": image.as_subclass(torch.Tensor), "size": (height, width), "path": str(self.paths[index])}
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """The images of a folder, or, where it has none but folders, of those (Cityscapes has one for each city)."""
+    inner = sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith("."))
+    if inner and not any(part.is_file() for part in folder.iterdir()):
+        return [path for part in inner for path in list_images(part)]
+    return list_images(folder)

@@ -41,13 +41,14 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         batch_size: Images per training step and process.
         eval_batch_size: Images per validation and test step.
         num_workers: Loader processes.
-        images: For ``predict``: a folder of images, or one image.
+        images: For ``predict``: a folder of images, or of such folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
 
     kind: ClassVar[Kind]
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
+    file_values: ClassVar[tuple[int, ...] | None] = None  # the classes' numbers in files for the set's server
 
     def __init__(
         self, batch_size: int, eval_batch_size: int, num_workers: int, images: str | None, test_split: TestSplit
@@ -176,7 +177,7 @@ class SegmentationData(DataModule[Source]):
         scale: Least and largest random scale in training; other than 1, it needs a crop_size.
         flip: Mirror half of the training images.
         photometric: Strength of the colour jitter in training, 0 to 1.
-        images: For ``predict``: a folder of images, or one image.
+        images: For ``predict``: a folder of images, or of such folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
 

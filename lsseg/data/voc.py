@@ -105,7 +105,7 @@ class VocPairs(FilePairs):
 
     def read_labels(self, path: Path) -> npt.NDArray[np.integer]:
         """The values of a mask's file."""
-        return _read_mat(path) if path.suffix == ".mat" else super().read_labels(path)
+        return read_mat(path, "GTcls", "Segmentation") if path.suffix == ".mat" else super().read_labels(path)
 
 
 def read_list(path: Path) -> list[str]:
@@ -148,13 +148,20 @@ def _found(root: Path, names: Iterable[str], others: list[tuple[Path, str]]) -> 
     return pairs
 
 
-def _read_mat(path: Path) -> npt.NDArray[np.uint8]:
+def read_mat(path: Path, name: str, field: str | None = None) -> npt.NDArray[np.integer]:
+    """A mask in a MATLAB file: a variable, or a field of a structure.
+
+    Raises:
+        InputError: If the file cannot be read or does not hold it.
+    """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     try:
-        content = loadmat(path)["GTcls"]["Segmentation"][0, 0]
+        content = loadmat(path)[name]
+        labels: npt.NDArray[np.integer] = np.asarray(content if field is None else content[field][0, 0], np.int32)
     except (MatReadError, ValueError, KeyError, IndexError, OSError, TypeError, zlib.error) as error:
-        raise InputError(f"cannot read {path} as a mask of SBD") from error
-    labels: npt.NDArray[np.uint8] = np.asarray(content, np.uint8)
+        raise InputError(
+            f"cannot read {path} as a mask: it should hold {name}{f'.{field}' if field else ''}"
+        ) from error
     return labels

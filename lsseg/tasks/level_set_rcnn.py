@@ -168,7 +168,7 @@ class LevelSetRCNNTask(Task):
         self.test_scores.update(final, truth, batch["index"])
         if self.initial_scores is not None:
             self.initial_scores.update(self.at_file_size(found, batch, initial=True), truth, batch["index"])
-        return {"detections": found, "seconds": seconds}
+        return {"detections": found, "objects": final, "seconds": seconds}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Objects with their masks at the size of the image's file."""

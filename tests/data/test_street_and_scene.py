@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsseg.data import ADE20K, Cityscapes
+from lsseg.data import ADE20K, Cityscapes, CityscapesInstances
 from lsseg.errors import InputError
 
 FIXTURES = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute() / "fixtures"
@@ -68,6 +68,22 @@ def test_what_cityscapes_lacks_is_named(tmp_path):
         Cityscapes(str(root)).source("val")
     with pytest.raises(InputError, match=r"gtCoarse/train is not a folder; `lsseg data cityscapes`"):
         Cityscapes(str(root), annotation="coarse").source("train")
+
+
+def test_instances_have_numbers_and_groups_are_crowds(tmp_path):
+    root = write_cityscapes(tmp_path)
+    ids = np.zeros((8, 50), np.uint16)
+    ids[0], ids[1, :9], ids[1, 9:], ids[2, 4], ids[3:5], ids[6] = 7, 26000, 26001, 24003, 24, 29001
+    Image.fromarray(ids).save(root / "gtFine" / "val" / "frankfurt" / "frankfurt_000000_000019_gtFine_instanceIds.png")
+    data = CityscapesInstances(str(root))
+    assert data.class_names == ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+    _, found = data.source("val").read(0)
+    assert [data.class_names[k] for k in found.labels] == ["person", "person", "car", "car"]
+    assert found.crowd.tolist() == [True, False, False, False]
+    masks = [found.layers[layer] == k + 1 for k, layer in enumerate(found.layer)]
+    assert [int(mask.sum()) for mask in masks] == [100, 1, 9, 41]
+    with pytest.raises(InputError, match=r"train holds no annotation \*_gtFine_instanceIds\.png"):
+        data.source("train")
 
 
 def test_ade20k_shifts_labels_and_zero_is_void(tmp_path):

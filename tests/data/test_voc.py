@@ -101,7 +101,7 @@ def test_a_broken_mask_of_sbd_is_named(tmp_path):
     path = tmp_path / "sbd" / "benchmark_RELEASE" / "dataset" / "cls" / "6.mat"
     for content in (b"nothing", b""):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"cannot read .*6\.mat as a mask of SBD"):
+        with pytest.raises(InputError, match=r"cannot read .*6\.mat as a mask: it should hold GTcls"):
             values(VOC2012(str(voc), sbd=str(tmp_path / "sbd")).source("train"))
     savemat(path, {"other": np.zeros(3)})
     with pytest.raises(InputError, match=r"6\.mat"):

@@ -1,0 +1,155 @@
+"""The scores of a data set's own evaluation, beside those of the project."""
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lsseg.callbacks.instances import object_records
+from lsseg.callbacks.server_files import save_server_labels, save_server_objects
+from lsseg.data import LVIS, Cityscapes, CityscapesInstances, DataModule
+from lsseg.errors import InputError
+from lsseg.files import write_json
+from lsseg.metrics.cityscapes import cityscapes_object_scores, cityscapes_pixel_scores, known_only
+from lsseg.metrics.lvis import lvis_scores
+
+
+class Official(ABC):
+    """One data set's evaluation.
+
+    Args:
+        data: The data set.
+        folder: Gets a file, or several, for each image of the test, from all processes.
+    """
+
+    def __init__(self, data: Any, folder: Path) -> None:
+        self.data, self.folder = data, folder
+        self.source = data.source(data.test_split)
+
+    @abstractmethod
+    def save(self, outputs: Any, i: int, index: int) -> None:
+        """Write what was predicted for image i of a batch, which has a place in the split."""
+
+    @abstractmethod
+    def scores(self, images: int) -> dict[str, float]:
+        """Of the first images of the split, all of which are written."""
+
+
+class CityscapesPixels(Official):
+    """IoU and iIoU of classes and categories."""
+
+    def save(self, outputs: Any, i: int, index: int) -> None:
+        """The labels under their official numbers."""
+        labels = outputs["prediction"][i].cpu().numpy()
+        image, truth = self.source.pairs[index]
+        if not truth.name.endswith("_labelIds.png"):
+            raise InputError(f"Cityscapes' own scores need *_labelIds.png and *_instanceIds.png beside {truth}")
+        save_server_labels(labels, self.data.file_values, self.folder / f"{image.stem}.png")
+
+    def scores(self, images: int) -> dict[str, float]:
+        """By the official scripts."""
+        pairs = self.source.pairs[:images]
+        return cityscapes_pixel_scores([(self.folder / f"{image.stem}.png", truth) for image, truth in pairs])
+
+
+class CityscapesObjects(Official):
+    """AP and AP50 of objects."""
+
+    def save(self, outputs: Any, i: int, index: int) -> None:
+        """Text and masks."""
+        save_server_objects(outputs["objects"][i], self.data.file_values, self.folder, self.source.name(index))
+
+    def scores(self, images: int) -> dict[str, float]:
+        """By the official scripts."""
+        pairs = self.source.pairs[:images]
+        return cityscapes_object_scores(
+            [(self.folder / f"{image.stem}.txt", truth) for image, truth in pairs], self.folder
+        )
+
+
+class LvisObjects(Official):
+    """AP, of COCO's categories AP*."""
+
+    def save(self, outputs: Any, i: int, index: int) -> None:
+        """The objects as in COCO's result files."""
+        number = {label: category for category, label in self.data.labels(self.data.test_split).items()}
+        records = []
+        for record in object_records(outputs["objects"][i], None, self.data.class_names, contours=False):
+            if record["category_id"] in number:  # not all of COCO's categories need be in the file
+                image = self.source.images[index]["id"]
+                records.append({**record, "image_id": image, "category_id": number[record["category_id"]]})
+        write_json(self.folder / f"{index}.json", records)
+
+    def scores(self, images: int) -> dict[str, float]:
+        """By faster-coco-eval."""
+        file, known = self.data.annotations(self.data.test_split), self.data.labels(self.data.test_split)
+        shown = self.source.images[:images]
+        truth = {
+            "images": shown,
+            "annotations": [thing for image in shown for thing in file.annotations[image["id"]]],
+            "categories": [category for category in file.categories if category["id"] in known],
+        }
+        found = [json.loads((self.folder / f"{index}.json").read_text()) for index in range(images)]
+        return lvis_scores(truth, [record for records in found for record in records])
+
+
+OFFICIAL: dict[type[DataModule[Any]], type[Official]] = {
+    Cityscapes: CityscapesPixels,
+    CityscapesInstances: CityscapesObjects,
+    LVIS: LvisObjects,
+}
+
+
+class OfficialScores(pl.Callback):
+    """Adds the official scores to ``test``: ``official_miou`` and so on, beside the project's in ``test.json``.
+
+    Cityscapes: IoU and iIoU of classes and categories, or AP of instances, by its scripts (extra ``cityscapes``). LVIS:
+    its AP, which of COCO's categories is AP*. In a configuration: ``trainer: {callbacks: [OfficialScores]}``.
+    """
+
+    def __init__(self) -> None:
+        self._official: Official | None = None
+        self._images = 0
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Choose the evaluation."""
+        data = trainer.datamodule
+        kind = next((official for known, official in OFFICIAL.items() if isinstance(data, known)), None)
+        if kind is None:
+            names = ", ".join(known.__name__ for known in OFFICIAL)
+            raise InputError(f"OfficialScores: data {type(data).__name__} has none; these have: {names}")
+        if getattr(data, "resize", None) is not None:
+            raise InputError("OfficialScores: official scores are of whole images; data.resize must be null")
+        folder = Path(trainer.default_root_dir) / "official"
+        if trainer.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        trainer.strategy.barrier()
+        self._official, self._images = kind(data, folder), 0
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Write the predictions of a batch."""
+        assert self._official is not None
+        for i, index in enumerate(batch["index"].tolist()):
+            if index >= 0:
+                self._official.save(outputs, i, index)
+                self._images = max(self._images, index + 1)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Score all of them on one process."""
+        assert self._official is not None
+        most = torch.tensor(self._images, device=pl_module.device)
+        images = int(trainer.strategy.reduce(most, reduce_op="max"))
+        trainer.strategy.barrier()
+        scores: dict[str, float] = {}
+        if trainer.is_global_zero:
+            scores = known_only(self._official.scores(images))
+            shutil.rmtree(self._official.folder)
+        scores = trainer.strategy.broadcast(scores)
+        pl_module.log_dict({f"test/official_{name}": value for name, value in scores.items()})

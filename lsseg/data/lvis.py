@@ -1,0 +1,117 @@
+"""LVIS v1 (Gupta 2019): COCO's images, annotated with great care; of its 1203 categories all or COCO's 80."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lsseg.data.coco import CocoFile, CocoObjects
+from lsseg.data.folder import display_color
+from lsseg.data.instances import InstanceData, InstanceSource
+from lsseg.data.module import Split
+from lsseg.data.root import data_root, existing_root
+from lsseg.errors import InputError
+
+# LVIS's own table of COCO's categories: the name in COCO and the WordNet synset, by which LVIS knows its categories
+# (or the nearest that it has).
+TABLE = """
+    person:person.n.01, bicycle:bicycle.n.01, car:car.n.01, motorcycle:motorcycle.n.01, airplane:airplane.n.01,
+    bus:bus.n.01, train:train.n.01, truck:truck.n.01, boat:boat.n.01, traffic light:traffic_light.n.01, fire
+    hydrant:fireplug.n.01, stop sign:stop_sign.n.01, parking meter:parking_meter.n.01, bench:bench.n.01,
+    bird:bird.n.01, cat:cat.n.01, dog:dog.n.01, horse:horse.n.01, sheep:sheep.n.01, cow:beef.n.01,
+    elephant:elephant.n.01, bear:bear.n.01, zebra:zebra.n.01, giraffe:giraffe.n.01, backpack:backpack.n.01,
+    umbrella:umbrella.n.01, handbag:bag.n.04, tie:necktie.n.01, suitcase:bag.n.06, frisbee:frisbee.n.01,
+    skis:ski.n.01, snowboard:snowboard.n.01, sports ball:ball.n.06, kite:kite.n.03, baseball
+    bat:baseball_bat.n.01, baseball glove:baseball_glove.n.01, skateboard:skateboard.n.01,
+    surfboard:surfboard.n.01, tennis racket:tennis_racket.n.01, bottle:bottle.n.01, wine glass:wineglass.n.01,
+    cup:cup.n.01, fork:fork.n.01, knife:knife.n.01, spoon:spoon.n.01, bowl:bowl.n.03, banana:banana.n.02,
+    apple:apple.n.01, sandwich:sandwich.n.01, orange:orange.n.01, broccoli:broccoli.n.01, carrot:carrot.n.01,
+    hot dog:frank.n.02|sausage.n.01, pizza:pizza.n.01, donut:doughnut.n.02, cake:cake.n.03, chair:chair.n.01,
+    couch:sofa.n.01, potted plant:pot.n.04, bed:bed.n.01, dining table:dining_table.n.01, toilet:toilet.n.02,
+    tv:television_receiver.n.01, laptop:laptop.n.01, mouse:mouse.n.04, remote:remote_control.n.01,
+    keyboard:computer_keyboard.n.01, cell phone:cellular_telephone.n.01, microwave:microwave.n.02,
+    oven:oven.n.01, toaster:toaster.n.02, sink:sink.n.01, refrigerator:electric_refrigerator.n.01,
+    book:book.n.01, clock:clock.n.01, vase:vase.n.01, scissors:scissors.n.01, teddy bear:teddy.n.01, hair
+    drier:hand_blower.n.01, toothbrush:toothbrush.n.01
+"""
+COCO_SYNSETS = dict(entry.split(":") for entry in " ".join(TABLE.split()).split(", "))
+
+
+class LvisFile(CocoFile):
+    """COCO's format, but an image is named by its address at COCO, and a category has a synset."""
+
+    def named(self, entry: Any) -> Any:
+        """The entry with ``file_name``: the last folder and the name in its address, ``val2017/000000000139.jpg``."""
+        if not isinstance(entry, dict) or not isinstance(entry.get("coco_url"), str):
+            return entry
+        return {**entry, "file_name": "/".join(entry["coco_url"].split("/")[-2:])}
+
+    def coco_labels(self) -> dict[int, int]:
+        """Category id → label among COCO's 80; of those that the file lacks there is no object."""
+        known = {category.get("synset"): category["id"] for category in self.categories}
+        found = {}
+        for label, synsets in enumerate(COCO_SYNSETS.values()):
+            for synset in synsets.split("|"):
+                if synset in known:
+                    found[known[synset]] = label
+                    break
+        if not found:
+            raise InputError(f"{self.path}: no category has the synset of one of COCO's; is it a file of LVIS?")
+        return found
+
+
+class LVIS(InstanceData):
+    """LVIS v1: ``lvis_v1_train.json`` and ``lvis_v1_val.json``, and COCO's ``train2017/`` and ``val2017/``.
+
+    An image is annotated for some categories only, and for some not exhaustively: COCO's average precision, which
+    ``test`` shows, takes what LVIS does not judge for an invention. The callback ``OfficialScores`` adds LVIS's own.
+
+    Args:
+        root: The folder of the annotations; null looks in ``$LSSEG_DATA/lvis``, then ``data/lvis``.
+        coco_root: The folder that holds ``train2017`` and ``val2017``; null is the root where it holds them, else
+            ``$LSSEG_DATA/coco``, then ``data/coco``. Images of both are used: LVIS divides them differently.
+        categories: ``coco`` (COCO's 80 in COCO's order and by COCO's names, so that a network trained on COCO can be
+            tested; with it the paper's AP* is measured), or ``all``.
+        train: Annotations of the training split, below the root.
+        val: Annotations of the validation split, which is the test, too.
+        **options: See :class:`InstanceData`.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        coco_root: str | None = None,
+        categories: Literal["coco", "all"] = "coco",
+        train: str = "lvis_v1_train.json",
+        val: str = "lvis_v1_val.json",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.root = existing_root(root, "lvis", "`lsseg data lvis` says how to get it")
+        beside = self.root if (self.root / "val2017").is_dir() else data_root("coco")
+        self.coco_root = Path(coco_root) if coco_root else beside
+        if not self.coco_root.is_dir():
+            raise InputError(
+                f"data.coco_root {self.coco_root} is not a folder; it holds COCO's train2017/ and val2017/"
+            )
+        self.categories, self.splits = categories, {"train": train, "val": val, "test": val}
+        self._files: dict[str, LvisFile] = {}
+        if categories == "coco":
+            self.class_names: tuple[str, ...] = tuple(COCO_SYNSETS)
+        else:
+            self.class_names = tuple(str(category["name"]) for category in self.annotations("test").categories)
+        self.palette = tuple(display_color(1 + label) for label in range(len(self.class_names)))
+
+    def annotations(self, split: Split) -> LvisFile:
+        """What the file of a split says; read once."""
+        name = self.splits[split]
+        if name not in self._files:
+            self._files[name] = LvisFile(self.root / name)
+        return self._files[name]
+
+    def labels(self, split: Split) -> dict[int, int]:
+        """Category id in the file of a split → label."""
+        file = self.annotations(split)
+        return file.coco_labels() if self.categories == "coco" else file.labels(self.class_names)
+
+    def source(self, split: Split) -> InstanceSource:
+        """The objects of a split; raises ``InputError`` where files are missing or broken."""
+        return CocoObjects(self.annotations(split), self.coco_root, self.labels(split))

@@ -1,0 +1,89 @@
+"""PASCAL-Context (Mottaghi 2014): VOC 2010's images annotated everywhere, 59 classes and background."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lsseg.data.module import SegmentationData, Split
+from lsseg.data.root import existing_root, warn_of_count
+from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
+from lsseg.data.voc import read_list, read_mat, voc_palette
+from lsseg.errors import InputError
+
+TABLE = """
+    aeroplane bicycle bird boat bottle bus car cat chair cow table dog horse motorbike person pottedplant sheep sofa
+    train tvmonitor bag bed bench book building cabinet ceiling cloth computer cup door fence floor flower food grass
+    ground keyboard light mountain mouse curtain platform sign plate road rock shelves sidewalk sky snow bedclothes
+    track tree truck wall water window wood
+"""
+CLASSES = tuple(TABLE.split())
+COUNTS = {"train": 4998, "val": 5105}
+
+
+class PascalContext(SegmentationData):
+    """PASCAL-Context: ``JPEGImages/`` of VOC 2010 and the annotation in either of two forms.
+
+    ``trainval/*.mat`` and ``labels.txt`` as they are distributed (459 labels, of which 59 are classes), with VOC 2010's
+    ``ImageSets/Main/train.txt`` and ``val.txt``; or ``SegmentationClassContext/*.png``, which hold 0 (background) to
+    59, with ``ImageSets/SegmentationContext/train.txt`` and ``val.txt``. The test split is val, and so is the
+    validation split: test numbers are those of the last weights, which nothing is selected by.
+
+    Args:
+        root: The folder; null looks in ``$LSSEG_DATA/pascal_context``, then ``data/pascal_context``.
+        background: Whether what is none of the 59 classes is a class of its own, or void.
+        **options: See :class:`SegmentationData`.
+    """
+
+    def __init__(self, root: str | None = None, background: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.root, self.background = root, background
+        self.class_names = ("background", *CLASSES) if background else CLASSES
+        self.palette = voc_palette(len(CLASSES) + 1)[0 if background else 1 :]
+
+    def source(self, split: Split) -> Source:
+        """The images of a split; raises ``InputError`` where files are missing."""
+        root = existing_root(self.root, "pascal_context", "`lsseg data pascal_context` says how to get it")
+        name = "train" if split == "train" else "val"
+        converted = root / "SegmentationClassContext"
+        lists = root / "ImageSets" / ("SegmentationContext" if converted.is_dir() else "Main")
+        # The original numbers an image by its file's name; lists of Main may have a second column.
+        stems = list(dict.fromkeys(read_list(lists / f"{name}.txt")))
+        numbers = list(range(1, len(CLASSES) + 1)) if converted.is_dir() else _numbers(root / "labels.txt")
+        folder, suffix = (converted, ".png") if converted.is_dir() else (root / "trainval", ".mat")
+        pairs = [(root / "JPEGImages" / f"{stem}.jpg", folder / f"{stem}{suffix}") for stem in stems]
+        images, masks = ({path.name for path in place.glob("*")} for place in (root / "JPEGImages", folder))
+        for image, mask in pairs:
+            for path, known in ((image, images), (mask, masks)):
+                if path.name not in known:
+                    raise InputError(f"{path} is missing, but {lists / name}.txt lists it")
+        warn_of_count(root, name, len(pairs), COUNTS[name])
+        first = 1 if self.background else 0
+        labels = dict.fromkeys(range(460), 0 if self.background else IGNORE_INDEX) | {IGNORE_INDEX: IGNORE_INDEX}
+        labels = {value: label for value, label in labels.items() if suffix == ".mat" or value in (0, IGNORE_INDEX)}
+        if suffix == ".mat" and IGNORE_INDEX not in numbers:  # 255 is one of the 459 there
+            labels[IGNORE_INDEX] = labels[0]
+        return ContextPairs(pairs, labels | {number: first + label for label, number in enumerate(numbers)})
+
+
+class ContextPairs(FilePairs):
+    """Pairs of which a mask may be a MATLAB file."""
+
+    def read_labels(self, path: Path) -> npt.NDArray[np.integer]:
+        """The values of a mask's file."""
+        return read_mat(path, "LabelMap") if path.suffix == ".mat" else super().read_labels(path)
+
+
+def _numbers(path: Path) -> list[int]:
+    """The numbers of the 59 classes among the 459 labels, whose file has lines such as ``2: aeroplane``."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing: it says which number in the .mat files is which label")
+    known = {
+        found[2]: int(found[1]) for found in re.finditer(r"^\s*(\d+):\s*(\S+)\s*$", path.read_text(), re.MULTILINE)
+    }
+    for name in CLASSES:
+        if name not in known:
+            raise InputError(f"{path} does not list the label {name}")
+    return [known[name] for name in CLASSES]

@@ -1,0 +1,55 @@
+"""Mapillary Vistas (Neuhold 2017), release 1.2: street scenes of the whole world, 65 classes and void."""
+
+from typing import Any
+
+from lsseg.data.module import SegmentationData, Split
+from lsseg.data.root import existing_root, warn_of_count
+from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
+
+# The official names and colours, by label; the 66th, Unlabeled, is void.
+TABLE = """
+    Bird:a52a2a, Ground Animal:00c000, Curb:c4c4c4, Fence:be9999, Guard Rail:b4a5b4, Barrier:66669c,
+    Wall:66669c, Bike Lane:8040ff, Crosswalk - Plain:8c8cc8, Curb Cut:aaaaaa, Parking:faaaa0, Pedestrian
+    Area:606060, Rail Track:e6968c, Road:804080, Service Lane:6e6e6e, Sidewalk:f423e8, Bridge:966464,
+    Building:464646, Tunnel:96785a, Person:dc143c, Bicyclist:ff0000, Motorcyclist:ff0000, Other Rider:ff0000,
+    Lane Marking - Crosswalk:c88080, Lane Marking - General:ffffff, Mountain:40aa40, Sand:804040, Sky:4682b4,
+    Snow:ffffff, Terrain:98fb98, Vegetation:6b8e23, Water:00aa1e, Banner:ffff80, Bench:fa001e, Bike Rack:000000,
+    Billboard:dcdcdc, Catch Basin:aaaaaa, CCTV Camera:de2828, Fire Hydrant:64aa1e, Junction Box:282828,
+    Mailbox:212121, Manhole:aaaaaa, Phone Booth:00008e, Pothole:aaaaaa, Street Light:d2aa64, Pole:999999,
+    Traffic Sign Frame:808080, Utility Pole:00008e, Traffic Light:faaa1e, Traffic Sign (Back):c0c0c0, Traffic
+    Sign (Front):dcdc00, Trash Can:b4a5b4, Bicycle:770b20, Boat:00008e, Bus:003c64, Car:00008e, Caravan:00005a,
+    Motorcycle:0000e6, On Rails:005064, Other Vehicle:804040, Trailer:00006e, Truck:000046, Wheeled Slow:0000c0,
+    Car Mount:202020, Ego Vehicle:000000
+"""
+CLASSES = [entry.split(":") for entry in " ".join(TABLE.split()).split(", ")]
+FOLDERS = {"train": ("training", 18000), "val": ("validation", 2000), "test": ("validation", 2000)}
+
+
+class MapillaryVistas(SegmentationData):
+    """Mapillary Vistas: ``training|validation/images/*.jpg`` beside ``training|validation/v1.2/labels/*.png``.
+
+    Older copies have ``labels/`` where newer ones have ``v1.2/labels/``. The test split is the validation split, as
+    annotations of the official test images are not public: test numbers are those of the last weights.
+
+    Args:
+        root: The folder; null looks in ``$LSSEG_DATA/mapillary_vistas``, then ``data/mapillary_vistas``.
+        **options: See :class:`SegmentationData`.
+    """
+
+    class_names = tuple(name for name, _ in CLASSES)
+    palette = tuple((int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for _, c in CLASSES)
+
+    def __init__(self, root: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.root = root
+
+    def source(self, split: Split) -> Source:
+        """The images of a split; raises ``InputError`` where folders or masks are missing."""
+        root = existing_root(self.root, "mapillary_vistas", "`lsseg data mapillary_vistas` says how to get it")
+        folder, official = FOLDERS[split]
+        labels = next(
+            (root / folder / part for part in ("v1.2/labels", "labels") if (root / folder / part).is_dir()), None
+        )
+        pairs = pair_up(list_images(root / folder / "images"), labels or root / folder / "v1.2" / "labels")
+        warn_of_count(root, folder, len(pairs), official)
+        return FilePairs(pairs, {len(CLASSES): IGNORE_INDEX} | {label: label for label in range(len(CLASSES))})

@@ -1,0 +1,104 @@
+"""Official scores and files for servers, on a tiny Cityscapes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from lsseg.metrics.cityscapes import cityscapes_object_scores, cityscapes_pixel_scores
+
+pytest.importorskip("cityscapesscripts")
+pytestmark = pytest.mark.filterwarnings("ignore:the .* split")
+HERE = Path(__file__).parent
+
+
+def save(path, values, kind=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, kind)).save(path)
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    """Two images to train on and three others, all of one scene: road, void, a large car and a small one."""
+    root = tmp_path / "cityscapes"
+    labels = np.full((40, 50), 7)
+    labels[39] = 0
+    ids = labels.copy()
+    for number, place in enumerate(((slice(2, 22), slice(3, 33)), (slice(30, 36), slice(10, 30)))):
+        labels[place], ids[place] = 26, 26000 + number
+    for split, city, count in (("train", "ulm", 2), ("val", "bonn", 3)):
+        for i in range(count):
+            name = f"{city}_00000{i}_000001"
+            pixels = np.random.default_rng(i).integers(0, 256, (*labels.shape, 3))
+            save(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", pixels)
+            save(root / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", labels)
+            save(root / "gtFine" / split / city / f"{name}_gtFine_instanceIds.png", ids, np.uint16)
+    return root
+
+
+def config(tmp_path, name, data, **options):
+    """A tiny configuration with another data set and the official scores."""
+    content = yaml.safe_load((HERE / name).read_text())
+    content["trainer"] |= {"max_steps": 1, "val_check_interval": 1, "callbacks": ["OfficialScores"]}
+    content["data"] = {"class_path": data, "init_args": {"batch_size": 2, "num_workers": 0, **options}}
+    content["test_after_fit"] = True
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "config.yaml"
+
+
+def submit(lsseg, root):
+    """Files for the server of the images in all cities."""
+    return lsseg(
+        *("predict", "--config", "run/config.yaml", "--ckpt_path", "run/last.ckpt", "--predictions.output=server"),
+        *(f"--data.images={root}/leftImg8bit/val", "--predictions.submission=true"),
+    )
+
+
+def test_official_scores_agree_with_the_projects(tmp_path, lsseg, cityscapes):
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes))
+    status, out, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
+    assert status == 0, err
+    assert "official: " in out
+    assert not (tmp_path / "run" / "official").exists()
+    scores = json.loads((tmp_path / "run" / "test.json").read_text())["scores"]
+    assert scores["official_miou"] == pytest.approx(scores["miou"], abs=1e-6)
+    assert {"official_iiou", "official_category_miou", "official_category_iiou"} <= scores.keys()
+    status, _, err = submit(lsseg, cityscapes)
+    assert status == 0, err
+    files = sorted((tmp_path / "server").iterdir())
+    assert len(files) == 3
+    truth = [cityscapes / "gtFine/val/bonn" / f.name.replace("leftImg8bit", "gtFine_labelIds") for f in files]
+    again = cityscapes_pixel_scores(list(zip(files, truth, strict=True)))
+    assert again["miou"] == pytest.approx(scores["official_miou"], abs=1e-6)
+
+
+def test_official_scores_of_instances(tmp_path, lsseg, cityscapes):
+    file = config(tmp_path, "tiny_instances.yaml", "CityscapesInstances", root=str(cityscapes))
+    status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
+    assert status == 0, err
+    scores = json.loads((tmp_path / "run" / "test.json").read_text())["scores"]
+    status, _, err = submit(lsseg, cityscapes)
+    assert status == 0, err
+    texts = sorted((tmp_path / "server").glob("*.txt"))
+    assert len(texts) == 3
+    folder = cityscapes / "gtFine/val/bonn"
+    truth = [folder / f.name.replace("leftImg8bit.txt", "gtFine_instanceIds.png") for f in texts]
+    again = cityscapes_object_scores(list(zip(texts, truth, strict=True)), tmp_path / "server")
+    assert again["ap"] == pytest.approx(scores["official_ap"], abs=1e-6)
+
+
+def test_where_there_are_no_official_scores(tmp_path, lsseg, cityscapes):
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), resize=[32, 32])
+    status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
+    assert (status, "official scores are of whole images; data.resize must be null" in err) == (1, True)
+    file = config(tmp_path, "tiny.yaml", "SyntheticShapes", train_images=4, val_images=1, test_images=1, size=[32, 32])
+    status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=other")
+    assert (status, "data SyntheticShapes has none; these have: Cityscapes" in err) == (1, True)
+    status, _, err = lsseg(
+        *("predict", "--config", file, "--ckpt_path", "other/last.ckpt", "--predictions.submission=true"),
+        f"--data.images={cityscapes}/leftImg8bit/val",
+    )
+    assert (status, "SyntheticShapes has no server whose format is known" in err) == (1, True)

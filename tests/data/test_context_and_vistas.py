@@ -1,0 +1,107 @@
+"""PASCAL-Context and Mapillary Vistas in the layouts in which they are distributed."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from lsseg.data import MapillaryVistas, PascalContext
+from lsseg.data.pascal_context import CLASSES
+from lsseg.errors import InputError
+
+FIXTURES = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute() / "fixtures"
+pytestmark = pytest.mark.filterwarnings("ignore:the .* split")
+
+
+def write_context(root, converted=False):
+    """Two training images and one other; the original has 459 labels, numbered here backwards from 459."""
+    numbers = {name: 459 - 3 * k for k, name in enumerate(CLASSES)}
+    (root / "JPEGImages").mkdir(parents=True)
+    lists = root / "ImageSets" / ("SegmentationContext" if converted else "Main")
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2008_1\n2008_2\n" if converted else "2008_1 -1\n2008_2 1\n")
+    (lists / "val.txt").write_text("2008_3\n")
+    masks = root / ("SegmentationClassContext" if converted else "trainval")
+    masks.mkdir()
+    if not converted:
+        known = {number: name for name, number in numbers.items()}
+        (root / "labels.txt").write_text("".join(f"{i}: {known.get(i, f'thing{i}')}\n" for i in range(1, 460)))
+    for i in (1, 2, 3):
+        Image.new("RGB", (61, 4)).save(root / "JPEGImages" / f"2008_{i}.jpg")
+        values = np.array([0, *range(1, 60), 0] if converted else [0, *numbers.values(), 1])
+        if converted:
+            Image.fromarray(np.tile(values, (4, 1)).astype(np.uint8)).save(masks / f"2008_{i}.png")
+        else:
+            savemat(masks / f"2008_{i}.mat", {"LabelMap": np.tile(values, (4, 1)).astype(np.uint16)})
+    return root
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_context_has_59_classes_with_or_without_background(tmp_path, converted):
+    root = str(write_context(tmp_path / "context", converted))
+    data = PascalContext(root)
+    source = data.source("train")
+    assert [source.name(i) for i in range(len(source))] == ["2008_1", "2008_2"]
+    assert source.read(0)[1][0].tolist() == [*range(60), 0]
+    assert data.num_classes == len(data.palette) == 60
+    bare = PascalContext(root, background=False)
+    assert bare.source("test").read(0)[1][0].tolist() == [255, *range(59), 255]
+    assert bare.num_classes == len(bare.palette) == 59
+
+
+def test_what_context_lacks_is_named(tmp_path):
+    root = write_context(tmp_path)
+    data = PascalContext(str(root))
+    (root / "trainval" / "2008_2.mat").unlink()
+    with pytest.raises(InputError, match=r"2008_2\.mat is missing, but .*train\.txt lists it"):
+        data.source("train")
+    (root / "labels.txt").write_text("1: aeroplane\n")
+    with pytest.raises(InputError, match="does not list the label bicycle"):
+        data.source("val")
+    (root / "labels.txt").unlink()
+    with pytest.raises(InputError, match=r"labels\.txt is missing"):
+        data.source("val")
+
+
+def write_vistas(root, folder="v1.2/labels"):
+    for split in ("training", "validation"):
+        for part in ("images", folder):
+            (root / split / part).mkdir(parents=True)
+        Image.new("RGB", (66, 4)).save(root / split / "images" / f"{split}_1.jpg")
+        Image.fromarray(np.tile(np.arange(66, dtype=np.uint8), (4, 1))).save(root / split / folder / f"{split}_1.png")
+    return root
+
+
+@pytest.mark.parametrize("folder", ["labels", "v1.2/labels"])
+def test_vistas_has_65_classes_and_void(tmp_path, folder):
+    data = MapillaryVistas(str(write_vistas(tmp_path, folder)))
+    assert data.num_classes == len(data.palette) == len(set(data.class_names)) == 65
+    assert data.source("train").read(0)[1][0].tolist() == [*range(65), 255]
+    assert data.source("test").name(0) == "validation_1"
+
+
+def test_vistas_without_labels_is_said(tmp_path):
+    (tmp_path / "training" / "images").mkdir(parents=True)
+    Image.new("RGB", (6, 4)).save(tmp_path / "training" / "images" / "a.jpg")
+    with pytest.raises(InputError, match=r"training/v1\.2/labels is not a folder"):
+        MapillaryVistas(str(tmp_path)).source("train")
+
+
+@pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files (LSSEG_DATA)")
+def test_a_real_file_of_vistas(tmp_path):
+    for split in ("training", "validation"):
+        for part, name in (("images", "_HnWguqEbRCphUquTMrCCA.jpg"), ("v1.2/labels", "_HnWguqEbRCphUquTMrCCA.png")):
+            (tmp_path / split / part).mkdir(parents=True)
+            real = name if part == "images" else name.replace(".png", "_labels.png")
+            (tmp_path / split / part / name).symlink_to(FIXTURES / "vistas" / real)
+    data = MapillaryVistas(str(tmp_path))
+    _, labels = data.source("val").read(0)
+    names = {data.class_names[label] for label in np.unique(labels) if label != 255}
+    assert {"Curb", "Fence", "Road", "Sidewalk", "Person", "Vegetation", "Sky", "Building", "Car"} - names <= {
+        "Building"
+    }
+    palette = Image.open(FIXTURES / "vistas" / "_HnWguqEbRCphUquTMrCCA_labels.png").getpalette()
+    assert [tuple(palette[3 * k : 3 * k + 3]) for k in range(65)] == list(data.palette)
