@@ -76,12 +76,19 @@ def smaller(path):
     return tuple(path.parent.glob("small.yaml"))
 
 
+QUANTITIES = ("model.lr", "trainer.max_steps", "trainer.val_check_interval", "data.test_split")
+
+
 def runs(path):
-    """One run of every variant of a suite."""
+    """One run of every variant of a suite; of those that differ in a quantity only, the first."""
     from lsseg.ablation.spec import expand, load_suite
 
     suite = load_suite(path, smaller(path))
-    return [run for run in expand(suite) if run.seed == suite.seeds[0]]
+    different = {}
+    for run in expand(suite):
+        settings = {key: value for key, value in run.variant.settings.items() if key not in QUANTITIES}
+        different.setdefault(repr((run.variant.configs, settings)), run)
+    return list(different.values())
 
 
 FAST = ("--data.batch_size=2", "--trainer.fast_dev_run=1", "--wandb.mode=disabled")

@@ -68,6 +68,19 @@ def test_test_repeats_the_scores_from_the_saved_config_and_checkpoint(trained, l
     assert json.loads((inside / "test.json").read_text())["test_images"] == 1
 
 
+def test_settings_can_be_compared_on_the_validation_split(trained, lsseg, tmp_path):
+    status, out, err = lsseg(
+        *("test", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt"),
+        *("--data.test_split=val", "--data.test_images=0", f"--trainer.default_root_dir={tmp_path / 'chosen'}"),
+    )
+    assert status == 0, err
+    assert "2 val images" in out
+    result = json.loads((tmp_path / "chosen" / "test.json").read_text())
+    known = [row for row in read_jsonl(trained / "metrics.jsonl") if "val/miou" in row]
+    assert result["scores"]["miou"] == pytest.approx(known[-1]["val/miou"], abs=1e-7)
+    assert (result["test_split"], result["test_images"]) == ("val", 2)
+
+
 def test_validate(trained, lsseg):
     status, _, err = lsseg("validate", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt")
     assert status == 0, err

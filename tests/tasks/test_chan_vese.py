@@ -5,7 +5,7 @@ import torch
 
 from lsseg.errors import InputError
 from lsseg.functional import signed_distance
-from lsseg.losses import TSDFLoss
+from lsseg.losses import LevelSetLoss, TSDFLoss
 from lsseg.models import DMLS, ChanVeseNet, SegOutput, SmpNet, Step
 from lsseg.tasks import ChanVeseTask
 
@@ -37,6 +37,14 @@ def test_loss_is_the_sum_over_both_and_void_counts_for_nothing(task):
     torch.testing.assert_close(terms["final"], expected[1])
     torch.testing.assert_close(terms["loss"], expected[0] + 5 * expected[1])
     torch.testing.assert_close(task.losses(SegOutput(output.logits), target)["loss"], 5 * expected[1])
+
+
+def test_a_level_set_energy_goes_with_the_final_classes(task):
+    target, output = scene()
+    other = ChanVeseTask(3, network=partial(NETWORK, stride=2), truncation=4.0, level_set_weight=0.3)
+    terms = other.losses(output, target)
+    torch.testing.assert_close(terms["level_set"], LevelSetLoss()(output.logits, target))
+    torch.testing.assert_close(terms["loss"], task.losses(output, target)["loss"] + 0.3 * terms["level_set"])
 
 
 def test_an_image_that_is_all_void_costs_nothing(task):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lsseg.errors import InputError
-from lsseg.losses import WeightedCrossEntropy
+from lsseg.losses import LevelSetLoss, WeightedCrossEntropy
 from lsseg.models import DMLS, SegOutput, Step
 from lsseg.tasks import DMLSTask
 
@@ -51,6 +51,15 @@ def test_without_level_sets_there_is_one_prediction_a_step():
     terms = task().losses(output, target)
     one, two = (WeightedCrossEntropy([0.5, 1.0, 2.0])(part, target) for part in parts[:2])
     torch.testing.assert_close(terms["loss"], one + two)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_a_level_set_energy_goes_with_every_cross_entropy(deep):
+    parts, target, output = example()
+    plain = task(deep_supervision=deep).losses(output, target)["loss"]
+    both = task(deep_supervision=deep, level_set_weight=0.3).losses(output, target)["loss"]
+    energies = [LevelSetLoss()(part, target) for part in (parts if deep else parts[3:])]
+    torch.testing.assert_close(both, plain + 0.3 * torch.stack(energies).sum())
 
 
 def test_phi_is_positive_exactly_inside_each_region():
