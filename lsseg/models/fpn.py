@@ -1,4 +1,4 @@
-"""Feature pyramid on any smp encoder, and pooling of boxes from it (Lin 2017; He 2017).
+"""Feature pyramid on any smp encoder (Lin 2017), PANet's path (Liu 2018), and pooling of boxes (He 2017).
 
 Legend: B images, H×W pixels, n boxes.
 """
@@ -13,6 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from lsseg.models.deformable import deform
 from lsseg.models.encoder import EncoderNet, make_encoder
 
 # A box of this side is pooled from the level of stride 16, one half as large from stride 8, … (Lin 2017, eq. 1).
@@ -27,15 +28,28 @@ class PyramidEncoder(EncoderNet):
         encoder_weights: ``imagenet`` or another name smp knows, a file of a state dict, or null for random weights.
         width: Channels of every level.
         frozen_norm: Whether the encoder's batch-norm keeps its statistics, weight and bias as they are.
+        deformable: How many of the encoder's last stages have deformable convolutions.
+        bottom_up: Whether PANet's path follows the pyramid.
     """
 
-    def __init__(self, encoder_name: str, encoder_weights: str | None, width: int, frozen_norm: bool) -> None:
+    def __init__(
+        self,
+        encoder_name: str,
+        encoder_weights: str | None,
+        width: int,
+        frozen_norm: bool,
+        deformable: int = 0,
+        bottom_up: bool = False,
+    ) -> None:
         encoder, channels, strides = make_encoder(encoder_name, encoder_weights)
+        deform(encoder, deformable, encoder_name)
         super().__init__(encoder_name, encoder_weights, max(strides))
         self.encoder = encoder
         self.levels = [level for level, stride in enumerate(strides) if stride >= 4]
         self.strides = [strides[level] for level in self.levels]
-        self.pyramid = FeaturePyramidNetwork([channels[i] for i in self.levels], width, LastLevelMaxPool())
+        inputs = [channels[i] for i in self.levels]
+        self.pyramid = FeaturePyramidNetwork(inputs, width, None if bottom_up else LastLevelMaxPool())
+        self.path = BottomUpPath(len(inputs), width) if bottom_up else None
         self.frozen_norm = frozen_norm
         if frozen_norm:
             for norm in self._norms():  # the trainer keeps every module's own mode and may never call train()
@@ -55,6 +69,8 @@ class PyramidEncoder(EncoderNet):
         levels: OrderedDict[str, Tensor] = self.pyramid(
             OrderedDict((str(i), maps[level]) for i, level in enumerate(self.levels))
         )
+        if self.path is not None:
+            levels = self.path(levels)
         wide = next(iter(levels.values())).dtype
         return OrderedDict((name, level.to(torch.promote_types(wide, torch.float32))) for name, level in levels.items())
 
@@ -70,6 +86,31 @@ class PyramidEncoder(EncoderNet):
 
     def _norms(self) -> list[nn.Module]:
         return [m for m in self.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+class BottomUpPath(nn.Module):
+    """PANet's second path, from fine to coarse: N₂ = P₂, Nᵢ₊₁ = conv(Pᵢ₊₁ + conv with stride 2(Nᵢ)) (Liu 2018, 3.1).
+
+    Args:
+        levels: Of the pyramid.
+        width: Channels of every level.
+    """
+
+    def __init__(self, levels: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Conv2d(width, width, 3, 2, 1) for _ in range(levels - 1))
+        self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, 1, 1) for _ in range(levels - 1))
+        for conv in (*self.down, *self.smooth):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, levels: "OrderedDict[str, Tensor]") -> "OrderedDict[str, Tensor]":
+        """Levels by name, finest first, and "pool", every other place of the last."""
+        names, maps = list(levels), list(levels.values())
+        made = [maps[0]]
+        for level, down, smooth in zip(maps[1:], self.down, self.smooth, strict=True):
+            made.append(F.relu(smooth(level + F.relu(down(made[-1])))))
+        return OrderedDict([*zip(names, made, strict=True), ("pool", made[-1][..., ::2, ::2])])
 
 
 class BoxPooler(nn.Module):

@@ -108,7 +108,7 @@ class LevelSetRCNN(nn.Module):
 
     Args:
         num_classes: C, background not counted.
-        encoder_name: Any smp encoder; resnet50 in the paper.
+        encoder_name: Any smp encoder, or ``wide_resnet38``; resnet50 in the paper, wide_resnet38 for its best entry.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file of weights, or null.
         batch_norm: ``frozen`` (statistics, weight and bias stay as they are; for pretrained weights), or ``trained``.
         target: What the mask head is taught: ``tsdf``, truncated signed distances, or ``binary``.
@@ -120,6 +120,8 @@ class LevelSetRCNN(nn.Module):
         detach_init: Whether the final mask's gradient stops at φ⁰.
         delta: Of the Chan-Vese evolution: ``printed`` or ``derivative``.
         eta: Of the evolution: slopes of φ much smaller have no direction.
+        deformable: How many of the encoder's last stages have deformable convolutions; ResNets and wide_resnet38.
+        bottom_up: Whether PANet's path from fine to coarse follows the pyramid.
         width: Channels of the pyramid.
         mask_width: Channels of the mask head.
         box_width: Width of the box head's two layers.
@@ -149,6 +151,8 @@ class LevelSetRCNN(nn.Module):
         detach_init: bool = False,
         delta: Delta = "printed",
         eta: float = 0.03,
+        deformable: int = 0,
+        bottom_up: bool = False,
         width: int = 256,
         mask_width: int = 256,
         box_width: int = 1024,
@@ -186,7 +190,9 @@ class LevelSetRCNN(nn.Module):
         self.target, self.evolution, self.resolution = target, evolution, resolution
         self.steps, self.detach_init, self.eta = steps, detach_init, eta
         self.delta: Delta = delta
-        self.encoder = PyramidEncoder(encoder_name, encoder_weights, width, batch_norm == "frozen")
+        self.encoder = PyramidEncoder(
+            encoder_name, encoder_weights, width, batch_norm == "frozen", deformable, bottom_up
+        )
         strides = self.encoder.strides
         if len(anchor_sizes) != len(strides) + 1 or min(anchor_sizes) < 1:
             raise InputError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lsseg.data.module import Kind
 from lsseg.errors import InputError
 from lsseg.tasks.optimizer import Recipe
+from lsseg.tasks.start import start_from
 
 
 class Task(pl.LightningModule):
@@ -19,14 +20,17 @@ class Task(pl.LightningModule):
         num_classes: C.
         network: The network.
         recipe: The optimiser's.
+        start: A checkpoint of another run whose weights the network starts from, as far as they fit.
     """
 
     kind: ClassVar[Kind]  # of the data
     monitor: ClassVar[str]  # the validation score by which the best checkpoint is chosen
     network: nn.Module
 
-    def __init__(self, num_classes: int, network: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, num_classes: int, network: nn.Module, recipe: Recipe, start: str | None = None) -> None:
         super().__init__()
+        if start is not None:
+            start_from(network, start)
         self.num_classes = num_classes
         self.network = network
         self.recipe = recipe

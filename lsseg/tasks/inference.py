@@ -1,8 +1,9 @@
 """Inference on images that are larger than what fits through a network at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -50,3 +51,35 @@ def _starts(length: int, size: int) -> list[int]:
     last = max(length - size, 0)
     step = max(1, 2 * size // 3)
     return [*range(0, last, step), last]
+
+
+def mean_of_views(network: Callable[[Tensor], Tensor], image: Tensor, flip: bool, scales: Sequence[float]) -> Tensor:
+    """Mean of the scores over an image's sizes and its mirrored self.
+
+    It is the scores that are averaged, not probabilities, so that where they are level-set functions they remain so.
+
+    Args:
+        network: Maps B×3×h×w to B×C×h×w scores.
+        image: B×3×H×W.
+        flip: Whether to look at the mirrored image, too.
+        scales: Factors of the image's size.
+
+    Returns:
+        B×C×H×W scores.
+
+    >>> mean_of_views(lambda x: 2 * x, torch.ones(1, 3, 5, 7), True, (0.5, 1.0)).mean()
+    tensor(2.)
+    """
+    height, width = image.shape[-2:]
+    total: Tensor | None = None
+    for scale in scales:
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        same = size == (height, width)
+        seen = image if same else F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        for mirrored in (False, True) if flip else (False,):
+            scores = network(seen.flip(-1)).flip(-1) if mirrored else network(seen)
+            if not same:
+                scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
+            total = scores if total is None else total + scores
+    assert total is not None
+    return total / (len(scales) * (1 + flip))

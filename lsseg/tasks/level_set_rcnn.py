@@ -47,6 +47,10 @@ class LevelSetRCNNTask(Task):
         momentum: Of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
+        lr_milestones: Steps at which the rate falls to a tenth, instead of that decay.
+        lr_warmup: Steps over which the rate rises to ``lr`` first.
+        start: A checkpoint of another run, on other classes perhaps, whose weights the network starts from as far as
+            they fit.
     """
 
     kind = "instances"
@@ -69,6 +73,9 @@ class LevelSetRCNNTask(Task):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         poly_power: float = 0.9,
+        lr_milestones: list[int] | None = None,
+        lr_warmup: int = 0,
+        start: str | None = None,
     ) -> None:
         for key, value in (
             ("initial_weight", initial_weight),
@@ -81,8 +88,8 @@ class LevelSetRCNNTask(Task):
             raise InputError(f"model.truncation must be positive, not {truncation}")
         if not test_scales or min(test_scales) <= 0:
             raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
-        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power)
-        super().__init__(num_classes, (network or partial(LevelSetRCNN))(num_classes), recipe)
+        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, 1.0, lr_milestones, lr_warmup)
+        super().__init__(num_classes, (network or partial(LevelSetRCNN))(num_classes), recipe, start)
         net = self.network
         if not isinstance(net, LevelSetRCNN):
             raise InputError(f"model.network must be LevelSetRCNN, not {type(net).__name__}")

@@ -7,13 +7,17 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR, PolynomialLR
 
 from lsseg.errors import InputError
 
 
 @dataclass
 class Recipe:
-    """SGD with momentum or AdamW, weight decay, and the papers' "poly" rate: lr · (1 - step/steps)^power, by step.
+    """SGD with momentum or AdamW, weight decay, and a rate that falls with every step or at a few.
+
+    The "poly" rate of Kim's and Zhang's papers is lr · (1 - step/steps)^power. With milestones, as in Homayounfar 2020,
+    it is lr, and a tenth of what it was from each of them on.
 
     Args:
         name: ``sgd`` or ``adamw``.
@@ -22,6 +26,8 @@ class Recipe:
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         poly_power: Exponent of the decay; 0 keeps the rate constant.
         new_layers: Factor of the rate for what is no part of an encoder.
+        milestones: Steps at which the rate falls to a tenth, instead of "poly"; null is "poly".
+        warmup: Steps over which the rate rises to lr before that, in a straight line.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -30,6 +36,8 @@ class Recipe:
     weight_decay: float = 1e-4
     poly_power: float = 0.9
     new_layers: float = 1.0
+    milestones: list[int] | None = None
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         """Raise ``InputError`` for a value out of range."""
@@ -38,6 +46,12 @@ class Recipe:
                 raise InputError(f"model.{key} must not be negative, not {getattr(self, key)}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"model.momentum must lie in [0, 1), not {self.momentum}")
+        if self.warmup < 0:
+            raise InputError(f"model.lr_warmup must not be negative, not {self.warmup}")
+        if self.milestones is not None and (
+            sorted(set(self.milestones)) != self.milestones or min(self.milestones) < 1
+        ):
+            raise InputError(f"model.lr_milestones must be steps, each after the one before, not {self.milestones}")
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], steps: float) -> dict[str, Any]:
         """Optimiser and schedule in the form Lightning takes.
@@ -59,7 +73,13 @@ class Recipe:
             optimizer = torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=self.weight_decay)
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, int(steps), self.poly_power)
+        schedule: LRScheduler
+        if self.milestones is None:
+            schedule = PolynomialLR(optimizer, int(steps), self.poly_power)
+        else:
+            schedule = MultiStepLR(optimizer, self.milestones)
+        if self.warmup:
+            schedule = ChainedScheduler([LinearLR(optimizer, 1 / (self.warmup + 1), 1.0, self.warmup), schedule])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _groups(self, parameters: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:

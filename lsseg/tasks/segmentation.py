@@ -20,7 +20,7 @@ from lsseg.metrics import BoundaryF1, Overlap, PerImage
 from lsseg.models import SegOutput, SmpNet, checked
 from lsseg.tasks.base import Task
 from lsseg.tasks.evolution import EvolvingObject
-from lsseg.tasks.inference import sliding_window
+from lsseg.tasks.inference import mean_of_views, sliding_window
 from lsseg.tasks.optimizer import Recipe
 
 RADII = (1, 2, 3)
@@ -39,9 +39,16 @@ class SegmentationTask(Task):
         momentum: Of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
+        lr_milestones: Steps at which the rate falls to a tenth, instead of that decay.
+        lr_warmup: Steps over which the rate rises to ``lr`` first.
+        start: A checkpoint of another run, on other classes perhaps, whose weights the network starts from as far as
+            they fit.
         new_layers: Factor of the learning rate for what is no part of an encoder; 10 where encoders are pretrained, in
             DeepLab and Zhang 2019.
         window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
+        test_flip: Whether ``test``, ``validate`` and ``predict`` also look at mirrored images (not the validations
+            during training); scores are averaged over all views.
+        test_scales: Sizes at which they look, as factors of the image's.
         crf: A dense CRF that ``test``, ``validate`` and ``predict`` put behind the network (not the validations during
             training); null is none.
     """
@@ -60,18 +67,26 @@ class SegmentationTask(Task):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         poly_power: float = 0.9,
+        lr_milestones: list[int] | None = None,
+        lr_warmup: int = 0,
+        start: str | None = None,
         new_layers: float = 1.0,
         window: int | None = None,
+        test_flip: bool = False,
+        test_scales: tuple[float, ...] = (1.0,),
         crf: DenseCRF | None = None,
     ) -> None:
         if num_classes < 2:
             raise InputError(f"num_classes must be at least 2, not {num_classes}")
         if window is not None and window < 32:
             raise InputError(f"model.window must be at least 32 pixels, not {window}")
-        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, new_layers)
-        super().__init__(num_classes, (network or partial(SmpNet))(num_classes), recipe)
+        if not test_scales or min(test_scales) <= 0:
+            raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
+        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup)
+        super().__init__(num_classes, (network or partial(SmpNet))(num_classes), recipe, start)
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
         self.window = window
+        self.test_flip, self.test_scales = test_flip, tuple(test_scales)
         self.crf = crf
         self._refines = True
         self.val_loss = MeanMetric()
@@ -143,9 +158,12 @@ class SegmentationTask(Task):
         return {"prediction": logits.argmax(1), "phi": self.phi(logits), "path": batch["path"]}
 
     def infer(self, image: Tensor) -> Tensor:
-        """Logits of whole images, through the sliding window where one is set and the image is larger."""
-        logits = self._in_windows(lambda part: self(part).logits, image)
-        if self.crf is None or self.trainer.state.fn == "fit":
+        """Logits of whole images: in windows, from several views, and behind a CRF, where these are set."""
+        whole = partial(self._in_windows, lambda part: self(part).logits)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            return whole(image)
+        logits = mean_of_views(whole, image, self.test_flip, self.test_scales)
+        if self.crf is None:
             return logits
         pixels = (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         probabilities = logits.float().softmax(1).cpu().numpy()

@@ -177,6 +177,62 @@ def test_a_dense_crf_stands_behind_the_network_when_it_is_tested(trained, lsseg,
     assert "iterations must be at least 1, not 0" in err
 
 
+def test_several_views_are_looked_at_when_it_is_tested(trained, lsseg, tmp_path):
+    test = ("test", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt")
+    views = ("--model.test_flip=true", "--model.test_scales=[0.5,1.0]", "--model.window=48")
+    assert lsseg(*test, "--trainer.default_root_dir", tmp_path / "plain")[0] == 0
+    status, _, err = lsseg(*test, "--trainer.default_root_dir", tmp_path / "views", *views)
+    assert status == 0, err
+    one, other = (json.loads((tmp_path / name / "test.json").read_text())["scores"] for name in ("plain", "views"))
+    assert one["accuracy"] != other["accuracy"]
+    status, _, err = lsseg(*test, "--trainer.default_root_dir", tmp_path / "none", "--model.test_scales=[]")
+    assert (status, "model.test_scales must be positive numbers, not []" in err) == (1, True)
+
+
+@pytest.mark.filterwarnings("ignore:model.start")
+def test_a_network_starts_from_a_run_on_other_classes(trained, lsseg, tmp_path, camvid):
+    fit = (
+        "fit",
+        "--config",
+        TINY,
+        "--data=CamVid",
+        f"--data.root={camvid}",
+        "--data.batch_size=2",
+        "--data.resize=[64,64]",
+    )
+    short = ("--data.num_workers=0", "--trainer.max_steps=1", "--trainer.val_check_interval=1", "--model.lr=0")
+    run = ("--trainer.default_root_dir", tmp_path / "other")
+    status, _, err = lsseg(*fit, *short, *run, f"--model.start={trained / 'last.ckpt'}")
+    assert status == 0, err
+    first, second = (
+        torch.load(path / "last.ckpt", weights_only=True)["state_dict"] for path in (trained, tmp_path / "other")
+    )
+    learnt = [key for key in first if key.startswith("network.") and key.endswith(("weight", "bias"))]
+    same = {key for key in learnt if first[key].shape == second[key].shape and torch.equal(first[key], second[key])}
+    assert {key for key in learnt if key not in same} == {key for key in learnt if "segmentation_head" in key}
+    # A run that has begun goes on without the file.
+    (trained / "last.ckpt").rename(tmp_path / "gone.ckpt")
+    status, _, err = lsseg(
+        "test", "--config", tmp_path / "other" / "config.yaml", "--ckpt_path", tmp_path / "other" / "last.ckpt"
+    )
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, r"is not a file"),
+        (lambda path: path.write_bytes(b"no"), "is no checkpoint of a run, or a torn one"),
+        (lambda path: torch.save({"state_dict": {"network.x": torch.zeros(1)}}, path), "is of another network"),
+        (lambda path: torch.save([1], path), "is no checkpoint of a run"),
+    ],
+)
+def test_what_is_no_start(lsseg, tmp_path, make, message):
+    make(tmp_path / "start.ckpt")
+    status, _, err = lsseg("fit", "--config", TINY, f"--model.start={tmp_path / 'start.ckpt'}")
+    assert (status, err.count("\n"), message in err) == (1, 1, True), err
+
+
 def test_camvid_trains_and_reports_both_tests(camvid, lsseg, tmp_path):
     data = ("--data", "CamVid", "--data.root", camvid, "--data.crop_size", "[32,32]", "--data.batch_size", 2)
     run = ("--trainer.default_root_dir", tmp_path / "run", "--test_after_fit", "true")

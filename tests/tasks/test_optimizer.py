@@ -35,3 +35,35 @@ def test_new_layers_have_a_rate_of_their_own_that_falls_alike(name):
 def test_a_negative_factor_is_refused():
     with pytest.raises(InputError, match=r"model\.new_layers must not be negative"):
         Recipe(new_layers=-1)
+
+
+def rates(steps, **options):
+    made = Recipe(lr=1.0, momentum=0.0, **options).build(nn.Linear(2, 1).named_parameters(), steps)
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_the_rate_falls_with_every_step_or_at_milestones_and_rises_first():
+    assert rates(4, poly_power=0.5) == pytest.approx([(1 - k / 4) ** 0.5 for k in range(4)])
+    assert rates(6, milestones=[2, 5]) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01])
+    assert rates(6, milestones=[4], warmup=3) == pytest.approx([0.25, 0.5, 0.75, 1, 0.1, 0.1])
+    risen = [min(1, (k + 1) / 3) * (1 - k / 5) for k in range(5)]
+    assert rates(5, poly_power=1, warmup=2) == pytest.approx(risen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"milestones": [5, 2]}, r"model\.lr_milestones must be steps, each after the one before, not \[5, 2\]"),
+        ({"milestones": [0]}, r"model\.lr_milestones must be steps"),
+        ({"warmup": -1}, r"model\.lr_warmup must not be negative"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(**options)

@@ -1,0 +1,95 @@
+"""WideResNet-38 (Wu 2016, "Wider or Deeper", network A2): the encoder of Homayounfar 2020's best entry on Cityscapes.
+
+Legend: B images, H×W pixels. smp has no such encoder; this one has the interface of smp's.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NAME = "wide_resnet38"
+# Of each stage: the channels of its convolutions, its blocks, the stride of its first.
+STAGES = (
+    ("mod4", (512, 512), 6, 2),
+    ("mod5", (512, 1024), 3, 2),
+    ("mod6", (512, 1024, 2048), 1, 2),
+    ("mod7", (1024, 2048, 4096), 1, 1),
+)
+
+
+class PreActivation(nn.Module):
+    """Residual block with batch-norm and ReLU before each convolution: 3×3, 3×3, or 1×1, 3×3, 1×1.
+
+    Args:
+        inputs: Channels in.
+        channels: Channels of the convolutions, two or three.
+        stride: Of the first convolution.
+    """
+
+    def __init__(self, inputs: int, channels: tuple[int, ...], stride: int = 1) -> None:
+        super().__init__()
+        self.bn1 = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
+        kernels = (3, 3) if len(channels) == 2 else (1, 3, 1)
+        self.convs = nn.Sequential()
+        for number, (before, after, kernel) in enumerate(zip((inputs, *channels), channels, kernels, strict=False), 1):
+            if number > 1:
+                self.convs.add_module(f"bn{number}", nn.Sequential(nn.BatchNorm2d(before), nn.ReLU()))
+            conv = nn.Conv2d(before, after, kernel, stride if number == 1 else 1, kernel // 2, bias=False)
+            self.convs.add_module(f"conv{number}", conv)
+        self.proj_conv: nn.Module | None = None
+        if stride != 1 or inputs != channels[-1]:
+            self.proj_conv = nn.Conv2d(inputs, channels[-1], 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the convolutions make of the input to it."""
+        active = self.bn1(x)
+        shortcut = x if self.proj_conv is None else self.proj_conv(active)
+        result: Tensor = shortcut + self.convs(active)
+        return result
+
+
+class WideResNet38(nn.Module):
+    """B×3×H×W → feature maps of strides 1 (the image), 2, 4, 8, 16 and 32.
+
+    Modules are named as in the authors' and the in-place batch-norm's releases (``mod1`` … ``mod7``, ``bn_out``).
+    """
+
+    out_channels = (3, 128, 256, 512, 1024, 4096)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mod1 = nn.Sequential()
+        self.mod1.add_module("conv1", nn.Conv2d(3, 64, 3, padding=1, bias=False))
+        self.mod2 = stage(64, (128, 128), 3, 1)
+        self.mod3 = stage(128, (256, 256), 3, 1)
+        before = 256
+        for name, channels, blocks, stride in STAGES:
+            self.add_module(name, stage(before, channels, blocks, stride))
+            before = channels[-1]
+        self.bn_out = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU())
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """The feature maps, finest first."""
+        maps = [image]
+        x = self.mod1(image)
+        for module in (self.mod2, self.mod3):
+            x = module(F.max_pool2d(x, 3, 2, 1))
+            maps.append(x)
+        for name, _, _, _ in STAGES:
+            x = self.get_submodule(name)(x)
+            if name not in ("mod6", "mod7"):
+                maps.append(x)
+        return [*maps, self.bn_out(x)]
+
+
+def stage(inputs: int, channels: tuple[int, ...], blocks: int, stride: int) -> nn.Sequential:
+    """Blocks in a row, called block1 and so on."""
+    made = nn.Sequential()
+    for number in range(1, blocks + 1):
+        first = number == 1
+        made.add_module(
+            f"block{number}", PreActivation(inputs if first else channels[-1], channels, stride if first else 1)
+        )
+    return made

@@ -1,0 +1,131 @@
+"""What Homayounfar 2020's best entry adds: WideResNet-38, deformable convolutions, PANet's path."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch import encoders
+
+from lsseg.errors import InputError
+from lsseg.models import LevelSetRCNN
+from lsseg.models.deformable import DeformableConv2d, deform
+from lsseg.models.encoder import make_encoder
+from lsseg.models.fpn import BottomUpPath, PyramidEncoder
+from lsseg.models.wide_resnet import PreActivation, WideResNet38
+
+SMALL = {"width": 8, "mask_width": 8, "box_width": 8, "features": 4, "proposals": 8, "detections": 4}
+
+
+def test_wide_resnet_38_has_38_layers_and_its_strides():
+    with torch.device("meta"):
+        net = WideResNet38()
+        maps = net(torch.empty(1, 3, 70, 90))
+    convs = [name for name, module in net.named_modules() if isinstance(module, torch.nn.Conv2d) and "proj" not in name]
+    assert len(convs) == 37  # and the classifier that is not there
+    sizes = [(70, 90), (35, 45), (18, 23), (9, 12), (5, 6), (3, 3)]
+    assert [tuple(m.shape[1:]) for m in maps] == [(c, *s) for c, s in zip(net.out_channels, sizes, strict=True)]
+    assert {
+        "mod1.conv1.weight",
+        "mod4.block6.convs.conv2.weight",
+        "mod7.block1.proj_conv.weight",
+    } <= net.state_dict().keys()
+
+
+def test_a_block_adds_its_convolutions_to_what_comes_in():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6, 7)
+    same = PreActivation(5, (4, 5)).eval()
+    active = F.relu(x / (1 + 1e-5) ** 0.5)
+    inner = F.relu(F.conv2d(active, same.convs.conv1.weight, padding=1) / (1 + 1e-5) ** 0.5)
+    torch.testing.assert_close(same(x), x + F.conv2d(inner, same.convs.conv2.weight, padding=1))
+    other = PreActivation(5, (4, 6, 9), stride=2).eval()
+    assert other(x).shape == (2, 9, 3, 4)
+    assert [other.convs[i].kernel_size for i in (0, 2, 4)] == [(1, 1), (3, 3), (1, 1)]
+
+
+def test_wide_resnet_takes_weights_from_a_file_only(tmp_path):
+    with pytest.raises(InputError, match="are published as files; give one, not 'imagenet'"):
+        make_encoder("wide_resnet38", "imagenet")
+    with pytest.raises(InputError, match="'wide_resnet38' cannot be dilated"):
+        make_encoder("wide_resnet38", None, 8)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "tu-test_resnet.r160_in1k"])
+def test_a_deformed_encoder_starts_as_the_plain_one(name):
+    torch.manual_seed(0)
+    encoder = encoders.get_encoder(name, weights=None).eval()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = encoder(x)
+        keys = set(encoder.state_dict())
+        deform(encoder, 2, name)
+        for one, other in zip(plain, encoder(x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    new = set(encoder.state_dict()) - keys
+    assert new
+    assert all(".offset." in key for key in new)
+    assert keys <= set(encoder.state_dict())
+
+
+def test_offsets_learn_and_shift_what_is_seen():
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(2, 3, 3, padding=1, dtype=torch.float64)
+    conv = DeformableConv2d(plain).double()
+    x = torch.randn(1, 2, 7, 9, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), plain(x))
+    conv(x).square().sum().backward()
+    assert conv.offset.weight.grad.abs().sum() > 0
+    assert conv.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        conv.offset.bias[1:18:2] = 1.0  # offsets come as y, x, y, x, …: one pixel to the right
+    inner = (..., slice(1, -1), slice(1, -2))
+    torch.testing.assert_close(conv(x)[inner], plain(x.roll(-1, -1))[inner])
+
+
+def test_an_encoder_of_unknown_stages_is_refused():
+    with pytest.raises(InputError, match="the stages of vgg11 are not known"):
+        deform(encoders.get_encoder("vgg11", weights=None), 1, "vgg11")
+    with pytest.raises(InputError, match=r"must lie in 0\.\.4"):
+        deform(encoders.get_encoder("resnet18", weights=None), 5, "resnet18")
+
+
+def test_the_path_runs_from_fine_to_coarse():
+    torch.manual_seed(0)
+    path = BottomUpPath(3, 4).double()
+    maps = [torch.randn(1, 4, *size, dtype=torch.float64) for size in ((12, 20), (6, 10), (3, 5))]
+    found = path(OrderedDict(zip("012", maps, strict=True)))
+    assert list(found) == ["0", "1", "2", "pool"]
+    torch.testing.assert_close(found["0"], maps[0])
+
+    def step(finer, i):
+        return F.relu(path.smooth[i](maps[i + 1] + F.relu(path.down[i](finer))))
+
+    torch.testing.assert_close(found["1"], step(maps[0], 0))
+    torch.testing.assert_close(found["2"], step(step(maps[0], 0), 1))
+    assert found["pool"].shape == (1, 4, 2, 3)
+
+
+def test_all_of_it_trains_and_detects():
+    torch.manual_seed(0)
+    net = LevelSetRCNN(2, "resnet18", deformable=2, bottom_up=True, score_threshold=0.0, **SMALL)
+    image = torch.rand(3, 64, 80)
+    layers = torch.zeros(1, 64, 80, dtype=torch.int32)
+    layers[0, 8:40, 10:50] = 1
+    zero = torch.zeros(1, dtype=torch.long)
+    known = {
+        **{"layers": layers, "layer": zero, "labels": zero, "crowd": zero.bool()},
+        "boxes": torch.tensor([[10.0, 8.0, 50.0, 40.0]]),
+    }
+    output = net.train().train_output([image], [known])
+    (sum(output.losses.values()) + output.masks.final.sum()).backward()
+    unused = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused
+    assert net.eval()([image])[0].masks.final.shape[1:] == (112, 112)
+
+
+def test_wide_resnet_carries_a_pyramid():
+    with torch.device("meta"):
+        encoder = PyramidEncoder("wide_resnet38", None, 8, True, deformable=1, bottom_up=True)
+    assert encoder.strides == [4, 8, 16, 32]
+    assert sum(isinstance(m, DeformableConv2d) for m in encoder.modules()) == 1
