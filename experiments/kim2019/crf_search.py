@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+ITERATIONS = 10
 GRID = {"appearance_weight": (3, 4, 6), "appearance_xy": (15, 49, 80), "appearance_rgb": (3, 5, 10)}
 
 
@@ -38,7 +39,7 @@ def main() -> None:
         if score > best:
             best, chosen = score, point
     head = f"# The best of {options.run} on validation: mIoU {100 * best:.2f}, without {100 * plain:.2f}.\n"
-    options.out.write_text(head + yaml.safe_dump({"model": {"init_args": {"crf": chosen}}}))
+    options.out.write_text(head + yaml.safe_dump({"model": {"init_args": {"crf_iterations": ITERATIONS, "crf": chosen}}}))
     print(f"{options.out}: {chosen}")
 
 
@@ -46,6 +47,7 @@ def miou(run: Path, crf: dict[str, int], batches: int) -> float:
     """Validation mIoU of a run with a CRF behind it."""
     command = [sys.executable, "-m", "lsseg", "validate", "--config", run / "config.yaml"]
     command += ["--ckpt_path", run / "last.ckpt", f"--trainer.limit_val_batches={batches}", "--panels.images=0"]
+    command += [f"--model.crf_iterations={ITERATIONS if crf else 0}"]
     with tempfile.TemporaryDirectory() as folder:
         command += [f"--trainer.default_root_dir={folder}/validated", *(f"--model.crf.{k}={v}" for k, v in crf.items())]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)

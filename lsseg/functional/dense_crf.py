@@ -19,7 +19,6 @@ class DenseCRF:
     approximate (the permutohedral lattice of the package pydensecrf2).
 
     Args:
-        iterations: Of mean field; 10 or 5 in Kim 2019, table 4.
         appearance_weight: Of the first kernel; DeepLab searches 3 to 6, on validation images.
         appearance_xy: Its σ in pixels; DeepLab searches 30 to 100.
         appearance_rgb: Its σ' in levels of 0..255; DeepLab searches 3 to 6.
@@ -30,7 +29,6 @@ class DenseCRF:
         InputError: If a value is out of range.
     """
 
-    iterations: int = 10
     appearance_weight: float = 4.0
     appearance_xy: float = 49.0
     appearance_rgb: float = 5.0
@@ -39,20 +37,20 @@ class DenseCRF:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        require(self.iterations >= 1, "model.crf.iterations", self.iterations, "must be at least 1")
         for key in ("appearance_weight", "smoothness_weight"):
             require(getattr(self, key) >= 0, f"model.crf.{key}", getattr(self, key), "must not be negative")
         for key in ("appearance_xy", "appearance_rgb", "smoothness_xy"):
             require(getattr(self, key) > 0, f"model.crf.{key}", getattr(self, key), "must be positive")
 
     def __call__(
-        self, probabilities: npt.NDArray[np.floating], image: npt.NDArray[np.uint8]
+        self, probabilities: npt.NDArray[np.floating], image: npt.NDArray[np.uint8], iterations: int
     ) -> npt.NDArray[np.float32]:
         """Probabilities after inference, C×H×W.
 
         Args:
             probabilities: C×H×W, of the network.
             image: H×W×3, RGB.
+            iterations: Of mean field; 10 or 5 in Kim 2019, table 4.
 
         Raises:
             InputError: If the package is not installed.
@@ -60,7 +58,9 @@ class DenseCRF:
         try:
             from pydensecrf.densecrf import DenseCRF2D
         except ImportError as error:
-            raise InputError("model.crf needs the package pydensecrf2: pip install 'lsseg[crf]'") from error
+            raise InputError(
+                "a dense CRF (model.crf_iterations) needs the package pydensecrf2: pip install 'lsseg[crf]'"
+            ) from error
         classes, height, width = probabilities.shape
         crf = DenseCRF2D(width, height, classes)
         unary = -np.log(np.clip(probabilities, 1e-8, 1)).astype(np.float32)
@@ -70,5 +70,5 @@ class DenseCRF:
         crf.addPairwiseBilateral(
             sxy=self.appearance_xy, srgb=self.appearance_rgb, rgbim=colors, compat=self.appearance_weight
         )
-        refined: npt.NDArray[np.float32] = np.array(crf.inference(self.iterations), np.float32)
+        refined: npt.NDArray[np.float32] = np.array(crf.inference(iterations), np.float32)
         return refined.reshape(classes, height, width)

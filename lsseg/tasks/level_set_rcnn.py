@@ -47,8 +47,8 @@ class LevelSetRCNNTask(Task):
         momentum: Of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
-        lr_milestones: Steps at which the rate falls to a tenth, instead of that decay.
-        lr_warmup: Steps over which the rate rises to ``lr`` first.
+        lr_milestones: Shares of the training after which the rate falls to a tenth, instead of that decay: ``[0.75]``.
+        lr_warmup: Share of the training in which the rate rises to ``lr`` first.
         start: A checkpoint of another run, on other classes perhaps, whose weights the network starts from as far as
             they fit.
     """
@@ -73,8 +73,8 @@ class LevelSetRCNNTask(Task):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         poly_power: float = 0.9,
-        lr_milestones: list[int] | None = None,
-        lr_warmup: int = 0,
+        lr_milestones: list[float] | None = None,
+        lr_warmup: float = 0.0,
         start: str | None = None,
     ) -> None:
         for key, value in (

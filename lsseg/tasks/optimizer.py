@@ -26,8 +26,8 @@ class Recipe:
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         poly_power: Exponent of the decay; 0 keeps the rate constant.
         new_layers: Factor of the rate for what is no part of an encoder.
-        milestones: Steps at which the rate falls to a tenth, instead of "poly"; null is "poly".
-        warmup: Steps over which the rate rises to lr before that, in a straight line.
+        milestones: Shares of the training after which the rate falls to a tenth, instead of "poly"; null is "poly".
+        warmup: Share of the training in which the rate rises to lr first, in a straight line.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -36,8 +36,8 @@ class Recipe:
     weight_decay: float = 1e-4
     poly_power: float = 0.9
     new_layers: float = 1.0
-    milestones: list[int] | None = None
-    warmup: int = 0
+    milestones: list[float] | None = None
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise ``InputError`` for a value out of range."""
@@ -46,12 +46,14 @@ class Recipe:
                 raise InputError(f"model.{key} must not be negative, not {getattr(self, key)}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"model.momentum must lie in [0, 1), not {self.momentum}")
-        if self.warmup < 0:
-            raise InputError(f"model.lr_warmup must not be negative, not {self.warmup}")
-        if self.milestones is not None and (
-            sorted(set(self.milestones)) != self.milestones or min(self.milestones) < 1
-        ):
-            raise InputError(f"model.lr_milestones must be steps, each after the one before, not {self.milestones}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"model.lr_warmup must lie in [0, 1), not {self.warmup}")
+        shares = self.milestones or []
+        if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
+            raise InputError(
+                "model.lr_milestones must be shares of the training in (0, 1), such as 0.5 for halfway, each after the "
+                f"one before, not {shares}"
+            )
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], steps: float) -> dict[str, Any]:
         """Optimiser and schedule in the form Lightning takes.
@@ -77,9 +79,10 @@ class Recipe:
         if self.milestones is None:
             schedule = PolynomialLR(optimizer, int(steps), self.poly_power)
         else:
-            schedule = MultiStepLR(optimizer, self.milestones)
-        if self.warmup:
-            schedule = ChainedScheduler([LinearLR(optimizer, 1 / (self.warmup + 1), 1.0, self.warmup), schedule])
+            schedule = MultiStepLR(optimizer, [round(share * steps) for share in self.milestones])
+        rising = round(self.warmup * steps)
+        if rising:
+            schedule = ChainedScheduler([LinearLR(optimizer, 1 / (rising + 1), 1.0, rising), schedule])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _groups(self, parameters: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:

@@ -39,8 +39,8 @@ class SegmentationTask(Task):
         momentum: Of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
-        lr_milestones: Steps at which the rate falls to a tenth, instead of that decay.
-        lr_warmup: Steps over which the rate rises to ``lr`` first.
+        lr_milestones: Shares of the training after which the rate falls to a tenth, instead of that decay: ``[0.75]``.
+        lr_warmup: Share of the training in which the rate rises to ``lr`` first.
         start: A checkpoint of another run, on other classes perhaps, whose weights the network starts from as far as
             they fit.
         new_layers: Factor of the learning rate for what is no part of an encoder; 10 where encoders are pretrained, in
@@ -49,8 +49,9 @@ class SegmentationTask(Task):
         test_flip: Whether ``test``, ``validate`` and ``predict`` also look at mirrored images (not the validations
             during training); scores are averaged over all views.
         test_scales: Sizes at which they look, as factors of the image's.
-        crf: A dense CRF that ``test``, ``validate`` and ``predict`` put behind the network (not the validations during
-            training); null is none.
+        crf_iterations: Of a dense CRF that ``test``, ``validate`` and ``predict`` put behind the network (not the
+            validations during training); 0 is none.
+        crf: Its weights and widths; null is :class:`~lsseg.functional.dense_crf.DenseCRF` with its defaults.
     """
 
     kind = "semantic"
@@ -67,19 +68,22 @@ class SegmentationTask(Task):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         poly_power: float = 0.9,
-        lr_milestones: list[int] | None = None,
-        lr_warmup: int = 0,
+        lr_milestones: list[float] | None = None,
+        lr_warmup: float = 0.0,
         start: str | None = None,
         new_layers: float = 1.0,
         window: int | None = None,
         test_flip: bool = False,
         test_scales: tuple[float, ...] = (1.0,),
+        crf_iterations: int = 0,
         crf: DenseCRF | None = None,
     ) -> None:
         if num_classes < 2:
             raise InputError(f"num_classes must be at least 2, not {num_classes}")
         if window is not None and window < 32:
             raise InputError(f"model.window must be at least 32 pixels, not {window}")
+        if crf_iterations < 0:
+            raise InputError(f"model.crf_iterations must not be negative, not {crf_iterations}")
         if not test_scales or min(test_scales) <= 0:
             raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
         recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup)
@@ -87,7 +91,7 @@ class SegmentationTask(Task):
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
         self.window = window
         self.test_flip, self.test_scales = test_flip, tuple(test_scales)
-        self.crf = crf
+        self.crf_iterations, self.crf = crf_iterations, crf or DenseCRF()
         self._refines = True
         self.val_loss = MeanMetric()
         self.val_scores = Scores(num_classes)
@@ -163,11 +167,11 @@ class SegmentationTask(Task):
         if self._trainer is not None and self.trainer.state.fn == "fit":
             return whole(image)
         logits = mean_of_views(whole, image, self.test_flip, self.test_scales)
-        if self.crf is None:
+        if not self.crf_iterations:
             return logits
         pixels = (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         probabilities = logits.float().softmax(1).cpu().numpy()
-        refined = [self.crf(p, rgb) for p, rgb in zip(probabilities, pixels, strict=True)]
+        refined = [self.crf(p, rgb, self.crf_iterations) for p, rgb in zip(probabilities, pixels, strict=True)]
         return torch.from_numpy(np.stack(refined)).clamp_min(1e-8).log().to(logits.device)
 
     def evolution(self, image: Tensor) -> list[Tensor]:

@@ -168,13 +168,13 @@ def test_a_dense_crf_stands_behind_the_network_when_it_is_tested(trained, lsseg,
     test = ("test", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt")
     plain, refined = tmp_path / "plain", tmp_path / "refined"
     assert lsseg(*test, "--trainer.default_root_dir", plain)[0] == 0
-    status, _, err = lsseg(*test, "--trainer.default_root_dir", refined, "--model.crf.iterations", 2)
+    status, _, err = lsseg(*test, "--trainer.default_root_dir", refined, "--model.crf_iterations", 2)
     assert status == 0, err
     scores = [json.loads((folder / "test.json").read_text())["scores"]["accuracy"] for folder in (plain, refined)]
     assert scores[0] != scores[1]
-    status, _, err = lsseg(*test, "--trainer.default_root_dir", tmp_path / "wrong", "--model.crf.iterations", 0)
+    status, _, err = lsseg(*test, "--trainer.default_root_dir", tmp_path / "wrong", "--model.crf_iterations", -1)
     assert status == 1
-    assert "iterations must be at least 1, not 0" in err
+    assert "model.crf_iterations must not be negative, not -1" in err
 
 
 def test_several_views_are_looked_at_when_it_is_tested(trained, lsseg, tmp_path):

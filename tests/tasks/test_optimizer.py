@@ -50,18 +50,18 @@ def rates(steps, **options):
 
 def test_the_rate_falls_with_every_step_or_at_milestones_and_rises_first():
     assert rates(4, poly_power=0.5) == pytest.approx([(1 - k / 4) ** 0.5 for k in range(4)])
-    assert rates(6, milestones=[2, 5]) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01])
-    assert rates(6, milestones=[4], warmup=3) == pytest.approx([0.25, 0.5, 0.75, 1, 0.1, 0.1])
+    assert rates(6, milestones=[1 / 3, 5 / 6]) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01])
+    assert rates(6, milestones=[2 / 3], warmup=0.5) == pytest.approx([0.25, 0.5, 0.75, 1, 0.1, 0.1])
     risen = [min(1, (k + 1) / 3) * (1 - k / 5) for k in range(5)]
-    assert rates(5, poly_power=1, warmup=2) == pytest.approx(risen)
+    assert rates(5, poly_power=1, warmup=0.4) == pytest.approx(risen)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"milestones": [5, 2]}, r"model\.lr_milestones must be steps, each after the one before, not \[5, 2\]"),
-        ({"milestones": [0]}, r"model\.lr_milestones must be steps"),
-        ({"warmup": -1}, r"model\.lr_warmup must not be negative"),
+        ({"milestones": [0.5, 0.2]}, r"model\.lr_milestones must be shares .*, not \[0\.5, 0\.2\]"),
+        ({"milestones": [60000]}, r"model\.lr_milestones must be shares of the training in \(0, 1\)"),
+        ({"warmup": 500}, r"model\.lr_warmup must lie in \[0, 1\), not 500"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(options, message):
