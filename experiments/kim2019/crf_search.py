@@ -39,7 +39,9 @@ def main() -> None:
         if score > best:
             best, chosen = score, point
     head = f"# The best of {options.run} on validation: mIoU {100 * best:.2f}, without {100 * plain:.2f}.\n"
-    options.out.write_text(head + yaml.safe_dump({"model": {"init_args": {"crf_iterations": ITERATIONS, "crf": chosen}}}))
+    options.out.write_text(
+        head + yaml.safe_dump({"model": {"init_args": {"crf_iterations": ITERATIONS, "crf": chosen}}})
+    )
     print(f"{options.out}: {chosen}")
 
 

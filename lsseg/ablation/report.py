@@ -19,7 +19,7 @@ from lsseg.ablation.results import (
     run_table,
     variant_table,
 )
-from lsseg.ablation.scores import Kind
+from lsseg.ablation.scores import COSTS, Kind
 from lsseg.errors import InputError
 from lsseg.files import write_text
 
@@ -67,8 +67,11 @@ def _shown(table: pd.DataFrame, description: dict[str, Any], kind: Kind) -> pd.D
         shown[f"Δ {kind.titles[kind.second]} [95 %]"] = _interval(row, f"{kind.second}_difference")
         for score in others[later:]:
             shown |= _score(row, score, kind, table)
-        shown["train ms/image"] = _number(_times(row.get("train_seconds_per_image"), 1e3), 1)
-        shown["test ms/image"] = _number(_times(row.get("test_seconds_per_image"), 1e3), 1)
+        for cost in COSTS:
+            title = cost.replace("_seconds_per_", " ms/")
+            shown[title] = _number(_times(row.get(cost), 1e3), 1)
+            if f"paper_{cost}" in table:
+                shown[f"{title} in the paper"] = _number(_times(row[f"paper_{cost}"], 1e3), 0)
         shown["parameters"] = f"{row['parameters'] / 1e6:.2f} M" if _given(row.get("parameters")) else "–"
         shown["seeds"] = str(row["seeds"])
         rows.append(shown)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from lsseg.ablation.instance_results import score_of
-from lsseg.ablation.scores import KINDS, Kind, kind_of
+from lsseg.ablation.scores import COSTS, KINDS, Kind, kind_of
 from lsseg.ablation.statistics import RESAMPLES, Difference, Scored, of_counts, paired_difference
 from lsseg.errors import InputError
 from lsseg.functional import boundary_f1, class_iou, pixel_accuracy
@@ -75,13 +75,15 @@ class SemanticResult(Result):
         """The same run on the test images of matching names."""
         keep = self._kept(pattern)
         counts = {name: values[keep] for name, values in self.counts.items()}
-        return replace(self, names=self.names[keep], counts=counts)
+        return replace(self, names=self.names[keep], counts=counts, summary={**self.summary, "scores": {}})
 
     def scores(self) -> dict[str, float]:
         """Percentages over its test images."""
         every = np.ones((1, len(self.names)))
         scores = {score: float(self.scored(score)(every)[0]) for score in KINDS["semantic"].compared}
         scores["accuracy"] = float(pixel_accuracy(torch.from_numpy(self.counts["overlap"].sum(0))))
+        known = self.summary["scores"]
+        scores |= {score: known[score] for score in KINDS["semantic"].titles if score not in scores and score in known}
         return {name: 100 * value for name, value in scores.items()}
 
     def scored(self, score: str) -> Scored:
@@ -205,9 +207,7 @@ def run_table(results: list[Result]) -> pd.DataFrame:
     rows = []
     for result in results:
         per_class = {k: 100 * v for k, v in result.summary["scores"].items() if "/" in k}
-        costs = {
-            key: result.summary[key] for key in ("train_seconds_per_image", "test_seconds_per_image", "parameters")
-        }
+        costs = {key: result.summary[key] for key in (*COSTS, "parameters")}
         rows.append({"variant": result.variant, "seed": result.seed, **result.scores(), **costs, **per_class})
     return pd.DataFrame(rows)
 
@@ -231,7 +231,7 @@ def variant_table(results: list[Result], description: dict[str, Any]) -> pd.Data
                 row |= _means([result for result in part if result.variant == variant["name"]], f"{name}_")
                 found = difference(part, variant["name"], baseline, kind.main)
                 row |= _columns(found, f"{name}_{kind.main}_difference")
-            for cost in ("train_seconds_per_image", "test_seconds_per_image"):
+            for cost in COSTS:
                 values = [result.summary[cost] for result in own if result.summary[cost] is not None]
                 row[cost] = float(np.mean(values)) if values else None
             row["parameters"] = own[0].summary["parameters"]

@@ -9,7 +9,7 @@ import threading
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -48,7 +48,11 @@ class Runner:
             KeyboardInterrupt: If interrupted; the running experiments are stopped first.
         """
         with ThreadPoolExecutor(jobs) as pool:
-            futures = {run.name: pool.submit(self._run, run, jobs) for run in runs}
+            futures: dict[str, Future[Outcome]] = {}
+            for run in runs:
+                # It was submitted before, so it is running or done: waiting for it cannot block for ever.
+                before = futures.get(run.start or "")
+                futures[run.name] = pool.submit(self._run, run, jobs, before)
             try:
                 return {name: future.result() for name, future in futures.items()}
             except BaseException:
@@ -59,8 +63,10 @@ class Runner:
                     process.terminate()
                 raise
 
-    def _run(self, run: Run, jobs: int) -> Outcome:
+    def _run(self, run: Run, jobs: int, before: "Future[Outcome] | None") -> Outcome:
         folder = self.folder / run.name
+        if before is not None and before.result() not in ("done", "skipped"):
+            return "failed"
         if self._stopping.is_set():
             return "failed"
         folder.mkdir(parents=True, exist_ok=True)

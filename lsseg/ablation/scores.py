@@ -65,6 +65,7 @@ KINDS = {
     ),
 }
 SCORES = tuple(score for kind in KINDS.values() for score in kind.titles)
+COSTS = ("train_seconds_per_image", "test_seconds_per_image")
 
 
 def kind_of(names: set[str]) -> Kind:

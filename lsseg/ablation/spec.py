@@ -11,6 +11,7 @@
       - {name: cross_entropy, label: Cross-entropy}
       - {name: level_set, config: level_set.yaml, set: {model: LevelSetLossTask}, paper: {miou: 76.5}}
       - {name: fcn_ls, config: fcn_ls.yaml, baseline: fcn}              # compared with a row of its own
+      - {name: fine, start: coarse}             # starts from the last weights of an earlier variant, of the same seed
       - {name: crf, label: Dense CRF, cite: true, paper: {miou: 71.2}}   # a row of the paper that is not run
     grid: {model.lr: [0.01, 0.1]}      # optional: every variant at every point of the grid
     subsets: {Seq05VD: "Seq05VD*"}     # optional: scores on the test images of these names, too
@@ -25,11 +26,11 @@ from typing import Any
 
 import yaml
 
-from lsseg.ablation.scores import SCORES
+from lsseg.ablation.scores import COSTS, SCORES
 from lsseg.errors import InputError
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
-VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite", "baseline"}
+VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite", "baseline", "start"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Variant:
         label: What the table calls it.
         configs: Configuration files, later ones win.
         settings: Keys set on top of them.
-        paper: Reference numbers, in percent, by score (``miou``).
+        paper: Reference numbers by score (``miou``), in percent, and costs (``test_seconds_per_image``).
         cite: The row has the paper's numbers only and is not run.
         baseline: What it is compared with, if not with the suite's.
+        start: The variant from whose last weights it starts.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Variant:
     paper: dict[str, float] = field(default_factory=dict)
     cite: bool = False
     baseline: str | None = None
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class Run:
         """Name of the run and of its folder."""
         return f"{self.variant.name}-seed{self.seed}"
 
+    @property
+    def start(self) -> str | None:
+        """Name of the run from whose last weights it starts."""
+        return self.variant.start and f"{self.variant.start}-seed{self.seed}"
+
     def arguments(self, folder: Path) -> list[str]:
         """Arguments of ``lsseg`` that train and test it in ``folder``."""
         # A class comes before its arguments: the command line is read from left to right.
@@ -87,6 +95,7 @@ class Run:
             "fit",
             *(f"--config={path}" for path in self.variant.configs),
             *flags,
+            *([f"--model.start={folder.parent / self.start / 'last.ckpt'}"] if self.start else []),
             f"--seed_everything={self.seed}",
             f"--trainer.default_root_dir={folder}",
             "--test_after_fit=true",
@@ -106,7 +115,8 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """Its settings, files' contents included: a finished run counts only for the same ones."""
         configs = [yaml.safe_load(Path(path).read_text()) for path in self.variant.configs]
-        return {"configs": configs, "set": self.variant.settings, "seed": self.seed}
+        start = {"start": self.variant.start} if self.variant.start else {}
+        return {"configs": configs, "set": self.variant.settings, "seed": self.seed, **start}
 
 
 def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
@@ -145,7 +155,9 @@ def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
     baseline = content.get("baseline", runnable[0])
     if baseline not in runnable:
         raise InputError(f"{path}: baseline {baseline!r} is none of the variants {', '.join(runnable)}")
-    for variant in variants:
+    for place, variant in enumerate(variants):
+        if variant.start is not None and variant.start not in [v.name for v in variants[:place] if not v.cite]:
+            raise InputError(f"{path}: start {variant.start!r} of variant {variant.name!r} is no variant before it")
         if variant.baseline not in (None, *runnable):
             raise InputError(
                 f"{path}: baseline {variant.baseline!r} of variant {variant.name!r} is none of {', '.join(runnable)}"
@@ -193,7 +205,7 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
             raise InputError(f"{path}: config and label of variant {entry['name']!r} must be text")
         paper = _mapping(path, entry, "paper")
         for score, number in paper.items():
-            if score not in SCORES or isinstance(number, bool) or not isinstance(number, int | float):
+            if score not in (*SCORES, *COSTS) or isinstance(number, bool) or not isinstance(number, int | float):
                 raise InputError(f"{path}: paper.{score}: {number!r}; expected a number for one of {', '.join(SCORES)}")
         if not isinstance(entry.get("cite", False), bool):
             raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
@@ -202,8 +214,8 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         for config in configs:
             _check_config(config)
         settings = {**shared, **_mapping(path, entry, "set"), **point}
-        compared = f"{entry['baseline']},{where}".strip(",") if "baseline" in entry else None
-        made.append(Variant(_slug(path, name), label, configs, settings, paper, entry.get("cite", False), compared))
+        other = {key: f"{entry[key]},{where}".strip(",") if key in entry else None for key in ("baseline", "start")}
+        made.append(Variant(_slug(path, name), label, configs, settings, paper, entry.get("cite", False), **other))
     return made
 
 

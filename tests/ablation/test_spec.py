@@ -115,6 +115,10 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
         ({"variants": [{"name": "a", "paper": {"miou": "76"}}]}, "paper.miou: '76'; expected a number for one of miou"),
         ({"variants": [{"name": "a", "paper": {"dice": 76}}]}, "paper.dice: 76; expected a number for one of miou"),
         ({"variants": [{"name": "a"}], "subsets": {"n": 3}}, "subsets must give each name a pattern"),
+        (
+            {"variants": [{"name": "a", "start": "b"}, {"name": "b"}]},
+            "start 'b' of variant 'a' is no variant before it",
+        ),
         ({"grid": {"model.lr": 0.1}}, "grid.model.lr must be a list of values"),
         ({"variants": [{"name": "a", "set": [1]}]}, "set must be a mapping"),
     ],

@@ -107,6 +107,28 @@ def test_a_suite_with_a_failing_run(tmp_path):
     assert "| mIoU none |" in (folder / "results.md").read_text()
 
 
+def test_a_run_starts_from_the_last_weights_of_another(tmp_path):
+    variants = [
+        {"name": "first"},
+        {
+            "name": "second",
+            "start": "first",
+            "set": {"model.lr": 0, "trainer.max_steps": 1, "trainer.val_check_interval": 1},
+        },
+        {"name": "diverges", "set": {"model.lr": 1e30}},
+        {"name": "never", "start": "diverges"},
+    ]
+    done = ablate("ablate", write_suite(tmp_path, variants=variants), "--jobs", 2)
+    assert done.returncode == 1
+    assert "never-seed0 was not started: the run that it starts from failed" in done.stdout
+    folder = tmp_path / "runs" / "tiny"
+    first, second = (
+        torch.load(folder / f"{name}-seed0" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("first", "second")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first if key.endswith(("weight", "bias")))
+
+
 def test_dry_run_lists_commands_that_run(tmp_path, lsseg):
     suite = write_suite(tmp_path, variants=VARIANTS[:2], seeds=[0, 1])
     status, out, _ = lsseg("ablate", suite, "--dry-run")
