@@ -91,7 +91,8 @@ def main() -> None:
         suite = {"updates": updates, "time": equal_time}[options.stage](yaml.safe_load(found.read_text()), results)
     path = options.out / f"{name}-{options.stage}.yaml"
     head = f"# {HEADS[options.stage]}\n# Written by plan.py. lsseg ablate experiments/compare/{path.name}\n"
-    suite = {"name": f"compare-{name}-{options.stage}", **suite}
+    title = {"name": f"compare-{name}-{options.stage}"}
+    suite = title | suite | title  # first in the file, and not that of the stage before
     path.write_text(head + yaml.safe_dump(suite, sort_keys=False, allow_unicode=True, width=110))
     print(path)
 

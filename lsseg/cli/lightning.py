@@ -162,7 +162,7 @@ class LssegCLI(LightningCLI):
                 raise InputError(f"ckpt_path {checkpoint} is not a file")
             if not zipfile.is_zipfile(checkpoint):
                 raise InputError(f"ckpt_path {checkpoint} is no checkpoint, or a torn one")
-            _drop_weights(config.model)
+            drop_weights(config.model)
         elif self.subcommand != "fit":
             raise InputError(f"{self.subcommand} needs --ckpt_path: the checkpoint of a run, such as RUN/last.ckpt")
         if config.trainer.default_root_dir is None:
@@ -273,7 +273,7 @@ def _check_files(argv: list[str]) -> None:
                 raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _drop_weights(config: Any) -> None:
+def drop_weights(config: Any) -> None:
     """Set every ``encoder_weights``, and ``start``, below a configuration to null: a checkpoint replaces them."""
     for key in list(config.keys(branches=True)):
         if key.split(".")[-1] in ("encoder_weights", "start"):

@@ -57,6 +57,7 @@ def test_the_best_rate_on_validation_is_used_for_every_seed(run, tmp_path, capsy
     content = yaml.safe_load((tmp_path / "camvid-small-updates.yaml").read_text())
     grid = [7e-4, 2e-3, 6e-3]
     assert [row["set"]["model.lr"] for row in content["variants"]] == [grid[k % 3] for k in range(12)]
+    assert content["name"] == "compare-camvid-small-updates"
     assert content["seeds"] == [0, 1, 2, 3, 4]
     assert "grid" not in content
     assert "data.test_split" not in content["set"]

@@ -1,0 +1,74 @@
+"""A finished run in Python, and the papers' figures from several."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lsseg.cli.load import load_run
+from lsseg.errors import InputError
+from lsseg.functional import confusion_matrix, overlap_counts
+
+TINY = Path(__file__).with_name("tiny.yaml")
+
+
+@pytest.fixture
+def runs(lsseg, tmp_path):
+    """Two tested runs of different methods."""
+    folders = [tmp_path / "ce-seed0", tmp_path / "ls-seed0"]
+    for folder, model in zip(folders, ("SegmentationTask", "LevelSetLossTask"), strict=True):
+        status, _, err = lsseg(
+            *("fit", "--config", TINY, "--model", model, "--model.network.encoder_name", "tu-test_resnet.r160_in1k"),
+            *("--trainer.default_root_dir", folder, "--test_after_fit=true"),
+        )
+        assert status == 0, err
+    return folders
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    spec = importlib.util.spec_from_file_location("figures", TINY.parents[2] / "experiments" / "figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["figures.py", *map(str, arguments)])
+        module.main()
+
+    return call
+
+
+def test_a_loaded_run_predicts_what_it_predicted_in_its_test(runs):
+    for folder in runs:
+        task, data = load_run(folder)
+        assert not task.training
+        sample = data.samples(data.source("test"), training=False)[0]
+        with torch.no_grad():
+            prediction = task.infer(sample["image"][None]).argmax(1)
+        counts = overlap_counts(confusion_matrix(prediction, sample["mask"][None], data.num_classes))[0]
+        assert np.load(folder / "test_images.npz")["overlap"][0].tolist() == counts.tolist()
+
+
+def test_what_is_no_run(runs, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere is no finished run: it has no config\.yaml"):
+        load_run(tmp_path / "nowhere")
+    content = yaml.safe_load((runs[0] / "config.yaml").read_text())
+    content["model"]["init_args"]["lr"] = "fast"
+    (runs[0] / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="lr"):
+        load_run(runs[0])
+
+
+def test_figures_of_two_runs(runs, figures):
+    for arguments in (("pictures",), ("curves",), ("maps", "--class", load_run(runs[0]).data.class_names[0])):
+        figures(arguments[0], *runs, *arguments[1:])
+        assert Path(f"{arguments[0]}.png").stat().st_size > 5000
+    with pytest.raises(SystemExit, match=r"--class must be one of .*, not unicorn"):
+        figures("maps", *runs, "--class", "unicorn")
+    for path in (runs[0] / "panels").iterdir():
+        path.unlink()
+    with pytest.raises(SystemExit, match="no tested image in common"):
+        figures("pictures", *runs)
