@@ -12,52 +12,69 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
+FIGURES = "`python experiments/figures.py"
 PAPERS = {
     "kim2019": "Kim et al. 2019, CNN-based Semantic Segmentation using Level Set Loss",
     "zhang2019": "Zhang et al. 2019, Deep Multiphase Level Set for Scene Parsing",
     "homayounfar2020": "Homayounfar et al. 2020, LevelSet R-CNN: A Deep Variational Method for Instance Segmentation",
 }
-# What a paper shows, and the suite (or what else makes it); None is not there yet.
+# What a paper shows, and the suites, or what else makes it.
 SHOWN = {
     "kim2019": {
         "Table 1 (networks, VOC)": "table1.yaml",
-        "Table 2 (PASCAL-Context)": None,
-        "Table 3 (Cityscapes)": None,
+        "Table 2 (PASCAL-Context)": "table2.yaml",
+        "Table 3 (Cityscapes)": "table3.yaml",
         "Table 4 (running time against CRFs)": "table4.yaml",
         "Table 5 (losses)": "table5.yaml",
         "Figure 5 (Heaviside functions)": "figure5.yaml",
         "Section 4.7 (ε and λ)": "epsilon_lambda.yaml",
-        "Section 4.3 (time of the loss)": "`lsseg bench losses`",
-        "Figures 3, 4, 6, 7": None,
+        "Section 4.3 (time of the loss)": "timing.yaml",
+        "Figure 3 (level-set functions)": f"{FIGURES} maps RUN RUN --class NAME`",
+        "Figure 4 (losses while training)": "figure4.yaml",
+        "Figures 6 and 7 (pictures)": f"{FIGURES} pictures RUN RUN`",
     },
     "zhang2019": {
-        "Tables I to V (other methods, four data sets)": None,
+        "Table I (Cityscapes)": "table1.yaml",
+        "Table II (Cityscapes by class)": "table2.yaml",
+        "Table III (Mapillary Vistas)": "table3.yaml",
+        "Table IV (ADE20K)": "table4.yaml",
+        "Table V (ADE20K, test server)": "table5.yaml",
         "Table VI (parts)": "table6.yaml",
         "Table VII (steps)": "table7.yaml",
         "Batch-norm of the steps": "batch_norm.yaml",
+        "The rate as printed": "recipe.yaml",
         "Table VIII (speed)": "`lsseg bench dmls`",
-        "Figures 4 to 8": None,
+        "Figures 4, 5, 6, 8 (pictures)": f"{FIGURES} pictures RUN RUN`",
+        "Figure 7 (steps)": "`RUN/panels/test-NAME-steps.png` of every tested run, or `lsseg predict … "
+        "--predictions.steps true` for any image",
     },
     "homayounfar2020": {
-        "Table 1 (Cityscapes test)": None,
+        "Table 1 (Cityscapes test)": "table1.yaml",
         "Table 2 (initial and final mask)": "table2.yaml",
+        "Table 2 on Cityscapes": "table2_cityscapes.yaml",
         "Table 3 (rivals)": "table3.yaml",
         "Table 4 (φ⁰ detached)": "table4.yaml",
         "Table 5 (contours)": "table5.yaml",
         "Hyperparameter head": "hyperparameters.yaml",
         "Resolution": "resolution.yaml",
         "Inference time": "`lsseg bench instances`",
-        "Figures 2, 3": None,
+        "Figures 2 and 3 (pictures)": f"{FIGURES} pictures RUN RUN`",
     },
 }
 SCORES = {
     "miou": "mIoU",
     "accuracy": "accuracy",
+    "official_iiou": "iIoU",
+    "official_category_miou": "category IoU",
+    "official_category_iiou": "category iIoU",
     "mask_ap": "AP",
     "initial_mask_ap": "AP of φ⁰",
+    "official_ap": "test AP",
+    "official_ap50": "test AP50",
     "af1": "AF1",
     "af2": "AF2",
 }
+COSTS = {"train_seconds_per_image": "ms to train an image", "test_seconds_per_image": "ms to test an image"}
 
 HEAD = """\
 # The papers' tables and figures
@@ -81,10 +98,10 @@ def page() -> str:
     for paper, title in PAPERS.items():
         lines += [f"## {title}", ""]
         for name, made_by in SHOWN[paper].items():
-            if made_by is not None and made_by.endswith(".yaml"):
+            if made_by.endswith(".yaml"):
                 lines += _suite(paper, name, HERE / paper / made_by)
             else:
-                lines += [f"### {name}", "", f"{made_by}." if made_by else "Not there yet.", ""]
+                lines += [f"### {name}", "", f"{made_by}.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -92,16 +109,19 @@ def _suite(paper: str, name: str, path: Path) -> list[str]:
     suite = yaml.safe_load(path.read_text())
     found = sorted((HERE / paper / "results").glob(f"{suite['name']}*.csv"))
     results = {file.stem.removeprefix(suite["name"]).lstrip("-") or "as it is": _read(file) for file in found}
-    scores = [score for score in SCORES if any(score in row.get("paper", {}) for row in suite["variants"])] or ["miou"]
+    titles = SCORES | COSTS
+    scores = [score for score in titles if any(score in row.get("paper", {}) for row in suite["variants"])]
+    costs = [score for score in scores if score in COSTS]
     shown = {
-        where: [s for s in SCORES if any(row.get(s) for row in rows.values())][:3] for where, rows in results.items()
+        where: [*[s for s in SCORES if any(row.get(s) for row in rows.values())][:3], *costs]
+        for where, rows in results.items()
     }
-    head = ["", *(f"paper: {SCORES[s]}" for s in scores)]
-    head += [f"{where}: {SCORES[s]}" for where in results for s in shown[where]]
+    head = ["", *(f"paper: {titles[s]}" for s in scores)]
+    head += [f"{where}: {titles[s]}" for where in results for s in shown[where]]
     lines = [f"### {name}", "", f"[{paper}/{path.name}]({paper}/{path.name})", ""]
     lines += [f"| {' | '.join([*head, 'here'])} |", f"|{' --- |' * (len(head) + 1)}"]
     for row in suite["variants"]:
-        cells = [row.get("label", row["name"]), *(str(row.get("paper", {}).get(s, "")) for s in scores)]
+        cells = [row.get("label", row["name"]), *(_number(row.get("paper", {}), s) for s in scores)]
         ran = False
         for where, rows in results.items():
             own = rows.get(row["name"], {})
@@ -116,9 +136,17 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         return {row["variant"]: row for row in csv.DictReader(file)}
 
 
+def _number(row: dict[str, float], score: str) -> str:
+    if score not in row:
+        return ""
+    return f"{1000 * row[score]:g}" if score in COSTS else str(row[score])
+
+
 def _spread(row: dict[str, str], score: str) -> str:
     if not row.get(score):
         return ""
+    if score in COSTS:
+        return f"{1000 * float(row[score]):.1f}"
     spread = row.get(f"{score}_std")
     return f"{float(row[score]):.2f}" + (f" ± {float(spread):.2f}" if spread else "")
 

@@ -4,11 +4,17 @@ import argparse
 import json
 from pathlib import Path
 
-from lsseg.cli import bench_chan_vese, bench_dmls, bench_instances, bench_losses
+from lsseg.cli import bench_chan_vese, bench_data, bench_dmls, bench_instances, bench_losses
 from lsseg.errors import InputError
 from lsseg.files import write_json
 
-BENCHMARKS = {"losses": bench_losses, "dmls": bench_dmls, "chan_vese": bench_chan_vese, "instances": bench_instances}
+BENCHMARKS = {
+    "losses": bench_losses,
+    "dmls": bench_dmls,
+    "chan_vese": bench_chan_vese,
+    "instances": bench_instances,
+    "data": bench_data,
+}
 
 
 def main(argv: list[str]) -> int:
