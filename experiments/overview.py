@@ -63,6 +63,7 @@ SHOWN = {
 }
 SCORES = {
     "miou": "mIoU",
+    "boundary_f1_1px": "boundary F, 1 px",
     "accuracy": "accuracy",
     "official_iiou": "iIoU",
     "official_category_miou": "category IoU",
@@ -74,6 +75,7 @@ SCORES = {
     "af1": "AF1",
     "af2": "AF2",
 }
+DIFFERENCE = "_difference"
 COSTS = {"train_seconds_per_image": "ms to train an image", "test_seconds_per_image": "ms to test an image"}
 
 HEAD = """\
@@ -82,7 +84,8 @@ HEAD = """\
 Written by `python experiments/overview.py`. `lsseg ablate experiments/PAPER/SUITE` runs a suite at the paper's size on
 one GPU; behind it `--config experiments/PAPER/small.yaml` makes it fit two CPU cores. What was run here was run at that
 small size, on small data (Kim and Zhang: CamVid at 120×160, from random weights; Homayounfar: what the column names):
-compare the shape with the paper's, not the numbers. Percent, mean ± standard deviation over seeds.
+compare the shape with the paper's, not the numbers. Percent, mean ± standard deviation over seeds; Δ: paired difference
+to the row's baseline with a 95 % interval over test images.
 
 """
 
@@ -112,12 +115,9 @@ def _suite(paper: str, name: str, path: Path) -> list[str]:
     titles = SCORES | COSTS
     scores = [score for score in titles if any(score in row.get("paper", {}) for row in suite["variants"])]
     costs = [score for score in scores if score in COSTS]
-    shown = {
-        where: [*[s for s in SCORES if any(row.get(s) for row in rows.values())][:3], *costs]
-        for where, rows in results.items()
-    }
+    shown = {where: _columns(rows, costs) for where, rows in results.items()}
     head = ["", *(f"paper: {titles[s]}" for s in scores)]
-    head += [f"{where}: {titles[s]}" for where in results for s in shown[where]]
+    head += [f"{where}: {_title(s)}" for where in results for s in shown[where]]
     lines = [f"### {name}", "", f"[{paper}/{path.name}]({paper}/{path.name})", ""]
     lines += [f"| {' | '.join([*head, 'here'])} |", f"|{' --- |' * (len(head) + 1)}"]
     for row in suite["variants"]:
@@ -129,6 +129,19 @@ def _suite(paper: str, name: str, path: Path) -> list[str]:
             ran |= any(own.get(s) for s in shown[where])
         lines.append(f"| {' | '.join([*cells, 'citation' if row.get('cite') else 'run' if ran else 'ready to run'])} |")
     return [*lines, ""]
+
+
+def _columns(rows: dict[str, dict[str, str]], costs: list[str]) -> list[str]:
+    """What is shown of a table of results: three scores, the difference of the first to the baseline, costs."""
+    first, *others = [score for score in SCORES if any(row.get(score) for row in rows.values())][:3]
+    difference = [f"{first}{DIFFERENCE}"] if any(row.get(f"{first}{DIFFERENCE}") for row in rows.values()) else []
+    return [first, *difference, *others, *costs]
+
+
+def _title(column: str) -> str:
+    if column.endswith(DIFFERENCE):
+        return f"Δ {SCORES[column.removesuffix(DIFFERENCE)]}"
+    return (SCORES | COSTS)[column]
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
@@ -147,6 +160,8 @@ def _spread(row: dict[str, str], score: str) -> str:
         return ""
     if score in COSTS:
         return f"{1000 * float(row[score]):.1f}"
+    if score.endswith(DIFFERENCE):
+        return f"{float(row[score]):+.2f} [{float(row[f'{score}_low']):+.2f}, {float(row[f'{score}_high']):+.2f}]"
     spread = row.get(f"{score}_std")
     return f"{float(row[score]):.2f}" + (f" ± {float(spread):.2f}" if spread else "")
 

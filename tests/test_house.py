@@ -124,10 +124,10 @@ def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, re
     monkeypatch.setenv("LSSEG_DATA", str(real_data))
     files = (path, *smaller(path))
     if is_overlay(path):
-        beside = (path.parent / "base.yaml").is_file()
-        place = path.parent if beside else path.parent.parent
-        rest = (*smaller(place / "base.yaml"), path) if beside else (path, *smaller(place / "base.yaml"))
-        files = (place / "base.yaml", *rest)
+        place = path.parent if (path.parent / "base.yaml").is_file() else path.parent.parent
+        small = smaller(place / "base.yaml")
+        behind = "small.yaml" in path.read_text()  # as its head says
+        files = (place / "base.yaml", *((*small, path) if behind else (path, *small)))
     configs = [f"--config={file}" for file in files]
     status, _, err = lsseg(
         "fit", *configs, "--trainer.default_root_dir", tmp_path / "run", *FAST, "--test_after_fit=true"
