@@ -1,6 +1,6 @@
 """ADE20K scene parsing (Zhou 2017), 150 classes, in the layout of the challenge of 2016."""
 
-from typing import Any
+from typing import Any, Literal
 
 from lsseg.data.module import SegmentationData, Split
 from lsseg.data.root import existing_root, warn_of_count
@@ -32,7 +32,7 @@ TABLE = """
     bulletin board:b8ff00, shower:0085ff, radiator:ffd600, glass:19c2c2, clock:66ff00, flag:5c00ff
 """
 CLASSES = [entry.split(":") for entry in " ".join(TABLE.split()).split(", ")]
-FOLDERS = {"train": ("training", 20210), "val": ("validation", 2000), "test": ("validation", 2000)}
+COUNTS = {"training": 20210, "validation": 2000}
 
 
 class ADE20K(SegmentationData):
@@ -44,6 +44,7 @@ class ADE20K(SegmentationData):
     Args:
         root: The folder ``ADEChallengeData2016``; null looks in ``$LSSEG_DATA/ADEChallengeData2016``, then
             ``data/ADEChallengeData2016``.
+        train_set: ``train`` (20210 images), or ``trainval`` (22210; val is no test then).
         **options: See :class:`SegmentationData`.
     """
 
@@ -51,14 +52,18 @@ class ADE20K(SegmentationData):
     palette = tuple((int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for _, c in CLASSES)
     file_values = tuple(range(1, len(CLASSES) + 1))
 
-    def __init__(self, root: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, root: str | None = None, train_set: Literal["train", "trainval"] = "train", **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.root = root
+        self.root, self.train_set = root, train_set
 
     def source(self, split: Split) -> Source:
         """The images of a split; raises ``InputError`` where folders or masks are missing."""
         root = existing_root(self.root, "ADEChallengeData2016", "`lsseg data ade20k` says how to get it")
-        folder, official = FOLDERS[split]
-        pairs = pair_up(list_images(root / "images" / folder), root / "annotations" / folder)
-        warn_of_count(root, folder, len(pairs), official)
+        pairs = []
+        for folder in ["validation"] if split != "train" else list(COUNTS)[: 1 + (self.train_set == "trainval")]:
+            found = pair_up(list_images(root / "images" / folder), root / "annotations" / folder)
+            warn_of_count(root, folder, len(found), COUNTS[folder])
+            pairs += found
         return FilePairs(pairs, {0: IGNORE_INDEX} | {label + 1: label for label in range(len(CLASSES))})

@@ -165,7 +165,7 @@ class InstanceSamples(Dataset[dict[str, Any]]):
         pair = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)), tv_tensors.Mask(layers)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that prepares CUDA's generators, too, and takes a millisecond for it.
-            torch.random.default_generator.manual_seed(derived_seed(self.seed, epoch, real))
+            torch.default_generator.manual_seed(derived_seed(self.seed, epoch, real))
             image, moved = self.transform(*pair)
         return {
             "image": image.as_subclass(Tensor),

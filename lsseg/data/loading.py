@@ -64,7 +64,7 @@ class Samples(Dataset[dict[str, Any]]):
         pair = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(mask))
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that prepares CUDA's generators, too, and takes a millisecond for it.
-            torch.random.default_generator.manual_seed(derived_seed(self.seed, epoch, real))
+            torch.default_generator.manual_seed(derived_seed(self.seed, epoch, real))
             new_image, new_mask = self.transform(*pair)
         # Plain tensors from here on: a tv_tensor pays for its type in every operation.
         x, y = new_image.as_subclass(Tensor), new_mask.as_subclass(Tensor)

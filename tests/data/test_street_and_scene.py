@@ -94,6 +94,8 @@ def test_ade20k_shifts_labels_and_zero_is_void(tmp_path):
     assert data.num_classes == len(data.palette) == len(set(data.class_names)) == 150
     assert data.source("train").read(0)[1][0].tolist() == [255, *range(150)]
     assert data.source("test").name(0) == "ADE_validation_1"
+    assert len(data.source("train")) == 1
+    assert len(ADE20K(str(tmp_path), train_set="trainval").source("train")) == 2
 
 
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files (LSSEG_DATA)")
