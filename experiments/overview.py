@@ -113,7 +113,9 @@ def _suite(paper: str, name: str, path: Path) -> list[str]:
     found = sorted((HERE / paper / "results").glob(f"{suite['name']}*.csv"))
     results = {file.stem.removeprefix(suite["name"]).lstrip("-") or "as it is": _read(file) for file in found}
     titles = SCORES | COSTS
-    scores = [score for score in titles if any(score in row.get("paper", {}) for row in suite["variants"])]
+    cited = dict.fromkeys(score for row in suite["variants"] for score in row.get("paper", {}))
+    titles |= {score: score.partition("/")[2] for score in cited if "/" in score}  # of a class
+    scores = [score for score in titles if score in cited]
     costs = [score for score in scores if score in COSTS]
     shown = {where: _columns(rows, costs) for where, rows in results.items()}
     head = ["", *(f"paper: {titles[s]}" for s in scores)]

@@ -123,7 +123,11 @@ def _by_class(results: list[Result], description: dict[str, Any], score: str) ->
         own = [result.summary["scores"] for result in results if result.variant == variant["name"]]
         values = {name: [100 * scores.get(f"{score}/{name}", np.nan) for scores in own] for name in classes}
         row = {name: _number(float(np.nanmean(v)) if np.isfinite(v).any() else None, 1) for name, v in values.items()}
-        rows.append({"method": variant["label"], **row})
+        if own or not variant.get("cite"):
+            rows.append({"method": variant["label"], **row})
+        paper = {name: variant["paper"].get(f"{score}/{name}") for name in classes}
+        if any(number is not None for number in paper.values()):
+            rows.append({"method": f"{variant['label']}, in the paper", **{n: _number(x, 1) for n, x in paper.items()}})
     return pd.DataFrame(rows)
 
 

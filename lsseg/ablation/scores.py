@@ -1,5 +1,6 @@
 """Which scores the runs of a suite have, and how a report names them."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from lsseg.errors import InputError
@@ -65,7 +66,18 @@ KINDS = {
     ),
 }
 SCORES = tuple(score for kind in KINDS.values() for score in kind.titles)
+BY_CLASS = tuple(score for kind in KINDS.values() for score in kind.by_class)
 COSTS = ("train_seconds_per_image", "test_seconds_per_image")
+
+
+def can_be_cited(score: str, known: Iterable[str] = SCORES) -> bool:
+    """Whether a paper's number may be given for it: a score, a cost, or a score of a class (``iou/road``).
+
+    >>> can_be_cited("miou"), can_be_cited("iou/road"), can_be_cited("dice")
+    (True, True, False)
+    """
+    name, by_class, _ = score.partition("/")
+    return name in BY_CLASS if by_class else name in (*known, *COSTS)
 
 
 def kind_of(names: set[str]) -> Kind:

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from lsseg.ablation.scores import COSTS, SCORES
+from lsseg.ablation.scores import SCORES, can_be_cited
 from lsseg.errors import InputError
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
@@ -42,7 +42,7 @@ class Variant:
         label: What the table calls it.
         configs: Configuration files, later ones win.
         settings: Keys set on top of them.
-        paper: Reference numbers by score (``miou``), in percent, and costs (``test_seconds_per_image``).
+        paper: Reference numbers by score (``miou``, ``iou/road``), in percent, and costs (``test_seconds_per_image``).
         cite: The row has the paper's numbers only and is not run.
         baseline: What it is compared with, if not with the suite's.
         start: The variant from whose last weights it starts.
@@ -205,7 +205,7 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
             raise InputError(f"{path}: config and label of variant {entry['name']!r} must be text")
         paper = _mapping(path, entry, "paper")
         for score, number in paper.items():
-            if score not in (*SCORES, *COSTS) or isinstance(number, bool) or not isinstance(number, int | float):
+            if not can_be_cited(score) or isinstance(number, bool) or not isinstance(number, int | float):
                 raise InputError(f"{path}: paper.{score}: {number!r}; expected a number for one of {', '.join(SCORES)}")
         if not isinstance(entry.get("cite", False), bool):
             raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
