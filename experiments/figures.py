@@ -34,6 +34,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3, help="how many of the first test images (default: 3)")
     parser.add_argument("--out", type=Path, help="file to write (default: KIND.png)")
     options = parser.parse_args()
+    path = options.out or Path(f"{options.kind}.png")
+    if not path.parent.is_dir() or path.suffix not in (".png", ".pdf", ".svg"):
+        sys.exit(f"--out {path}: give a .png, .pdf or .svg in a folder that exists")
+    if options.images < 1:
+        sys.exit(f"--images must be at least 1, not {options.images}")
+    for run in options.runs:
+        if not run.is_dir():
+            sys.exit(f"{run} is not a folder")
     try:
         if options.kind == "maps":
             figure = maps(options.runs, options.name, options.images)
@@ -41,7 +49,6 @@ def main() -> None:
             figure = pictures(options.runs, options.images) if options.kind == "pictures" else curves(options.runs)
     except InputError as error:
         sys.exit(f"figures.py: {error}")
-    path = options.out or Path(f"{options.kind}.png")
     figure.savefig(path)
     print(path)
 
@@ -70,12 +77,15 @@ def maps(runs: list[Path], name: str | None, count: int) -> Figure:
 
     loaded = [load_run(run) for run in runs]
     data = loaded[0].data
-    if data.kind != "semantic":
-        raise InputError("maps are of label maps; those of instances are RUN/panels/test-NAME-evolution.png")
+    for run, (_, other) in zip(runs, loaded, strict=True):
+        if other.kind != "semantic":
+            raise InputError(f"maps are of label maps; those of {run} are in its panels/test-NAME-evolution.png")
+        if other.class_names != data.class_names:
+            raise InputError(f"{run} has other classes than {runs[0]}")
     if name not in data.class_names:
         raise InputError(f"--class must be one of {', '.join(data.class_names)}, not {name}")
     chosen = data.class_names.index(name)
-    samples = data.samples(data.source("test"), training=False)
+    samples = data.samples(data.source(data.test_split), training=False)
     rows: list[list[Any]] = []
     for index in range(len(samples)):
         sample = samples[index]
@@ -87,8 +97,7 @@ def maps(runs: list[Path], name: str | None, count: int) -> Figure:
         rows.append([sample["image"].permute(1, 2, 0).numpy(), *phi, truth])
     if not rows:
         raise InputError(f"no test image has one percent of {name}")
-    figure = grid(rows, ["image", *(label(run) for run in runs), f"truth: {name}"])
-    return figure
+    return grid(rows, ["image", *(label(run) for run in runs), f"truth: {name}"])
 
 
 def curves(runs: list[Path]) -> Figure:

@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="rates: for two CPU cores")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write into (default: beside this file)")
     options = parser.parse_args()
+    if not options.out.is_dir():
+        sys.exit(f"--out {options.out} is not a folder")
     if options.stage == "rates":
         if options.what not in DATA:
             sys.exit(f"{options.what!r} is none of {', '.join(DATA)}")

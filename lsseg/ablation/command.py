@@ -97,11 +97,10 @@ def _tell(outcomes: dict[str, Outcome], folder: Path, console: Console) -> None:
     for name, outcome in outcomes.items():
         if outcome == "busy":
             console.print(f"{name}: another process is at work on it", style="red")
+        if outcome == "not started":
+            console.print(f"{name} was not started: the run that it starts from is not finished", style="red")
         if outcome == "failed":
             log = folder / name / "log.txt"
-            if not log.is_file():
-                console.print(f"{name} was not started: the run that it starts from failed", style="red")
-                continue
             last = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log.is_file() else []
             console.print(f"{name} failed; the last lines of {log}:", style="red")
             for line in last:

@@ -19,7 +19,7 @@ from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
 from lsseg.process import DIE_WITH_PARENT
 
-Outcome = Literal["done", "skipped", "failed", "busy"]
+Outcome = Literal["done", "skipped", "failed", "busy", "not started"]
 Listener = Callable[[str, str], None]
 STALE = ("metrics.jsonl", "metrics.csv", "test_images.npz")
 
@@ -51,7 +51,7 @@ class Runner:
             futures: dict[str, Future[Outcome]] = {}
             for run in runs:
                 # It was submitted before, so it is running or done: waiting for it cannot block for ever.
-                before = futures.get(run.start or "")
+                before = futures.get(run.start.name) if run.start else None
                 futures[run.name] = pool.submit(self._run, run, jobs, before)
             try:
                 return {name: future.result() for name, future in futures.items()}
@@ -65,8 +65,10 @@ class Runner:
 
     def _run(self, run: Run, jobs: int, before: "Future[Outcome] | None") -> Outcome:
         folder = self.folder / run.name
-        if before is not None and before.result() not in ("done", "skipped"):
-            return "failed"
+        if before is not None:
+            before.result()
+        if run.start is not None and not (self.folder / run.start.name / "test.json").is_file():
+            return "not started"
         if self._stopping.is_set():
             return "failed"
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from lsseg.ablation.scores import SCORES, can_be_cited
+from lsseg.ablation.scores import COSTS, SCORES, can_be_cited
 from lsseg.errors import InputError
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
@@ -45,7 +45,7 @@ class Variant:
         paper: Reference numbers by score (``miou``, ``iou/road``), in percent, and costs (``test_seconds_per_image``).
         cite: The row has the paper's numbers only and is not run.
         baseline: What it is compared with, if not with the suite's.
-        start: The variant from whose last weights it starts.
+        start: The variant from whose last weights it starts; one before it.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Variant:
     paper: dict[str, float] = field(default_factory=dict)
     cite: bool = False
     baseline: str | None = None
-    start: str | None = None
+    start: "Variant | None" = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Run:
         return f"{self.variant.name}-seed{self.seed}"
 
     @property
-    def start(self) -> str | None:
-        """Name of the run from whose last weights it starts."""
-        return self.variant.start and f"{self.variant.start}-seed{self.seed}"
+    def start(self) -> "Run | None":
+        """The run from whose last weights it starts."""
+        return Run(self.variant.start, self.seed) if self.variant.start else None
 
     def arguments(self, folder: Path) -> list[str]:
         """Arguments of ``lsseg`` that train and test it in ``folder``."""
@@ -95,7 +95,7 @@ class Run:
             "fit",
             *(f"--config={path}" for path in self.variant.configs),
             *flags,
-            *([f"--model.start={folder.parent / self.start / 'last.ckpt'}"] if self.start else []),
+            *([f"--model.start={folder.parent / self.start.name / 'last.ckpt'}"] if self.start else []),
             f"--seed_everything={self.seed}",
             f"--trainer.default_root_dir={folder}",
             "--test_after_fit=true",
@@ -115,7 +115,7 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """Its settings, files' contents included: a finished run counts only for the same ones."""
         configs = [yaml.safe_load(Path(path).read_text()) for path in self.variant.configs]
-        start = {"start": self.variant.start} if self.variant.start else {}
+        start = {"start": self.start.fingerprint()} if self.start else {}
         return {"configs": configs, "set": self.variant.settings, "seed": self.seed, **start}
 
 
@@ -155,9 +155,7 @@ def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
     baseline = content.get("baseline", runnable[0])
     if baseline not in runnable:
         raise InputError(f"{path}: baseline {baseline!r} is none of the variants {', '.join(runnable)}")
-    for place, variant in enumerate(variants):
-        if variant.start is not None and variant.start not in [v.name for v in variants[:place] if not v.cite]:
-            raise InputError(f"{path}: start {variant.start!r} of variant {variant.name!r} is no variant before it")
+    for variant in variants:
         if variant.baseline not in (None, *runnable):
             raise InputError(
                 f"{path}: baseline {variant.baseline!r} of variant {variant.name!r} is none of {', '.join(runnable)}"
@@ -177,6 +175,8 @@ def expand(suite: Suite) -> list[Run]:
 def describe(suite: Suite) -> dict[str, Any]:
     """What a report needs to know of a suite, as JSON."""
     content = asdict(suite)
+    for variant in content["variants"]:
+        variant["start"] = variant["start"] and variant["start"]["name"]
     content["runs"] = {v.name: {str(s): Run(v, s).name for s in suite.seeds} for v in suite.variants if not v.cite}
     return content
 
@@ -195,7 +195,7 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
     entries = content.get("variants") or ([{"name": ""}] if grid else [])
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) and "name" in e for e in entries):
         raise InputError(f"{path}: variants must be a list of mappings with a name (or give a grid)")
-    made = []
+    made: list[Variant] = []
     for entry, point in itertools.product(entries, points):
         _known(path, f"variants.{entry['name']}.", entry, VARIANT_KEYS)
         where = ",".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in point.items())
@@ -206,7 +206,9 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         paper = _mapping(path, entry, "paper")
         for score, number in paper.items():
             if not can_be_cited(score) or isinstance(number, bool) or not isinstance(number, int | float):
-                raise InputError(f"{path}: paper.{score}: {number!r}; expected a number for one of {', '.join(SCORES)}")
+                raise InputError(
+                    f"{path}: paper.{score}: {number!r}; expected a number for one of {', '.join((*SCORES, *COSTS))}"
+                )
         if not isinstance(entry.get("cite", False), bool):
             raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
         files = [*base, *([entry["config"]] if "config" in entry else [])]
@@ -214,9 +216,26 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         for config in configs:
             _check_config(config)
         settings = {**shared, **_mapping(path, entry, "set"), **point}
-        other = {key: f"{entry[key]},{where}".strip(",") if key in entry else None for key in ("baseline", "start")}
-        made.append(Variant(_slug(path, name), label, configs, settings, paper, entry.get("cite", False), **other))
+        compared = f"{entry['baseline']},{where}".strip(",") if "baseline" in entry else None
+        start = _earlier(path, entry, where, made) if "start" in entry else None
+        if start is not None and (entry.get("cite") or "model.start" in settings):
+            raise InputError(
+                f"{path}: variant {entry['name']!r} has a start and cannot have cite or set model.start, too"
+            )
+        cite = entry.get("cite", False)
+        made.append(Variant(_slug(path, name), label, configs, settings, paper, cite, compared, start))
     return made
+
+
+def _earlier(path: Path, entry: dict[str, Any], where: str, made: list[Variant]) -> Variant:
+    """The variant that an entry starts from, at the same point of the grid."""
+    wanted = f"{entry['start']},{where}".strip(",")
+    for variant in made:
+        if variant.name == wanted and not variant.cite:
+            return variant
+    raise InputError(
+        f"{path}: start {entry['start']!r} of variant {entry['name']!r} is no variant before it that is run"
+    )
 
 
 def _known(path: Path, where: str, content: dict[str, Any], known: set[str]) -> None:

@@ -14,7 +14,7 @@ from lsseg.callbacks.server_files import save_server_labels, save_server_objects
 from lsseg.data import LVIS, Cityscapes, CityscapesInstances, DataModule
 from lsseg.errors import InputError
 from lsseg.files import write_json
-from lsseg.metrics.cityscapes import cityscapes_object_scores, cityscapes_pixel_scores, known_only
+from lsseg.metrics.cityscapes import cityscapes_object_scores, cityscapes_pixel_scores, known_only, require_scripts
 from lsseg.metrics.lvis import lvis_scores
 
 
@@ -29,6 +29,10 @@ class Official(ABC):
     def __init__(self, data: Any, folder: Path) -> None:
         self.data, self.folder = data, folder
         self.source = data.source(data.test_split)
+        self.check()
+
+    def check(self) -> None:  # noqa: B027, most need nothing
+        """Raise ``InputError`` for what the evaluation will lack."""
 
     @abstractmethod
     def save(self, outputs: Any, i: int, index: int) -> None:
@@ -42,13 +46,18 @@ class Official(ABC):
 class CityscapesPixels(Official):
     """IoU and iIoU of classes and categories."""
 
+    def check(self) -> None:
+        """The scripts and both files of every image."""
+        require_scripts()
+        for _, truth in self.source.pairs:
+            instances = truth.with_name(truth.name.replace("_labelIds", "_instanceIds"))
+            if not truth.name.endswith("_labelIds.png") or not instances.is_file():
+                raise InputError(f"Cityscapes' own scores need *_labelIds.png and *_instanceIds.png, unlike {truth}")
+
     def save(self, outputs: Any, i: int, index: int) -> None:
         """The labels under their official numbers."""
         labels = outputs["prediction"][i].cpu().numpy()
-        image, truth = self.source.pairs[index]
-        if not truth.name.endswith("_labelIds.png"):
-            raise InputError(f"Cityscapes' own scores need *_labelIds.png and *_instanceIds.png beside {truth}")
-        save_server_labels(labels, self.data.file_values, self.folder / f"{image.stem}.png")
+        save_server_labels(labels, self.data.file_values, self.folder / f"{self.source.name(index)}.png")
 
     def scores(self, images: int) -> dict[str, float]:
         """By the official scripts."""
@@ -58,6 +67,10 @@ class CityscapesPixels(Official):
 
 class CityscapesObjects(Official):
     """AP and AP50 of objects."""
+
+    def check(self) -> None:
+        """The scripts."""
+        require_scripts()
 
     def save(self, outputs: Any, i: int, index: int) -> None:
         """Text and masks."""
@@ -115,8 +128,8 @@ class OfficialScores(pl.Callback):
         self._official: Official | None = None
         self._images = 0
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Choose the evaluation."""
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Choose the evaluation, and check before any training that it will be possible."""
         data = trainer.datamodule
         kind = next((official for known, official in OFFICIAL.items() if isinstance(data, known)), None)
         if kind is None:
@@ -124,12 +137,16 @@ class OfficialScores(pl.Callback):
             raise InputError(f"OfficialScores: data {type(data).__name__} has none; these have: {names}")
         if getattr(data, "resize", None) is not None:
             raise InputError("OfficialScores: official scores are of whole images; data.resize must be null")
-        folder = Path(trainer.default_root_dir) / "official"
+        self._official = kind(data, Path(trainer.default_root_dir) / "official")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Make the folder of the files."""
+        assert self._official is not None
         if trainer.is_global_zero:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            shutil.rmtree(self._official.folder, ignore_errors=True)
+            self._official.folder.mkdir(parents=True)
         trainer.strategy.barrier()
-        self._official, self._images = kind(data, folder), 0
+        self._images = 0
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -142,14 +159,31 @@ class OfficialScores(pl.Callback):
                 self._images = max(self._images, index + 1)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Score all of them on one process."""
+        """Score all of them on one process; all processes hear of the result."""
         assert self._official is not None
         most = torch.tensor(self._images, device=pl_module.device)
         images = int(trainer.strategy.reduce(most, reduce_op="max"))
         trainer.strategy.barrier()
         scores: dict[str, float] = {}
+        problem = ""
         if trainer.is_global_zero:
-            scores = known_only(self._official.scores(images))
-            shutil.rmtree(self._official.folder)
-        scores = trainer.strategy.broadcast(scores)
+            try:
+                scores = known_only(self._official.scores(images))
+            except InputError as error:
+                problem = str(error)
+            self._clear(trainer)
+        scores, problem = trainer.strategy.broadcast((scores, problem))
+        if problem:
+            raise InputError(problem)
         pl_module.log_dict({f"test/official_{name}": value for name, value in scores.items()})
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Leave no files of a test that did not come to its end."""
+        if trainer.is_global_zero:
+            self._clear(trainer)
+
+    def _clear(self, trainer: pl.Trainer) -> None:
+        if self._official is not None:
+            shutil.rmtree(self._official.folder, ignore_errors=True)
+            if trainer.fast_dev_run and not any(self._official.folder.parent.iterdir()):
+                self._official.folder.parent.rmdir()

@@ -88,7 +88,9 @@ class TestResults(pl.Callback):
         console.print(tables[pl_module.kind](scores, classes.tolist()))
         official = {name.removeprefix("official_"): x for name, x in scores.items() if name.startswith("official_")}
         if official:
-            console.print("official: " + ", ".join(f"{name} {_percent(x)}" for name, x in official.items()))
+            console.print(
+                "official: " + ", ".join(f"{name} {_percent(x)}" for name, x in official.items()), soft_wrap=True
+            )
         console.print(f"{len(names)} {split} images; everything is in {folder}", highlight=False, soft_wrap=True)
 
 

@@ -122,7 +122,7 @@ DATA_SETS = {
     "lvis": DataSet(
         "LVIS",
         "lvis",
-        {".": 2},
+        {"lvis_v1_train.json": 1, "lvis_v1_val.json": 1},
         "annotations CC BY 4.0; cite Gupta, Dollár and Girshick 2019",
         source="lvisdataset.org: lvis_v1_train.json and lvis_v1_val.json; the images are COCO's, in the folder coco "
         "beside it",
@@ -181,13 +181,16 @@ def _overview() -> Table:
 
 
 def _incomplete(known: DataSet, root: Path) -> str | None:
-    """What is wrong with a copy, or None."""
-    counts = known.counts
-    if known.layout and not any((root / part).is_dir() for part in counts):
-        counts = known.layout
+    """What is wrong with a copy, or None; of two layouts, the first one's."""
+    problem = _lacking(known.counts, root)
+    return None if problem and known.layout and not _lacking(known.layout, root) else problem
+
+
+def _lacking(counts: dict[str, int], root: Path) -> str | None:
     for part, expected in counts.items():
-        # A folder of images, or one of folders.
-        found = sum(1 for path in (root / part).glob("*") if path.suffix.lower() in FILES or path.is_dir())
+        # A file, a folder of files, or one of folders.
+        files = [root / part] if part.endswith(FILES) else (root / part).glob("*")
+        found = sum(1 for path in files if path.is_dir() or (path.suffix.lower() in FILES and path.is_file()))
         if found != expected:
-            return f"{part} has {found} files of {expected}"
+            return f"{part} has {found} files of {expected}" if expected > 1 else f"{part} is missing"
     return None

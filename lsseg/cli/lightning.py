@@ -9,8 +9,8 @@ import time
 import traceback
 import warnings
 import zipfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,20 @@ def concise(message: str) -> str:
     if not keys or not reasons:
         return " ".join(message.split())
     return f"{'.'.join(keys)}: {reasons[0]}"
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise an ``InputError`` that a class raises as it is, not wrapped in jsonargparse's account of what it tried."""
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__
+        if cause is not None:
+            raise cause from None
+        raise
 
 
 class SaveConfig(SaveConfigCallback):
@@ -187,15 +201,8 @@ class LssegCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Raise an ``InputError`` of a class as it is, not wrapped in jsonargparse's account of what it tried."""
-        try:
+        with own_errors():
             super().instantiate_classes()
-        except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, InputError):
-                cause = cause.__cause__
-            if cause is not None:
-                raise cause from None
-            raise
         self._check_kinds()
 
     def _check_kinds(self) -> None:

@@ -48,7 +48,8 @@ class Images(Dataset[dict[str, Any]]):
 
 def _images_below(folder: Path) -> list[Path]:
     """The images of a folder, or, where it has none but folders, of those (Cityscapes has one for each city)."""
-    inner = sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith("."))
-    if inner and not any(part.is_file() for part in folder.iterdir()):
+    shown = sorted(part for part in folder.iterdir() if not part.name.startswith("."))
+    inner = [part for part in shown if part.is_dir()]
+    if inner and len(inner) == len(shown):
         return [path for part in inner for path in list_images(part)]
     return list_images(folder)

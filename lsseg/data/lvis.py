@@ -38,10 +38,19 @@ COCO_SYNSETS = dict(entry.split(":") for entry in " ".join(TABLE.split()).split(
 class LvisFile(CocoFile):
     """COCO's format, but an image is named by its address at COCO, and a category has a synset."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        for category in self.categories:
+            if category.get("frequency") not in ("r", "c", "f"):
+                raise InputError(f"{path}: category {category['name']!r} lacks its frequency; is it a file of LVIS?")
+
     def named(self, entry: Any) -> Any:
         """The entry with ``file_name``: the last folder and the name in its address, ``val2017/000000000139.jpg``."""
         if not isinstance(entry, dict) or not isinstance(entry.get("coco_url"), str):
             return entry
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if not isinstance(entry.get(key), list):
+                raise InputError(f"{self.path}: image {entry.get('id')} lacks the list {key}; is it a file of LVIS?")
         return {**entry, "file_name": "/".join(entry["coco_url"].split("/")[-2:])}
 
     def coco_labels(self) -> dict[int, int]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from lsseg.data.instances import InstanceData, Instances, InstanceSource
 from lsseg.data.module import SegmentationData, Split
 from lsseg.data.source import Source
+from lsseg.errors import InputError
 
 
 class ObjectClasses(SegmentationData):
@@ -28,7 +29,10 @@ class ObjectClasses(SegmentationData):
 
     def source(self, split: Split) -> Source:
         """The images of a split; raises what the instance data set raises."""
-        return ObjectLabels(self.objects.source(split))
+        try:
+            return ObjectLabels(self.objects.source(split))
+        except InputError as error:  # its keys stand one level deeper here
+            raise InputError(str(error).replace("data.", "data.objects.")) from error
 
 
 class ObjectLabels:

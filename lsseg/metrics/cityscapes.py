@@ -3,10 +3,12 @@
 The scripts read files: the predictions as the server wants them, and the official annotation.
 """
 
+import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import copy
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,23 +79,30 @@ def cityscapes_object_scores(pairs: Pairs, root: Path) -> dict[str, float]:
     return {"ap": float(averages["allAp"]), "ap50": float(averages["allAp50%"]), **by_class}
 
 
+def require_scripts() -> None:
+    """Raise ``InputError`` where the official scripts are not installed."""
+    try:
+        import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+    except ImportError as error:
+        raise InputError("Cityscapes' own scores need its scripts: pip install 'lsseg[cityscapes]'") from error
+
+
 @contextmanager
 def _scripts(name: str) -> Iterator[ModuleType | Any]:
     """A module of the official scripts, which call a function that NumPy 2.4 no longer has, and exit on errors."""
-    try:
-        from importlib import import_module
-
-        scripts = import_module(f"cityscapesscripts.evaluation.{name}")
-    except ImportError as error:
-        raise InputError("Cityscapes' own scores need its scripts: pip install 'lsseg[cityscapes]'") from error
+    require_scripts()
+    scripts = import_module(f"cityscapesscripts.evaluation.{name}")
+    said = io.StringIO()
     lacking = not hasattr(np, "in1d")
     if lacking:
         np.in1d = np.isin  # type: ignore[attr-defined]  # noqa: NPY201
     try:
-        with np.errstate(all="ignore"):  # means of nothing
+        with np.errstate(all="ignore"), redirect_stdout(said), redirect_stderr(said):  # means of nothing
             yield scripts
     except SystemExit as error:
-        raise InputError("Cityscapes' scripts refuse a file; what they say is above") from error
+        lines = said.getvalue().split("\n")
+        reason = next((line for line in reversed(lines) if line.strip()), "no reason given")
+        raise InputError(f"Cityscapes' scripts refuse a file: {reason.removeprefix('ERROR: ')}") from error
     finally:
         if lacking:
             del np.in1d  # type: ignore[attr-defined]  # noqa: NPY201

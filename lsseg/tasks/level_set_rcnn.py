@@ -86,7 +86,7 @@ class LevelSetRCNNTask(Task):
                 raise InputError(f"model.{key} must not be negative, not {value}")
         if not 0 < truncation < float("inf"):
             raise InputError(f"model.truncation must be positive, not {truncation}")
-        if not test_scales or min(test_scales) <= 0:
+        if not test_scales or not all(0 < scale < float("inf") for scale in test_scales):
             raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
         recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, 1.0, lr_milestones, lr_warmup)
         super().__init__(num_classes, (network or partial(LevelSetRCNN))(num_classes), recipe, start)

@@ -84,7 +84,7 @@ class SegmentationTask(Task):
             raise InputError(f"model.window must be at least 32 pixels, not {window}")
         if crf_iterations < 0:
             raise InputError(f"model.crf_iterations must not be negative, not {crf_iterations}")
-        if not test_scales or min(test_scales) <= 0:
+        if not test_scales or not all(0 < scale < float("inf") for scale in test_scales):
             raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
         recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup)
         super().__init__(num_classes, (network or partial(SmpNet))(num_classes), recipe, start)

@@ -3,9 +3,10 @@
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lsseg.errors import InputError
 
@@ -24,13 +25,8 @@ def start_from(network: nn.Module, checkpoint: str) -> None:
     Raises:
         InputError: If it cannot be read, or nothing of it fits.
     """
-    if not Path(checkpoint).is_file():
-        raise InputError(f"model.start {checkpoint} is not a file")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        theirs = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, TypeError, pickle.UnpicklingError) as error:
-        raise InputError(f"model.start {checkpoint} is no checkpoint of a run, or a torn one") from error
+    state = read_checkpoint(Path(checkpoint), "model.start ")["state_dict"]
+    theirs = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     ours = network.state_dict()
     fitting = {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape}
     learnt = [name for name, _ in network.named_parameters()]
@@ -41,3 +37,26 @@ def start_from(network: nn.Module, checkpoint: str) -> None:
     if anew:
         shown = ", ".join(anew[:3]) + (f" and {len(anew) - 3} more" if len(anew) > 3 else "")
         warnings.warn(f"model.start: {shown} of {len(learnt)} weights have no match and start at random", stacklevel=2)
+
+
+def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
+    """A run's checkpoint; only tensors and plain values are read from it, no code.
+
+    Args:
+        path: The file.
+        what: What to call it in an error message, with a space behind it.
+
+    Raises:
+        InputError: If it is missing, torn, or holds no weights by name.
+    """
+    if not path.is_file():
+        raise InputError(f"{what}{path} is not a file")
+    broken = InputError(f"{what}{path} is no checkpoint of a run, or a torn one")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise broken from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise broken
+    return content

@@ -85,6 +85,16 @@ def test_values_survive_the_command_line(suite, tmp_path):
     assert {key: yaml.safe_load(text) for key, text in flags.items()} == values
 
 
+def test_the_fingerprint_holds_that_of_its_start(suite, tmp_path):
+    variants = [{"name": "x", "set": {"model.lr": 1}}, {"name": "y", "start": "x"}]
+    before = expand(suite(variants=variants))[1]
+    assert (
+        before.arguments(tmp_path / "runs" / "y-seed0").count(f"--model.start={tmp_path}/runs/x-seed0/last.ckpt") == 1
+    )
+    variants[0]["set"]["model.lr"] = 2
+    assert expand(suite(variants=variants))[1].fingerprint() != before.fingerprint()
+
+
 def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
     made = suite(variants=[{"name": "x"}])
     before = expand(made)[0].fingerprint()
@@ -118,6 +128,14 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
         (
             {"variants": [{"name": "a", "start": "b"}, {"name": "b"}]},
             "start 'b' of variant 'a' is no variant before it",
+        ),
+        (
+            {"variants": [{"name": "a"}, {"name": "b", "start": None}]},
+            "start None of variant 'b' is no variant before it",
+        ),
+        (
+            {"variants": [{"name": "a"}, {"name": "b", "start": "a", "cite": True}]},
+            "cannot have cite or set model.start",
         ),
         ({"grid": {"model.lr": 0.1}}, "grid.model.lr must be a list of values"),
         ({"variants": [{"name": "a", "set": [1]}]}, "set must be a mapping"),

@@ -120,7 +120,7 @@ def test_a_run_starts_from_the_last_weights_of_another(tmp_path):
     ]
     done = ablate("ablate", write_suite(tmp_path, variants=variants), "--jobs", 2)
     assert done.returncode == 1
-    assert "never-seed0 was not started: the run that it starts from failed" in done.stdout
+    assert "never-seed0 was not started: the run that it starts from is not finished" in done.stdout
     folder = tmp_path / "runs" / "tiny"
     first, second = (
         torch.load(folder / f"{name}-seed0" / "last.ckpt", weights_only=True)["state_dict"]

@@ -225,6 +225,9 @@ def test_a_network_starts_from_a_run_on_other_classes(trained, lsseg, tmp_path, 
         (lambda path: path.write_bytes(b"no"), "is no checkpoint of a run, or a torn one"),
         (lambda path: torch.save({"state_dict": {"network.x": torch.zeros(1)}}, path), "is of another network"),
         (lambda path: torch.save([1], path), "is no checkpoint of a run"),
+        (lambda path: torch.save({"state_dict": [torch.zeros(1)]}, path), "is no checkpoint of a run"),
+        (lambda path: torch.save({"state_dict": {1: torch.zeros(1)}}, path), "is no checkpoint of a run"),
+        (lambda path: torch.save(torch.zeros(1), path), "is no checkpoint of a run"),
     ],
 )
 def test_what_is_no_start(lsseg, tmp_path, make, message):

@@ -56,6 +56,15 @@ def test_what_is_no_run(runs, tmp_path):
     with pytest.raises(InputError, match=r"nowhere is no finished run: it has no config\.yaml"):
         load_run(tmp_path / "nowhere")
     content = yaml.safe_load((runs[0] / "config.yaml").read_text())
+    for name, text, what in (
+        ("config.yaml", "{", "is no configuration"),
+        ("last.ckpt", "x", "is no checkpoint of a run, or a torn"),
+    ):
+        whole = (runs[1] / name).read_bytes()
+        (runs[1] / name).write_text(text)
+        with pytest.raises(InputError, match=what):
+            load_run(runs[1])
+        (runs[1] / name).write_bytes(whole)
     content["model"]["init_args"]["lr"] = "fast"
     (runs[0] / "config.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match="lr"):

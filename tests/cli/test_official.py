@@ -97,8 +97,27 @@ def test_where_there_are_no_official_scores(tmp_path, lsseg, cityscapes):
     file = config(tmp_path, "tiny.yaml", "SyntheticShapes", train_images=4, val_images=1, test_images=1, size=[32, 32])
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=other")
     assert (status, "data SyntheticShapes has none; these have: Cityscapes" in err) == (1, True)
+    next((cityscapes / "gtFine/val/bonn").glob("*_instanceIds.png")).unlink()
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes))
+    status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=third")
+    assert (status, "Cityscapes' own scores need *_labelIds.png and *_instanceIds.png" in err) == (1, True)
+    # All of it before the training.
+    assert not any((tmp_path / name).exists() for name in ("run", "other", "third"))
+
+
+def test_a_broken_truth_leaves_nothing(tmp_path, lsseg, cityscapes):
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes))
+    next((cityscapes / "gtFine/val/bonn").glob("*_instanceIds.png")).write_bytes(b"")
+    status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
+    assert (status, "Cityscapes' scripts refuse a file: Unable to load" in err) == (1, True), err
+    assert not (tmp_path / "run" / "official").exists()
+
+
+def test_no_server_format(tmp_path, lsseg, cityscapes):
+    tiny = HERE / "tiny.yaml"
+    assert lsseg("fit", "--config", tiny, "--trainer.default_root_dir=other")[0] == 0
     status, _, err = lsseg(
-        *("predict", "--config", file, "--ckpt_path", "other/last.ckpt", "--predictions.submission=true"),
+        *("predict", "--config", tiny, "--ckpt_path", "other/last.ckpt", "--predictions.submission=true"),
         f"--data.images={cityscapes}/leftImg8bit/val",
     )
     assert (status, "SyntheticShapes has no server whose format is known" in err) == (1, True)

@@ -70,6 +70,10 @@ def test_what_lvis_lacks_is_named(tmp_path, monkeypatch):
     (root / "lvis_v1_val.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="no category has the synset of one of COCO's"):
         LVIS(str(root)).source("val")
+    content["categories"][1].pop("frequency")
+    (root / "lvis_v1_val.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="category 'person' lacks its frequency"):
+        LVIS(str(root)).source("val")
     content["images"][0].pop("coco_url")
     (root / "lvis_v1_val.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="an entry of `images` lacks a proper `file_name`"):

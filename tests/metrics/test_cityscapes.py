@@ -82,5 +82,5 @@ def test_object_scores_of_a_known_scene(tmp_path):
 def test_a_file_that_the_scripts_refuse(tmp_path):
     labels, ids = scene()
     known = truth(tmp_path, labels, ids)
-    with pytest.raises(InputError, match="Cityscapes' scripts refuse a file"):
+    with pytest.raises(InputError, match="Cityscapes' scripts refuse a file: Image heights"):
         cityscapes_pixel_scores([(save(tmp_path / "pred.png", labels[:-1]), known)])
