@@ -23,7 +23,7 @@ def test_rows_are_compared_with_baselines_of_their_own():
     def result(variant, right):
         overlap = np.tile([[right, 10, 10]] * 2, (3, 1, 1))
         counts = {"overlap": overlap, "boundary": np.tile([3, 4, 3, 4], (3, 3, 2, 1))}
-        costs = {"train_seconds_per_image": 1.0, "test_seconds_per_image": 1.0, "parameters": 5}
+        costs = {"scores": {}, "train_seconds_per_image": 1.0, "test_seconds_per_image": 1.0, "parameters": 5}
         return SemanticResult(variant, 0, Path(), costs, np.array(["x", "y", "z"]), counts)
 
     made = [result(name, right) for name, right in (("a", 5), ("b", 6), ("b_ls", 8))]
