@@ -16,7 +16,7 @@ TINY = Path(__file__).with_name("tiny.yaml")
 
 def lsseg_process(*argv):
     command = [sys.executable, "-m", "lsseg", *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -27,7 +27,7 @@ def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
     options = ("--wandb.mode", "offline", "--wandb.group", "mine", "--wandb.tags", "[a, b]", "--test_after_fit", "true")
     command = [sys.executable, "-m", "lsseg", "fit", "--config", TINY, "--trainer.default_root_dir", folder, *options]
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=200
+        list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     (offline,) = (folder / "wandb").glob("offline-run-*")
@@ -36,7 +36,7 @@ def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
         [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
     assert read.returncode == 0, read.stderr
     json.loads(read.stdout.splitlines()[0])
