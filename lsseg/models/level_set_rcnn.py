@@ -164,19 +164,11 @@ class LevelSetRCNN(nn.Module):
         detections: int = 100,
     ) -> None:
         super().__init__()
-        for name, count, least in (
-            ("num_classes", num_classes, 1),
-            ("steps", steps, 1),
-            ("features", features, 1),
-            ("width", width, 1),
-            ("mask_width", mask_width, 1),
-            ("box_width", box_width, 1),
-            ("proposals", proposals, 1),
-            ("rpn_samples", rpn_samples, 2),
-            ("box_samples", box_samples, 2),
-            ("detections", detections, 1),
-        ):
-            require(count >= least, f"model.network.{name}", count, f"must be at least {least}")
+        ones = {"num_classes": num_classes, "steps": steps, "features": features, "width": width}
+        ones |= {"mask_width": mask_width, "box_width": box_width, "proposals": proposals, "detections": detections}
+        for least, counts in ((1, ones), (2, {"rpn_samples": rpn_samples, "box_samples": box_samples})):
+            for name, count in counts.items():
+                require(count >= least, f"model.network.{name}", count, f"must be at least {least}")
         _check_switches(target, evolution, hyperparameters)
         for name, value, values in (
             ("batch_norm", batch_norm, ("frozen", "trained")),
