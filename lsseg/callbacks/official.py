@@ -130,6 +130,8 @@ class OfficialScores(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Choose the evaluation, and check before any training that it will be possible."""
+        if stage not in ("fit", "test"):  # predictions need no truth
+            return
         data = trainer.datamodule
         kind = next((official for known, official in OFFICIAL.items() if isinstance(data, known)), None)
         if kind is None:
@@ -183,7 +185,7 @@ class OfficialScores(pl.Callback):
             self._clear(trainer)
 
     def _clear(self, trainer: pl.Trainer) -> None:
-        if self._official is not None:
+        if self._official is not None and self._official.folder.is_dir():
             shutil.rmtree(self._official.folder, ignore_errors=True)
             if trainer.fast_dev_run and not any(self._official.folder.parent.iterdir()):
                 self._official.folder.parent.rmdir()

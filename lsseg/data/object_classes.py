@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from lsseg.data.instances import InstanceData, Instances, InstanceSource
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.source import Source
+from lsseg.data.source import IGNORE_INDEX, Source
 from lsseg.errors import InputError
 
 
@@ -23,6 +23,10 @@ class ObjectClasses(SegmentationData):
 
     def __init__(self, objects: InstanceData, **options: Any) -> None:
         super().__init__(**options)
+        if objects.num_classes >= IGNORE_INDEX:
+            raise InputError(
+                f"data.objects has {objects.num_classes} classes; label maps hold {IGNORE_INDEX - 1} and background"
+            )
         self.objects = objects
         self.class_names = ("background", *objects.class_names)
         self.palette = ((0, 0, 0), *objects.palette)

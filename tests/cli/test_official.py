@@ -66,8 +66,10 @@ def test_official_scores_agree_with_the_projects(tmp_path, lsseg, cityscapes):
     scores = json.loads((tmp_path / "run" / "test.json").read_text())["scores"]
     assert scores["official_miou"] == pytest.approx(scores["miou"], abs=1e-6)
     assert {"official_iiou", "official_category_miou", "official_category_iiou"} <= scores.keys()
+    (cityscapes / "gtFine").rename(cityscapes / "hidden")  # a prediction needs no truth
     status, _, err = submit(lsseg, cityscapes)
     assert status == 0, err
+    (cityscapes / "hidden").rename(cityscapes / "gtFine")
     files = sorted((tmp_path / "server").iterdir())
     assert len(files) == 3
     truth = [cityscapes / "gtFine/val/bonn" / f.name.replace("leftImg8bit", "gtFine_labelIds") for f in files]
@@ -111,6 +113,13 @@ def test_a_broken_truth_leaves_nothing(tmp_path, lsseg, cityscapes):
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
     assert (status, "Cityscapes' scripts refuse a file: Unable to load" in err) == (1, True), err
     assert not (tmp_path / "run" / "official").exists()
+
+
+def test_a_failure_in_a_trial_run_is_one_line(tmp_path, lsseg, cityscapes):
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes))
+    next((cityscapes / "leftImg8bit/train/ulm").glob("*.png")).write_bytes(b"")
+    status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run", "--trainer.fast_dev_run=true")
+    assert (status, "cannot decode" in err, "Traceback" in err) == (1, True, False), err
 
 
 def test_no_server_format(tmp_path, lsseg, cityscapes):

@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 
 from lsseg.data import ObjectClasses, SyntheticInstances
 from lsseg.data.instances import from_masks
 from lsseg.data.object_classes import label_map
+from lsseg.errors import InputError
 
 
 def test_the_smaller_object_lies_on_top_whatever_its_layer():
@@ -14,6 +16,13 @@ def test_the_smaller_object_lies_on_top_whatever_its_layer():
         masks, labels = [(large, small, other)[k] for k in order], [(2, 0, 1)[k] for k in order]
         found = label_map(from_masks(masks, labels, [False] * 3, (7, 9)))
         assert found.tolist() == expected.tolist()
+
+
+def test_more_classes_than_a_label_map_holds_are_refused():
+    objects = SyntheticInstances(train_images=1, val_images=1, test_images=1, size=(40, 52))
+    objects.class_names = tuple(map(str, range(255)))
+    with pytest.raises(InputError, match=r"data\.objects has 255 classes; label maps hold 254 and background"):
+        ObjectClasses(objects)
 
 
 def test_no_object_is_background():
