@@ -65,12 +65,12 @@ class ObjectLabels:
 def label_map(found: Instances) -> npt.NDArray[np.integer]:
     """H×W labels: 0 where nothing is, 1 + the object's label where one is, the smallest where several are."""
     count = len(found.labels)
-    labels = np.zeros(found.layers.shape[1:], np.int64)
-    if not count:
-        return labels
-    # Layer by layer each pixel has one object; between layers the smaller one wins.
-    size = np.array([2**62, *(0,) * count])
+    size = sum((np.bincount(layer.ravel(), minlength=count + 1) for layer in found.layers), np.zeros(count + 1, int))
+    # Ranks, not sizes, are compared: they are narrow, and this is done for every pixel of every image that is read.
+    order = np.lexsort((-np.arange(count), -size[1:]))  # the largest first, of equals the last
+    rank = np.zeros(count + 1, np.min_scalar_type(count))
+    rank[1 + order] = np.arange(1, count + 1)
+    highest = np.zeros(found.layers.shape[1:], rank.dtype)
     for layer in found.layers:
-        size[1:] += np.bincount(layer.ravel(), minlength=count + 1)[1:]
-    smallest = np.take_along_axis(found.layers, size[found.layers].argmin(0)[None], 0)[0]
-    return np.append(-1, found.labels)[smallest] + 1
+        np.maximum(highest, rank[layer], out=highest)
+    return np.append(0, found.labels[order] + 1)[highest]
