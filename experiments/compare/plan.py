@@ -19,12 +19,15 @@ from typing import Any
 
 import yaml
 
+from lsseg.ablation.spec import load_suite
+
 HERE = Path(__file__).parent
 SEEDS = [0, 1, 2, 3, 4]
 SEED_OF_RATES = 100  # none of those that are compared
 LEVEL_SET_WEIGHT = 0.67  # of Kim 2019, for all methods; see LevelSetLoss
 BASELINE = "cross_entropy"
 Settings = dict[str, Any]
+Results = dict[str, list[dict[str, str]]]  # a row for each run, by variant
 # Label, task and, where it is not the plain one, what wraps the network.
 METHODS: dict[str, tuple[str, Settings, str]] = {
     BASELINE: ("cross-entropy", {"model": "SegmentationTask"}, ""),
@@ -89,8 +92,9 @@ def main() -> None:
         found = HERE / f"{name}-{before}.yaml"
         if not found.is_file():
             sys.exit(f"{options.what} is no folder of compare-…-{before}: there is no {found}")
-        results = read_results(Path(options.what))
-        suite = {"updates": updates, "time": equal_time}[options.stage](yaml.safe_load(found.read_text()), results)
+        suite = yaml.safe_load(found.read_text())
+        results = read_results(Path(options.what), found)
+        suite = updates(suite, results) if options.stage == "updates" else equal_time(suite, results)
     path = options.out / f"{name}-{options.stage}.yaml"
     head = f"# {HEADS[options.stage]}\n# Written by plan.py. lsseg ablate experiments/compare/{path.name}\n"
     title = {"name": f"compare-{name}-{options.stage}"}
@@ -140,11 +144,11 @@ def variant(encoder: str, shown: str, method: str, sizes: dict[str, Any]) -> dic
     }
 
 
-def updates(before: dict[str, Any], results: dict[str, dict[str, str]]) -> dict[str, Any]:
+def updates(before: dict[str, Any], results: Results) -> dict[str, Any]:
     """Every method at the rate with the best validation mIoU."""
     grid = before.pop("grid")["model.lr"]
     for row in before["variants"]:
-        scores = {rate: float(results[f"{row['name']},lr={rate}"]["miou"]) for rate in grid}
+        scores = {rate: float(results[f"{row['name']},lr={rate}"][0]["miou"]) for rate in grid}
         best = max(scores, key=lambda rate: scores[rate])
         edge = "  (at the edge of the grid)" if best in (grid[0], grid[-1]) else ""
         print(f"{row['name']}: {', '.join(f'{r}: {s:.2f}' for r, s in scores.items())} → {best}{edge}")
@@ -153,28 +157,36 @@ def updates(before: dict[str, Any], results: dict[str, dict[str, str]]) -> dict[
     return {**before, "seeds": SEEDS}
 
 
-def equal_time(before: dict[str, Any], results: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Every method with the updates that fit into the training time of the baseline on its encoder."""
+def equal_time(before: dict[str, Any], results: Results) -> dict[str, Any]:
+    """Every method with the updates that fit into the training time of the baseline on its encoder.
+
+    Of a method's runs the fastest is the one that was disturbed least by what else the machine did.
+    """
+    seconds = {name: min(float(run["train_seconds_per_image"]) for run in runs) for name, runs in results.items()}
     steps = yaml.safe_load((HERE / before["base"][-1]).read_text())["trainer"]["max_steps"]
     for row in before["variants"]:
-        own, base = (float(results[name]["train_seconds_per_image"]) for name in (row["name"], row["baseline"]))
-        count = max(1, round(steps * base / own))
-        print(f"{row['name']}: {own / base:.2f} times the time of an update, {count} updates")
+        ratio = seconds[row["name"]] / seconds[row["baseline"]]
+        count = max(1, round(steps / ratio))
+        print(f"{row['name']}: {ratio:.2f} times the time of an update, {count} updates")
         row["set"] |= {"trainer.max_steps": count, "trainer.val_check_interval": count}
     return before
 
 
-def read_results(folder: Path) -> dict[str, dict[str, str]]:
-    """The rows of a suite's table by variant; all runs must be there."""
-    path = folder / "results.csv"
+def read_results(folder: Path, made_by: Path) -> Results:
+    """The runs of a suite by variant; all of them must be there."""
+    path = folder / "runs.csv"
     if not path.is_file():
         sys.exit(f"{path} is missing: run the stage before this one first")
+    suite = load_suite(made_by)
+    runs: Results = {variant.name: [] for variant in suite.variants}
     with path.open() as file:
-        rows = {row["variant"]: row for row in csv.DictReader(file)}
-    missing = [name for name, row in rows.items() if not row["miou"]]
+        for row in csv.DictReader(file):
+            if row["variant"] in runs:
+                runs[row["variant"]].append(row)
+    missing = [name for name, rows in runs.items() if len(rows) < len(suite.seeds)]
     if missing:
-        sys.exit(f"{path}: {', '.join(missing)} not run yet: go on with `lsseg ablate`")
-    return rows
+        sys.exit(f"{path}: {', '.join(missing)} not run yet: go on with `lsseg ablate {made_by.name}`")
+    return runs
 
 
 if __name__ == "__main__":
