@@ -1,26 +1,29 @@
-"""``lsseg ablate`` and ``lsseg report``."""
+"""``lsseg ablate``, ``lsseg run`` and ``lsseg report``."""
 
 import argparse
 import fnmatch
-import re
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lsseg.ablation.kinds import check_kinds
+from lsseg.ablation.monitor import Monitor
 from lsseg.ablation.runner import Outcome, Runner, check_settings
-from lsseg.ablation.spec import Run, describe, expand, load_suite
+from lsseg.ablation.spec import Run, Suite, describe, expand, load_suite
+from lsseg.ablation.sweep import create_sweep, write_sweep
 from lsseg.errors import InputError
 from lsseg.files import write_json
 
 LAST_LINES = 15
+GOOD = ("done", "skipped")
 
 
 def main(argv: list[str]) -> int:
-    """Run ``ablate`` or ``report``; returns the exit status."""
-    return _report(argv[1:]) if argv[0] == "report" else _ablate(argv[1:])
+    """Run ``ablate``, ``run`` or ``report``; returns the exit status."""
+    return {"ablate": _ablate, "run": _run, "report": _report}[argv[0]](argv[1:])
 
 
 def _report(argv: list[str]) -> int:
@@ -33,31 +36,24 @@ def _report(argv: list[str]) -> int:
 
 
 def _ablate(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lsseg ablate",
-        description="Run a suite: train and test every variant with every seed, then report. Finished runs are "
-        "skipped, interrupted ones continue from their last checkpoint.",
+    parser = _parser(
+        "lsseg ablate",
+        "Run a suite: train and test every variant with every seed, then report. Finished runs are skipped, "
+        "interrupted ones continue from their last checkpoint.",
     )
-    parser.add_argument("spec", type=Path, help="the suite's YAML file")
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the suite's folder goes (default: runs)")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="run only these, such as 'level_set-*'")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        action="append",
-        default=[],
-        help="a configuration on top of those of every run; its name becomes part of the suite's (may be repeated)",
-    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands")
+    parser.add_argument(
+        "--sweep", action="store_true", help="run nothing: write a W&B sweep of the same runs into the suite's folder"
+    )
+    parser.add_argument("--create", action="store_true", help="with --sweep: register it with W&B, too")
     options = parser.parse_args(argv)
     if options.jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {options.jobs}")
-    for file in options.config:
-        if not file.is_file():
-            raise InputError(f"--config {file} is not a file")
-    suite = load_suite(options.spec, tuple(options.config))
-    folder = options.root / suite.name
+    if options.create and not options.sweep:
+        raise InputError("--create registers a sweep: give --sweep, too")
+    suite, folder = _read(options)
     everything = expand(suite)
     runs = _chosen(everything, options.only)
     if options.dry_run:
@@ -66,15 +62,87 @@ def _ablate(argv: list[str]) -> int:
         return 0
     check_kinds(options.spec, suite)
     check_settings(folder, everything)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "suite.json", describe(suite))
     console = Console()
+    if options.sweep:
+        path = write_sweep(folder / "sweep.yaml", suite.name, runs, _again(options))
+        agent = create_sweep(path) if options.create else f"wandb sweep {path}   # says which `wandb agent` to start"
+        console.print(f"{path}: {len(runs)} runs\n{agent}", highlight=False, soft_wrap=True)
+        return 0
     with Monitor(runs, console) as monitor:
         outcomes = Runner(folder, suite.name, monitor.listen).run_all(runs, options.jobs)
     _tell(outcomes, folder, console)
-    if any(outcome in ("done", "skipped") for outcome in outcomes.values()):
+    if any(outcome in GOOD for outcome in outcomes.values()):
         _write_report(folder, console)
-    return 0 if all(outcome in ("done", "skipped") for outcome in outcomes.values()) else 1
+    return _status(outcomes)
+
+
+def _run(argv: list[str]) -> int:
+    parser = _parser(
+        "lsseg run",
+        "One run of a suite, as `lsseg ablate` does it: the unit of work for W&B's agents and for clusters. What it "
+        "starts from is run first, if it is not finished.",
+    )
+    parser.add_argument(
+        "--point", required=True, metavar="JSON", help='which run: \'{"variant": "level_set", "seed": 0}\''
+    )
+    options = parser.parse_args(argv)
+    suite, folder = _read(options)
+    run = _at(suite, options.point)
+    chain = [run]
+    while chain[0].start is not None:
+        chain.insert(0, chain[0].start)
+    check_kinds(options.spec, suite)
+    check_settings(folder, chain)
+    write_json(folder / "suite.json", describe(suite))
+    runner = Runner(folder, suite.name, lambda _, line: print(line, flush=True), wait=True, agent_of=run.name)
+    outcomes = runner.run_all(chain, 1)
+    _tell(outcomes, folder, Console())
+    return _status(outcomes)
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    """What every command that reads a suite takes."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument("spec", type=Path, help="the suite's YAML file")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the suite's folder goes (default: runs)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        help="a configuration on top of those of every run; its name becomes part of the suite's (may be repeated)",
+    )
+    return parser
+
+
+def _read(options: argparse.Namespace) -> tuple[Suite, Path]:
+    """The suite and its folder."""
+    for file in options.config:
+        if not file.is_file():
+            raise InputError(f"--config {file} is not a file")
+    suite = load_suite(options.spec, tuple(options.config))
+    return suite, options.root / suite.name
+
+
+def _again(options: argparse.Namespace) -> list[str]:
+    """Arguments that make another process read the same suite and use the same folder."""
+    configs = [f"--config={file}" for file in options.config]
+    return [str(options.spec), f"--root={options.root}", *configs]
+
+
+def _at(suite: Suite, point: str) -> Run:
+    """The run that a point names."""
+    runs = {(run.variant.name, run.seed): run for run in expand(suite)}
+    try:
+        wanted: Any = json.loads(point)
+        return runs[wanted["variant"], wanted["seed"]]
+    except (ValueError, TypeError, KeyError):
+        variants, seeds = (list(dict.fromkeys(part)) for part in zip(*runs, strict=True))
+        raise InputError(
+            f"--point {point} is no run of the suite; expected JSON with variant, one of {', '.join(variants)}, "
+            f"and seed, one of {', '.join(map(str, seeds))}"
+        ) from None
 
 
 def _write_report(folder: Path, console: Console) -> None:
@@ -88,6 +156,10 @@ def _chosen(runs: list[Run], patterns: list[str] | None) -> list[Run]:
     if not chosen:
         raise InputError(f"--only {' '.join(patterns or [])} matches none of {', '.join(run.name for run in runs)}")
     return chosen
+
+
+def _status(outcomes: dict[str, Outcome]) -> int:
+    return 0 if all(outcome in GOOD for outcome in outcomes.values()) else 1
 
 
 def _tell(outcomes: dict[str, Outcome], folder: Path, console: Console) -> None:
@@ -105,50 +177,3 @@ def _tell(outcomes: dict[str, Outcome], folder: Path, console: Console) -> None:
             console.print(f"{name} failed; the last lines of {log}:", style="red")
             for line in last:
                 console.print(f"  {line}", markup=False, highlight=False)
-
-
-class Monitor:
-    """Live progress: a bar for each run on a terminal, the runs' own lines elsewhere.
-
-    Args:
-        runs: The runs to be watched.
-        console: Where to show them.
-    """
-
-    STEP = re.compile(r"^epoch (\d+) step (\d+)/(\d+) (.*)$")
-
-    def __init__(self, runs: list[Run], console: Console) -> None:
-        self.console = console
-        self.bars: dict[str, TaskID] = {}
-        self.progress: Progress | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[last]}"),
-            )
-            self.progress = Progress(*columns, console=console)
-            self.bars = {run.name: self.progress.add_task(run.name, start=False, total=None, last="") for run in runs}
-
-    def __enter__(self) -> "Monitor":
-        if self.progress:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.progress:
-            self.progress.stop()
-
-    def listen(self, name: str, line: str) -> None:
-        """Show a line that a run printed."""
-        step = self.STEP.match(line)
-        if self.progress is None:
-            if step:
-                self.console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
-            return
-        if not self.progress.tasks[self.bars[name]].started:
-            self.progress.start_task(self.bars[name])
-        if step:
-            done, total, last = int(step[2]), int(step[3]), step[4]
-            self.progress.update(self.bars[name], completed=done, total=total, last=last[:60])

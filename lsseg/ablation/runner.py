@@ -21,6 +21,8 @@ from lsseg.process import DIE_WITH_PARENT
 
 Outcome = Literal["done", "skipped", "failed", "busy", "not started"]
 Listener = Callable[[str, str], None]
+# With these in its environment a run is one of a sweep to W&B.
+OF_AN_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 STALE = ("metrics.jsonl", "metrics.csv", "test_images.npz")
 
 
@@ -31,10 +33,14 @@ class Runner:
         folder: The suite's folder; a run's folder has its name.
         suite: Name of the suite, for W&B.
         listener: Called with a run's name and each line it prints.
+        wait: Wait for another process that is at work on a run instead of leaving the run to it.
+        agent_of: The run that W&B's agent asks for, where this process was started by one.
     """
 
-    def __init__(self, folder: Path, suite: str, listener: Listener) -> None:
-        self.folder, self.suite, self.listener = folder, suite, listener
+    def __init__(
+        self, folder: Path, suite: str, listener: Listener, wait: bool = False, agent_of: str | None = None
+    ) -> None:
+        self.folder, self.suite, self.listener, self.wait, self.agent_of = folder, suite, listener, wait, agent_of
         self._processes: set[subprocess.Popen[str]] = set()
         self._stopping = threading.Event()
 
@@ -72,7 +78,7 @@ class Runner:
         if self._stopping.is_set():
             return "failed"
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / ".lock") as lock:
+        with _lock(folder / ".lock", self.wait) as lock:
             if lock is None:
                 return "busy"
             if (folder / "test.json").is_file():
@@ -82,7 +88,11 @@ class Runner:
 
     def _start(self, run: Run, folder: Path, jobs: int, lock: int) -> Outcome:
         arguments = [*run.arguments(folder), f"--wandb.group={self.suite}", f"--wandb.tags=[{run.variant.name}]"]
-        arguments.append(f"--wandb.id={_wandb_id(folder)}")
+        environment = {**os.environ, DIE_WITH_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        if run.name != self.agent_of:
+            for key in OF_AN_AGENT:
+                environment.pop(key, None)
+        arguments.append(f"--wandb.id={_wandb_id(folder, environment.get('WANDB_RUN_ID'))}")
         checkpoint = _checkpoint(folder)
         if checkpoint is not None:
             arguments.append(f"--ckpt_path={checkpoint}")
@@ -90,7 +100,6 @@ class Runner:
             for name in STALE:
                 (folder / name).unlink(missing_ok=True)
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        environment = {**os.environ, DIE_WITH_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         environment.setdefault("OMP_NUM_THREADS", threads)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "lsseg", *arguments],
@@ -135,20 +144,20 @@ def _checkpoint(folder: Path) -> Path | None:
     return next((path for path in (folder / "last.ckpt", folder / "best.ckpt") if zipfile.is_zipfile(path)), None)
 
 
-def _wandb_id(folder: Path) -> str:
-    """An id that stays the same when the run is continued, so that W&B shows one run, too."""
+def _wandb_id(folder: Path, given: str | None) -> str:
+    """An id that stays the same when the run is continued, so that W&B shows one run, too; an agent gives its own."""
     path = folder / "wandb-id"
-    if not path.is_file():
-        write_text(path, uuid.uuid4().hex[:8])
+    if given or not path.is_file():
+        write_text(path, given or uuid.uuid4().hex[:8])
     return path.read_text()
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[int | None]:
+def _lock(path: Path, wait: bool) -> Iterator[int | None]:
     """The lock of a run, as a file descriptor, or None where another process holds it; the kernel frees it."""
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return

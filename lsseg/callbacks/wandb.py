@@ -57,6 +57,10 @@ def _mode(mode: str) -> str:
         return mode
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
+    return "online" if logged_in() else "offline"
+
+
+def logged_in() -> bool:
+    """Whether there is a key for W&B, in the environment or in the netrc file."""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    logged_in = bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
-    return "online" if logged_in else "offline"
+    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())

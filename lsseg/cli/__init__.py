@@ -16,6 +16,7 @@ COMMANDS = {
     "test": ("lsseg.cli.lightning", "score a checkpoint on the test split"),
     "predict": ("lsseg.cli.lightning", "segment a folder of images"),
     "ablate": ("lsseg.ablation.command", "run a suite of experiments and report on it"),
+    "run": ("lsseg.ablation.command", "one run of a suite, for W&B's agents and clusters"),
     "report": ("lsseg.ablation.command", "rebuild table and figures from what is on disk"),
     "data": ("lsseg.cli.data", "show which data sets are there, and fetch one"),
     "bench": ("lsseg.cli.bench", "time the numeric core and measure its memory"),
