@@ -7,8 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
+from lsseg.ablation.engines import ENGINES, Engine, run_elsewhere
+from lsseg.ablation.gpus import Gpus
 from lsseg.ablation.kinds import check_kinds
 from lsseg.ablation.monitor import Monitor
 from lsseg.ablation.runner import Outcome, Runner, check_settings
@@ -42,15 +45,36 @@ def _ablate(argv: list[str]) -> int:
         "interrupted ones continue from their last checkpoint.",
     )
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="run only these, such as 'level_set-*'")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at a time (default: as many as there are GPUs, one without; elsewhere no limit)"
+    )
+    parser.add_argument("--gpus-per-run", type=int, default=1, help="of this machine's GPUs (default: 1)")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="what a run needs: several share a GPU that is large enough"
+    )
+    parser.add_argument(
+        "--launcher", choices=["local", *ENGINES], default="local", help="where the runs are done (default: local)"
+    )
+    parser.add_argument(
+        "--resources",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of a run, for the launcher: num_gpus=1 num_cpus=8 (Ray); gpus_per_node=1 timeout_min=600 "
+        "slurm_partition=long (submitit)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands")
     parser.add_argument(
         "--sweep", action="store_true", help="run nothing: write a W&B sweep of the same runs into the suite's folder"
     )
     parser.add_argument("--create", action="store_true", help="with --sweep: register it with W&B, too")
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        raise InputError(f"--jobs must be at least 1, not {options.jobs}")
+    for key in ("jobs", "gpus_per_run", "gpu_memory"):
+        value = getattr(options, key)
+        if value is not None and value <= 0:
+            raise InputError(f"--{key.replace('_', '-')} must be more than 0, not {value:g}")
+    if options.resources and options.launcher == "local":
+        raise InputError("--resources are for --launcher ray or slurm; here there are --gpus-per-run and --gpu-memory")
     if options.create and not options.sweep:
         raise InputError("--create registers a sweep: give --sweep, too")
     suite, folder = _read(options)
@@ -69,8 +93,14 @@ def _ablate(argv: list[str]) -> int:
         agent = create_sweep(path) if options.create else f"wandb sweep {path}   # says which `wandb agent` to start"
         console.print(f"{path}: {len(runs)} runs\n{agent}", highlight=False, soft_wrap=True)
         return 0
-    with Monitor(runs, console) as monitor:
-        outcomes = Runner(folder, suite.name, monitor.listen).run_all(runs, options.jobs)
+    if options.launcher == "local":
+        gpus = Gpus(options.gpus_per_run, options.gpu_memory)
+        with Monitor(runs, console) as monitor:
+            runner = Runner(folder, suite.name, gpus, monitor.listen)
+            outcomes = runner.run_all(runs, options.jobs or max(1, gpus.places))
+    else:
+        engine = Engine(options.launcher, _resources(options.resources), options.jobs)
+        outcomes = run_elsewhere(engine, folder, runs, _again(options), console)
     _tell(outcomes, folder, console)
     if any(outcome in GOOD for outcome in outcomes.values()):
         _write_report(folder, console)
@@ -95,7 +125,8 @@ def _run(argv: list[str]) -> int:
     check_kinds(options.spec, suite)
     check_settings(folder, chain)
     write_json(folder / "suite.json", describe(suite))
-    runner = Runner(folder, suite.name, lambda _, line: print(line, flush=True), wait=True, agent_of=run.name)
+    # No GPU is lent: an agent, or a cluster, has chosen the machine's GPUs already.
+    runner = Runner(folder, suite.name, None, lambda _, line: print(line, flush=True), wait=True, agent_of=run.name)
     outcomes = runner.run_all(chain, 1)
     _tell(outcomes, folder, Console())
     return _status(outcomes)
@@ -129,6 +160,16 @@ def _again(options: argparse.Namespace) -> list[str]:
     """Arguments that make another process read the same suite and use the same folder."""
     configs = [f"--config={file}" for file in options.config]
     return [str(options.spec), f"--root={options.root}", *configs]
+
+
+def _resources(pairs: list[str]) -> dict[str, Any]:
+    resources = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise InputError(f"--resources {pair}: expected KEY=VALUE")
+        resources[key] = yaml.safe_load(value)
+    return resources
 
 
 def _at(suite: Suite, point: str) -> Run:

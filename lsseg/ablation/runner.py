@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from lsseg.ablation.gpus import Gpus
 from lsseg.ablation.spec import Run
 from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
@@ -32,15 +33,23 @@ class Runner:
     Args:
         folder: The suite's folder; a run's folder has its name.
         suite: Name of the suite, for W&B.
+        gpus: Where its runs get their GPUs from; None leaves them those that are visible.
         listener: Called with a run's name and each line it prints.
         wait: Wait for another process that is at work on a run instead of leaving the run to it.
         agent_of: The run that W&B's agent asks for, where this process was started by one.
     """
 
     def __init__(
-        self, folder: Path, suite: str, listener: Listener, wait: bool = False, agent_of: str | None = None
+        self,
+        folder: Path,
+        suite: str,
+        gpus: Gpus | None,
+        listener: Listener,
+        wait: bool = False,
+        agent_of: str | None = None,
     ) -> None:
-        self.folder, self.suite, self.listener, self.wait, self.agent_of = folder, suite, listener, wait, agent_of
+        self.folder, self.suite, self.listener = folder, suite, listener
+        self.gpus, self.wait, self.agent_of = gpus, wait, agent_of
         self._processes: set[subprocess.Popen[str]] = set()
         self._stopping = threading.Event()
 
@@ -84,9 +93,12 @@ class Runner:
             if (folder / "test.json").is_file():
                 return "skipped"
             write_json(folder / "run.json", run.fingerprint())
-            return self._start(run, folder, jobs, lock)
+            if self.gpus is None:
+                return self._start(run, folder, jobs, lock, [])
+            with self.gpus.lend(self._stopping) as gpus:
+                return self._start(run, folder, jobs, lock, gpus)
 
-    def _start(self, run: Run, folder: Path, jobs: int, lock: int) -> Outcome:
+    def _start(self, run: Run, folder: Path, jobs: int, lock: int, gpus: list[str]) -> Outcome:
         arguments = [*run.arguments(folder), f"--wandb.group={self.suite}", f"--wandb.tags=[{run.variant.name}]"]
         environment = {**os.environ, DIE_WITH_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         if run.name != self.agent_of:
@@ -101,6 +113,8 @@ class Runner:
                 (folder / name).unlink(missing_ok=True)
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         environment.setdefault("OMP_NUM_THREADS", threads)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "lsseg", *arguments],
             env=environment,

@@ -145,7 +145,7 @@ def test_dry_run_lists_commands_that_run(tmp_path, lsseg):
     [
         (("ablate", "nope.yaml"), "nope.yaml does not exist"),
         (("ablate", "suite.yaml", "--only", "nothing-*"), "--only nothing-* matches none of ce-seed0, ls-seed0"),
-        (("ablate", "suite.yaml", "--jobs", "0"), "--jobs must be at least 1, not 0"),
+        (("ablate", "suite.yaml", "--jobs", "0"), "--jobs must be more than 0, not 0"),
         (("report", "nowhere"), "nowhere holds no suite: suite.json"),
     ],
 )

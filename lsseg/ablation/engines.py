@@ -1,0 +1,194 @@
+"""Existing schedulers that spread a suite's runs over machines with one file system: Ray, and SLURM through submitit.
+
+Each starts ``lsseg run`` for one run; what is finished, can be continued, or is being worked on, stands on disk.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lsseg.ablation.runner import Outcome
+from lsseg.ablation.spec import Run
+from lsseg.errors import InputError
+from lsseg.process import DIE_WITH_PARENT
+
+# Called with a run's name and what went wrong, empty if nothing did.
+Finished = Callable[[str, str], None]
+LAST_CHARACTERS = 2000
+
+
+@dataclass
+class Unit:
+    """One run, on whatever machine it is called.
+
+    Attributes:
+        arguments: Of ``lsseg``.
+        folder: The one to work in.
+    """
+
+    arguments: list[str]
+    folder: str
+
+    def __call__(self) -> str:
+        """Run it; returns what went wrong, empty if nothing did."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "lsseg", *self.arguments],
+            cwd=self.folder,
+            env={**os.environ, DIE_WITH_PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # it is in the run's log.txt
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        return "" if done.returncode == 0 else done.stderr[-LAST_CHARACTERS:].strip() or f"status {done.returncode}"
+
+    def checkpoint(self, *_: Any) -> Any:
+        """For submitit, when SLURM takes the job's machine away: put it into the queue again, where it goes on."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def with_ray(
+    units: dict[str, Unit], folder: Path, resources: dict[str, Any], jobs: int | None, finished: Finished
+) -> None:
+    """Run on a Ray cluster: the one that RAY_ADDRESS names, or this machine alone.
+
+    Args:
+        units: By name.
+        folder: The suite's.
+        resources: Options of a Ray task, such as ``num_gpus`` and ``num_cpus``.
+        jobs: How many at a time; None leaves it to the resources.
+        finished: Told of each.
+
+    Raises:
+        InputError: If Ray is not installed, cannot be reached, or does not know a resource.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no GPU asked for: leave what is visible alone
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--launcher ray needs Ray: pip install -e '.[ray]'") from error
+    try:
+        task = ray.remote(max_retries=0, **resources)(Unit.__call__)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--resources: {' '.join(str(error).split())}") from error
+    try:
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
+    except (ConnectionError, RuntimeError) as error:
+        raise InputError(f"no Ray cluster: {' '.join(str(error).split())}") from error
+    try:
+        waiting = dict(units)
+        running: dict[Any, str] = {}
+        while waiting or running:
+            while waiting and (jobs is None or len(running) < jobs):
+                name = next(iter(waiting))
+                running[task.remote(waiting.pop(name))] = name
+            for reference in ray.wait(list(running))[0]:
+                name = running.pop(reference)
+                try:
+                    finished(name, ray.get(reference))
+                except ray.exceptions.RayError as error:  # its machine was lost, or it was cancelled
+                    finished(name, str(error))
+    finally:
+        ray.shutdown()
+
+
+def with_slurm(
+    units: dict[str, Unit], folder: Path, resources: dict[str, Any], jobs: int | None, finished: Finished
+) -> None:
+    """Submit to SLURM as one array of jobs, and wait; an interrupt leaves the jobs running.
+
+    Args:
+        units: By name.
+        folder: The suite's; submitit's files go into its ``slurm``.
+        resources: submitit's parameters, such as ``gpus_per_node``, ``timeout_min`` and ``slurm_partition``;
+            ``cluster: local`` runs them on this machine instead.
+        jobs: How many at a time; None leaves it to SLURM.
+        finished: Told of each.
+
+    Raises:
+        InputError: If submitit or SLURM is not there, or does not know a resource.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise InputError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from error
+    resources = dict(resources)
+    cluster = resources.pop("cluster", "slurm")
+    try:
+        executor = submitit.AutoExecutor(folder / "slurm", cluster)
+        limit = {"slurm_array_parallelism": jobs} if jobs and cluster == "slurm" else {}
+        executor.update_parameters(**limit, **resources)
+    except (NameError, ValueError, RuntimeError, AssertionError) as error:
+        raise InputError(f"--launcher slurm: {' '.join(str(error).split())}") from error
+    with executor.batch():
+        submitted = {name: executor.submit(unit) for name, unit in units.items()}
+    print(f"submitted: {', '.join(f'{name} {job.job_id}' for name, job in submitted.items())}", flush=True)
+    names = {job: name for name, job in submitted.items()}
+    for job in submitit.helpers.as_completed(list(names)):
+        try:
+            finished(names[job], job.result())
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+            finished(names[job], str(error)[-LAST_CHARACTERS:])
+
+
+ENGINES = {"ray": with_ray, "slurm": with_slurm}
+
+
+@dataclass
+class Engine:
+    """Where runs go.
+
+    Attributes:
+        name: ``ray`` or ``slurm``.
+        resources: What each run gets, in the engine's own words.
+        jobs: How many at a time; None leaves it to the resources.
+    """
+
+    name: str
+    resources: dict[str, Any]
+    jobs: int | None
+
+
+def run_elsewhere(
+    engine: Engine, folder: Path, runs: list[Run], suite: list[str], console: Console
+) -> dict[str, Outcome]:
+    """Run everything that is not finished.
+
+    Args:
+        engine: Where.
+        folder: The suite's.
+        runs: Of the suite.
+        suite: Arguments of ``lsseg run`` that name the suite.
+        console: Told of each run when it ends.
+
+    Returns:
+        What became of each run, by name.
+    """
+    outcomes: dict[str, Outcome] = {}
+    units = {}
+    for run in runs:
+        if (folder / run.name / "test.json").is_file():
+            outcomes[run.name] = "skipped"
+        else:
+            point = json.dumps({"variant": run.variant.name, "seed": run.seed})
+            units[run.name] = Unit(["run", *suite, "--point", point], str(Path.cwd()))
+
+    def finished(name: str, problem: str) -> None:
+        outcomes[name] = "done" if not problem and (folder / name / "test.json").is_file() else "failed"
+        console.print(f"{name}: {outcomes[name]}", highlight=False)
+        if problem:
+            console.print(f"  {problem.splitlines()[-1]}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+    if units:
+        ENGINES[engine.name](units, folder, engine.resources, engine.jobs, finished)
+    return {run.name: outcomes[run.name] for run in runs}

@@ -1,0 +1,67 @@
+"""The same suite on Ray, and as submitit's jobs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+TINY = Path(__file__).parents[1] / "cli" / "tiny.yaml"
+ENGINES = {"ray": ["num_cpus=1"], "slurm": ["cluster=local", "timeout_min=10"]}
+PACKAGES = {"ray": "ray", "slurm": "submitit"}
+
+
+def ablate(suite, *options):
+    command = [sys.executable, "-m", "lsseg", "ablate", str(suite), *options]
+    environment = {**os.environ, "COLUMNS": "160", "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+
+
+def write_suite(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.read_text())
+    variants = [{"name": "ce"}, {"name": "after", "start": "ce"}, {"name": "diverges", "set": {"model.lr": 1e30}}]
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"name": "tiny", "base": ["tiny.yaml"], "variants": variants}))
+    return suite
+
+
+def launched_by(engine):
+    missing = importlib.util.find_spec(PACKAGES[engine]) is None
+    return pytest.param(engine, marks=pytest.mark.skipif(missing, reason=f"pip install {PACKAGES[engine]}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [launched_by(name) for name in ENGINES])
+def test_an_engine_does_what_the_local_runner_does(engine, tmp_path):
+    suite = write_suite(tmp_path)
+    local = ablate(suite, "--root", "local", "--only", "ce-*")
+    assert local.returncode == 0, local.stderr
+    options = ("--root", "elsewhere", "--launcher", engine, "--resources", *ENGINES[engine])
+    done = ablate(suite, *options)
+    folder = tmp_path / "elsewhere" / "tiny"
+    assert done.returncode == 1, done.stderr
+    assert "after-seed0: done" in done.stdout
+    assert "diverges-seed0 failed; the last lines of" in done.stdout
+    assert "the training loss is not finite" in done.stdout
+    assert "1 of 3 runs missing" in done.stdout
+    scores = [
+        json.loads((f / "ce-seed0" / "test.json").read_text())["scores"] for f in (tmp_path / "local/tiny", folder)
+    ]
+    assert scores[0] == scores[1]
+    again = ablate(suite, *options, "--only", "ce-*", "after-*")
+    assert again.returncode == 0, again.stderr
+    assert "2 finished run(s) skipped" in again.stdout
+
+
+@pytest.mark.parametrize("engine", [launched_by(name) for name in ENGINES])
+def test_an_unknown_resource_is_named(engine, tmp_path):
+    suite = write_suite(tmp_path)
+    options = [option for option in ENGINES[engine] if option.startswith("cluster")]
+    done = ablate(suite, "--launcher", engine, "--resources", "colour=blue", *options)
+    assert done.returncode == 1
+    assert "colour" in done.stderr
+    assert "Traceback" not in done.stderr
