@@ -51,13 +51,22 @@ def from_masks(
     layers = [np.zeros(size, np.int32)]
     chosen = []
     for number, mask in enumerate(masks, start=1):
-        place = next((i for i, layer in enumerate(layers) if not layer[mask].any()), len(layers))
+        window = _window(mask)  # most objects are small, and this is done for every image that is read
+        inside = mask[window]
+        free = (not (layer[window].astype(bool) & inside).any() for layer in layers)
+        place = next((i for i, is_free in enumerate(free) if is_free), len(layers))
         if place == len(layers):
             layers.append(np.zeros(size, np.int32))
-        layers[place][mask] = number
+        layers[place][window][inside] = number
         chosen.append(place)
     parts = (np.array(chosen, np.int64), np.array(labels, np.int64), np.array(crowd, bool))
     return Instances(np.stack(layers), *parts)
+
+
+def _window(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns that hold all of a mask."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else (slice(0), slice(0))
 
 
 class InstanceSource(Protocol):

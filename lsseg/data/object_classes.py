@@ -70,7 +70,7 @@ def label_map(found: Instances) -> npt.NDArray[np.integer]:
     order = np.lexsort((-np.arange(count), -size[1:]))  # the largest first, of equals the last
     rank = np.zeros(count + 1, np.min_scalar_type(count))
     rank[1 + order] = np.arange(1, count + 1)
-    highest = np.zeros(found.layers.shape[1:], rank.dtype)
-    for layer in found.layers:
-        np.maximum(highest, rank[layer], out=highest)
-    return np.append(0, found.labels[order] + 1)[highest]
+    highest = rank.take(found.layers[0])
+    for layer in found.layers[1:]:
+        np.maximum(highest, rank.take(layer), out=highest)
+    return np.append(0, found.labels[order] + 1).astype(np.uint8).take(highest)
