@@ -186,7 +186,7 @@ def run_elsewhere(
     def finished(name: str, problem: str) -> None:
         outcomes[name] = "done" if not problem and (folder / name / "test.json").is_file() else "failed"
         console.print(f"{name}: {outcomes[name]}", highlight=False)
-        if problem:
+        if problem and not (folder / name / "log.txt").is_file():  # it did not even start
             console.print(f"  {problem.splitlines()[-1]}", style="red", markup=False, highlight=False, soft_wrap=True)
 
     if units:

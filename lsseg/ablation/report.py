@@ -11,21 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from lsseg.ablation.figures import draw_figures
-from lsseg.ablation.results import (
-    Result,
-    kind_of_results,
-    load_description,
-    load_results,
-    run_table,
-    variant_table,
-)
+from lsseg.ablation.page import write_latex, write_page
+from lsseg.ablation.results import Result, kind_of_results, load_description, load_results, run_table, variant_table
 from lsseg.ablation.scores import COSTS, Kind
 from lsseg.errors import InputError
 from lsseg.files import write_text
 
 
 def write_report(folder: Path, console: Console) -> None:
-    """Write ``results.csv``, ``runs.csv``, ``results.md`` and ``figures/`` into a suite's folder; print the table.
+    """Write a suite's table, figures and pages into its folder, and print the table.
+
+    ``report.html`` holds all of it; ``results.md``, ``results.csv``, ``results.tex``, ``runs.csv`` and ``figures/``.
 
     Raises:
         InputError: If the folder holds no suite, or no run of it is finished.
@@ -43,9 +39,16 @@ def write_report(folder: Path, console: Console) -> None:
             console.print(f"subset {name}: no test image has a name like {pattern}", style="red", highlight=False)
     shown = _shown(table, description, kind)
     figures = draw_figures(folder, results, description, table)
-    write_text(folder / "results.md", _markdown(shown, results, description, figures))
-    console.print(_rich(shown, kind, f"{description['name']}: {_caption(results, description)}"))
-    console.print(f"report: {folder / 'results.md'}, results.csv, runs.csv, figures/", highlight=False)
+    caption, note = _caption(results, description), _note(description)
+    by_class = {f"{title} by class": _by_class(results, description, s) for s, title in kind.by_class.items()}
+    tables = {"": shown, **by_class}
+    write_text(folder / "results.md", _markdown(description["name"], caption, note, tables, figures))
+    labels = {variant["name"]: variant["label"] for variant in description["variants"]}
+    write_page(folder / "report.html", description["name"], caption, note, tables, figures, results, labels)
+    brief = _brief(shown, kind)
+    write_latex(folder / "results.tex", brief, f"{description['name']}: {caption}")
+    console.print(_rich(brief, f"{description['name']}: {caption}"))
+    console.print(f"report: {folder / 'report.html'}, results.md, .csv, .tex, runs.csv, figures/", highlight=False)
 
 
 def _shown(table: pd.DataFrame, description: dict[str, Any], kind: Kind) -> pd.DataFrame:
@@ -97,20 +100,28 @@ def _caption(results: list[Result], description: dict[str, Any]) -> str:
     return f"{images} test images, {updates} updates, {devices}{missing}"
 
 
-def _markdown(shown: pd.DataFrame, results: list[Result], description: dict[str, Any], figures: list[Path]) -> str:
+def _note(description: dict[str, Any]) -> str:
+    """How the scores and differences are made."""
     labels = {v["name"]: v["label"] for v in description["variants"]}
-    base = labels[description["baseline"]]
-    own = [v for v in description["variants"] if v.get("baseline") not in (None, v["name"])]
-    others = "".join(f", of “{v['label']}” to “{labels[v['baseline']]}”" for v in own)
-    lines = [f"# {description['name']}", "", _caption(results, description) + ".", "", *_rows(shown), ""]
-    lines += [
-        "Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to "
-        f"“{base}”{others} in percentage points over the seeds that both have, with a bootstrap 95 % interval over "
-        "the test images; how far other seeds would move it, the differences by seed tell.",
-        "",
-    ]
-    for score, title in kind_of_results(results).by_class.items():
-        lines += [f"## {title} by class", "", *_rows(_by_class(results, description, score)), ""]
+    main = description["baseline"]
+    of: dict[str, list[str]] = {}
+    for row in description["variants"]:
+        if row.get("baseline") not in (None, main, row["name"]):
+            of.setdefault(row["baseline"], []).append(f"“{row['label']}”")
+    others = "".join(f", of {', '.join(rows)} to “{labels[name]}”" for name, rows in of.items())
+    return (
+        f"Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to “{labels[main]}”"
+        f"{others} in percentage points over the seeds that both have, with a bootstrap 95 % interval over the test "
+        "images; how far other seeds would move it, the differences by seed tell."
+    )
+
+
+def _markdown(name: str, caption: str, note: str, tables: dict[str, pd.DataFrame], figures: list[Path]) -> str:
+    lines = [f"# {name}", "", f"{caption}."]
+    for title, table in tables.items():
+        lines += ["", *([f"## {title}", ""] if title else []), *_rows(table)]
+        lines += [] if title else ["", note]
+    lines.append("")
     for path in figures:
         lines += [f"![{path.stem}](figures/{path.name})", ""]
     return "\n".join(lines)
@@ -137,17 +148,20 @@ def _rows(table: pd.DataFrame) -> list[str]:
     return ["| " + " | ".join(map(str, row)) + " |" for row in [head, ruler, *table.to_numpy().tolist()]]
 
 
-def _rich(shown: pd.DataFrame, kind: Kind, title: str) -> Table:
-    """The columns that fit into 80 characters; the files have them all."""
+def _brief(shown: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """The columns that fit into 80 characters, or onto a page; the files have them all."""
     first, second = (re.escape(kind.titles[score]) for score in (kind.main, kind.second))
     wanted = rf"(method|{first}( in the paper)?|Δ {first} \[.*|(Δ )?{second}( \[.*)?)"
-    main = [name for name in shown.columns if re.fullmatch(wanted, name)]
+    return shown[[name for name in shown.columns if re.fullmatch(wanted, name)]]
+
+
+def _rich(shown: pd.DataFrame, title: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in main:
+    for name in shown.columns:
         left = name == "method"
         header = name.replace(" [", "\n[").replace("boundary F ", "boundary F\n").replace(" in the", "\nin the")
         table.add_column(header, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in shown[main].to_numpy().tolist():
+    for row in shown.to_numpy().tolist():
         table.add_row(*(str(cell).replace(" [", "\n[") for cell in row))
     return table
 

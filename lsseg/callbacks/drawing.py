@@ -34,6 +34,12 @@ def overlay(image: Array, labels: Array, palette: Sequence[Color], opacity: floa
     return ((1 - share) * bytes_of(image) + share * colors).round().astype(np.uint8)
 
 
+def with_contours(image: Array, labels: Array) -> npt.NDArray[np.uint8]:
+    """The image with the contours between labels in white."""
+    drawn = np.where(_boundary(labels)[..., None], 255, bytes_of(image).round())
+    return drawn.astype(np.uint8)
+
+
 def boundary_errors(image: Array, truth: Array, prediction: Array, radius: int = 2) -> npt.NDArray[np.uint8]:
     """Where the contours disagree: found in green, missed in blue, invented in red, over the faded grey image.
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pycocotools import mask as coco_mask
+from torch import Tensor
 
 from lsseg.callbacks.drawing import Color, bytes_of
 from lsseg.functional.boxes import subpixel_contours
@@ -106,6 +109,14 @@ def object_records(
             record["contours"] = [line.ravel().round(3).tolist() for line in lines]
         records.append(record)
     return records
+
+
+def true_masks(found: dict[str, Tensor], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """The true objects at the size of a picture (in evaluation they come at the file's size), m×H×W."""
+    layers = F.interpolate(found["layers"][None].float(), size, mode="nearest-exact")[0].to(found["layers"].dtype)
+    number = torch.arange(1, len(found["labels"]) + 1, device=layers.device)
+    masks: npt.NDArray[np.bool_] = (layers[found["layer"]] == number[:, None, None]).cpu().numpy()
+    return masks
 
 
 def _eroded(mask: Array) -> npt.NDArray[np.bool_]:

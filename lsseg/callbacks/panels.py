@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
 from lsseg.callbacks.drawing import bytes_of, colorize, hardest_class, panel, steps_panel
 from lsseg.callbacks.evolution import evolution_panel
-from lsseg.callbacks.instances import draw_objects, objects_panel
+from lsseg.callbacks.instances import draw_objects, objects_panel, true_masks
 from lsseg.errors import InputError, require
 from lsseg.functional.boxes import paste_masks
 from lsseg.tasks.evolution import EvolvingObject
@@ -119,7 +117,7 @@ class Panels(pl.Callback):
                 masks.pop("initial")
             name = batch["name"][i]
             title = f"{name}, step {max(trainer.global_step, task.trained_steps)}"
-            truth = _true_masks(batch["instances"][i], size)
+            truth = true_masks(batch["instances"][i], size)
             figure = objects_panel(image, truth, list(masks.items()), title)
             _save(figure, folder / f"{stage}-{name}.png", f"panels/{stage}", title, trainer)
             evolving = task.evolving_objects(batch["image"][i], found, trainer.datamodule.class_names, OBJECTS)
@@ -157,10 +155,3 @@ def _save_plain(parts: dict[str, Any], folder: Path, name: str) -> None:
     """The pictures by themselves, for the report's comparison of methods."""
     for part, picture in parts.items():
         Image.fromarray(picture).save(folder / f"plain-{name}-{part}.png")
-
-
-def _true_masks(found: dict[str, torch.Tensor], size: tuple[int, int]) -> Any:
-    """The true objects at the size of a picture (in evaluation they come at the file's size), m×H×W bool."""
-    layers = F.interpolate(found["layers"][None].float(), size, mode="nearest-exact")[0].to(found["layers"].dtype)
-    number = torch.arange(1, len(found["labels"]) + 1, device=layers.device)
-    return (layers[found["layer"]] == number[:, None, None]).cpu().numpy()

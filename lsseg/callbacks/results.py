@@ -12,19 +12,26 @@ from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
 
+from lsseg.callbacks.gallery import save_gallery
 from lsseg.callbacks.stopwatch import Stopwatch
+from lsseg.errors import require
 from lsseg.files import write_json
 
 
 class TestResults(pl.Callback):
-    """Writes ``test_images.npz`` (counts of each image) and, last, ``test.json`` (scores, speed, size).
+    """Writes ``test_images.npz`` (counts of each image), ``gallery/`` and, last, ``test.json`` (scores, speed, size).
 
     ``test.json`` appears whole or not at all, so its presence means that the run is finished.
+
+    Args:
+        gallery: How many of the best and of the worst test images are kept as pictures.
     """
 
     __test__ = False  # not a test class, whatever its name begins with
 
-    def __init__(self) -> None:
+    def __init__(self, gallery: int = 0) -> None:
+        require(gallery >= 0, "gallery", gallery, "must not be negative")
+        self.gallery = gallery
         self.seconds = 0.0
         self.images = 0
         self._batches = 0
@@ -62,6 +69,7 @@ class TestResults(pl.Callback):
         names = np.array([source.name(int(i)) for i in counts["index"]])
         classes = np.array(trainer.datamodule.class_names)
         np.savez_compressed(folder / "test_images.npz", names=names, classes=classes, **counts)
+        save_gallery(trainer, pl_module, counts, self.gallery)
         scores = {
             k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
         }

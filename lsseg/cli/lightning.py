@@ -110,6 +110,21 @@ def own_errors() -> Iterator[None]:
         raise
 
 
+class ConfigDumper(yaml.SafeDumper):
+    """Quotes text that the command line's parser would read as a number, such as the id 2e372009."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """A text, in quotes where it needs them."""
+        try:
+            float(data)
+        except ValueError:
+            return super().represent_str(data)
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="'")
+
+
+ConfigDumper.add_representer(str, ConfigDumper.represent_str)
+
+
 class SaveConfig(SaveConfigCallback):
     """Saves the resolved configuration and the environment in the run's own folder."""
 
@@ -125,7 +140,7 @@ class SaveConfig(SaveConfigCallback):
         config["ckpt_path"] = None
         # A continued run keeps what its first part was made with (the encoder's weights, which are not fetched again).
         again = f"-{time.strftime('%Y%m%d-%H%M%S')}" if resumed and (folder / "config.yaml").exists() else ""
-        write_text(folder / f"config{again}.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(folder / f"config{again}.yaml", yaml.dump(config, Dumper=ConfigDumper, sort_keys=False))
         write_json(folder / f"environment{again}.json", describe_environment())
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
@@ -142,6 +157,7 @@ class LssegCLI(LightningCLI):
         parser.add_class_arguments(WandbRun, "wandb", skip={"save_dir"}, instantiate=False)
         parser.add_lightning_class_args(Panels, "panels")
         parser.add_lightning_class_args(SavePredictions, "predictions")
+        parser.add_argument("--gallery", type=int, default=3, help="best and worst test images kept as pictures")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="test the last weights after training")
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
@@ -217,7 +233,7 @@ class LssegCLI(LightningCLI):
         """Add the loggers and callbacks that every run has to those of the configuration."""
         trainer = self._get(self.config_init, "trainer")
         folder = trainer["default_root_dir"]
-        callbacks = [StepSeed(), Stopwatch(), TestResults()]
+        callbacks = [StepSeed(), Stopwatch(), TestResults(self._get(self.config_init, "gallery"))]
         if trainer["enable_progress_bar"] is not False:
             callbacks.append(progress_bar())
         if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False and not trainer["fast_dev_run"]:

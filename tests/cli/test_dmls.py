@@ -48,14 +48,22 @@ def test_a_run_counts_its_classes_once_and_logs_every_step(fit, lsseg, config, t
     rows = [row for row in read_jsonl(run / "metrics.jsonl") if "train/step2" in row]
     assert rows[0]["train/loss"] == pytest.approx(rows[0]["train/step1"] + rows[0]["train/step2"], rel=1e-5)
     assert (run / "panels" / "test-scene00000-steps.png").is_file()
+    gallery = json.loads((run / "gallery" / "gallery.json").read_text())  # three images: one is the best, one the worst
+    assert [entry["which"] for entry in gallery] == ["worst", "best"]
+    assert gallery[0]["score"] <= gallery[1]["score"]
+    assert [frame["label"] for frame in gallery[0]["frames"]] == ["step 1", "step 2"]
+    pictures = [np.asarray(Image.open(run / "gallery" / frame["file"])) for frame in gallery[0]["frames"]]
+    assert pictures[0].shape == (64, 64, 3)
+    assert (pictures[0] != pictures[1]).any()
     # A test takes the weights from the checkpoint and counts nothing.
     scores = json.loads((run / "test.json").read_text())["scores"]
     again = tmp_path / "again"
     arguments = ("--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt")
-    status, _, err = lsseg("test", *arguments, "--trainer.default_root_dir", again)
+    status, _, err = lsseg("test", *arguments, "--trainer.default_root_dir", again, "--gallery", "0")
     assert status == 0, err
     assert json.loads((again / "test.json").read_text())["scores"] == scores
     assert not (again / "class_weights.json").exists()
+    assert not (again / "gallery").exists()
 
 
 def test_only_the_last_prediction_is_supervised_on_request(fit, tmp_path):

@@ -36,7 +36,8 @@ def photos(tmp_path):
     return folder
 
 
-def test_a_run_scores_both_masks_and_draws_them(fit, lsseg, tmp_path):
+def test_a_run_scores_both_masks_and_draws_them(fit, lsseg, tmp_path, monkeypatch):
+    monkeypatch.setattr("lsseg.callbacks.gallery.SURE", 0.0)  # after four updates nothing is
     status, out, err = fit("--test_after_fit", "true")
     assert status == 0, err
     run = tmp_path / "run"
@@ -51,6 +52,9 @@ def test_a_run_scores_both_masks_and_draws_them(fit, lsseg, tmp_path):
     assert logged["train/loss"] == pytest.approx(sum(terms.values()), rel=1e-5)
     for name in ("test-scene00000.png", "test-scene00000-evolution.png", "plain-scene00000-prediction.png"):
         assert (run / "panels" / name).stat().st_size > 300
+    gallery = json.loads((run / "gallery" / "gallery.json").read_text())
+    assert [frame["label"] for frame in gallery[1]["frames"]] == [f"φ after {n} iterations" for n in range(4)]
+    assert all((run / "gallery" / frame["file"]).is_file() for entry in gallery for frame in entry["frames"])
     with np.load(run / "test_images.npz") as counts:
         assert counts["index"].tolist() == [0, 1, 2]
         assert counts["objects"].shape == (3, 6)

@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
 from lsseg.callbacks.wandb import _mode
+from lsseg.cli.lightning import ConfigDumper
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -44,3 +49,12 @@ def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
         assert expected in read.stdout, expected
     assert list(offline.glob("files/media/images/panels/*.png"))
     assert list(offline.glob("files/media/table/test/*.json"))
+
+
+@pytest.mark.parametrize("text", ["2e372009", "12345678", "1e5", "nan", "true", "a: b", "plain"])
+def test_what_looks_like_a_number_is_saved_as_the_text_that_it_is(text, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.dump({"id": text}, Dumper=ConfigDumper))
+    parser = ArgumentParser()
+    parser.add_argument("--id", type=str | None)
+    assert parser.parse_path(path).id == text
