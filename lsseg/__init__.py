@@ -1,5 +1,15 @@
 """Deep level-set segmentation: three differentiable level-set methods on the same backbones, data and metrics."""
 
 from importlib.metadata import version
+from typing import Any
 
 __version__ = version("lsseg")
+
+
+def __getattr__(name: str) -> Any:
+    """Give ``lsseg.load_run`` when it is asked for: it imports torch, which ``lsseg --help`` must not."""
+    if name == "load_run":
+        from lsseg.cli.load import load_run
+
+        return load_run
+    raise AttributeError(f"module 'lsseg' has no attribute {name!r}")

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from lsseg.cli.lightning import Parser, drop_weights, own_errors
 from lsseg.data import DataModule
+from lsseg.data.images import Images
 from lsseg.errors import InputError
 from lsseg.tasks import Task
 from lsseg.tasks.start import read_checkpoint
@@ -22,6 +26,30 @@ class LoadedRun(NamedTuple):
 
     task: Task
     data: DataModule[Any]
+
+    def predict(self, image: str | Path) -> dict[str, Tensor]:
+        """Segment one image file.
+
+        Args:
+            image: Its path.
+
+        Returns:
+            Of label maps ``labels`` (H×W) and ``phi`` (C×H×W, positive inside); of instances ``masks`` (n×H×W bool),
+            ``boxes`` (n×4: left, top, right, bottom), ``scores`` and ``labels``, the best first. At the file's size.
+
+        Raises:
+            InputError: If there is no such image.
+        """
+        if not Path(image).is_file():
+            raise InputError(f"{image} is no image file")
+        sample = Images(Path(image), self.data.predict_transform())[0]
+        batch = self.task.transfer_batch_to_device(default_collate([sample]), self.task.device, 0)
+        with torch.inference_mode():
+            found = self.task.predict_step(batch, 0)
+        if self.task.kind == "instances":
+            objects: dict[str, Tensor] = found["objects"][0]
+            return objects
+        return {"labels": found["prediction"][0], "phi": found["phi"][0]}
 
 
 def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+import lsseg as lsseg_package
 from lsseg.cli.load import load_run
 from lsseg.errors import InputError
 from lsseg.functional import confusion_matrix, overlap_counts
@@ -50,6 +52,20 @@ def test_a_loaded_run_predicts_what_it_predicted_in_its_test(runs):
             prediction = task.infer(sample["image"][None]).argmax(1)
         counts = overlap_counts(confusion_matrix(prediction, sample["mask"][None], data.num_classes))[0]
         assert np.load(folder / "test_images.npz")["overlap"][0].tolist() == counts.tolist()
+
+
+def test_an_image_is_segmented_as_by_the_command(runs, lsseg, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    checkpoint = ("--config", runs[0] / "config.yaml", "--ckpt_path", runs[0] / "last.ckpt")
+    output = ("--predictions.output", tmp_path / "out", "--predictions.phi", "[ring]")
+    status, _, err = lsseg("predict", *checkpoint, "--data.images", tmp_path / "photo.png", *output)
+    assert status == 0, err
+    found = lsseg_package.load_run(runs[0]).predict(tmp_path / "photo.png")
+    assert found["labels"].tolist() == np.asarray(Image.open(tmp_path / "out" / "photo.png")).tolist()
+    np.testing.assert_allclose(found["phi"][2], np.load(tmp_path / "out" / "photo_phi_ring.npy"), atol=1e-6)
+    with pytest.raises(InputError, match=r"none\.png is no image file"):
+        lsseg_package.load_run(runs[0]).predict("none.png")
 
 
 def test_what_is_no_run(runs, tmp_path):
