@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -207,8 +208,13 @@ class LssegCLI(LightningCLI):
             )
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
-        # Processes of one run (DDP starts this command again) must agree on the name, which holds the time.
-        name = f"{self.subcommand}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Processes of one run must agree on the name: those that DDP starts find it in their environment, those of a
+        # SLURM job take the job's number for the time.
+        processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+        if processes > 1 and RUN_FOLDER not in os.environ and "SLURM_JOB_ID" not in os.environ:
+            raise InputError("give --trainer.default_root_dir: processes that torchrun starts cannot agree on a folder")
+        now = os.environ["SLURM_JOB_ID"] if processes > 1 and "SLURM_JOB_ID" in os.environ else None
+        name = f"{self.subcommand}-{now or time.strftime('%Y%m%d-%H%M%S')}"
         if self.subcommand == "fit":
             files = [Path(str(path)).stem for path in config.get("config") or []]
             name = f"{files[-1] if files else 'fit'}-{name.partition('-')[2]}"
@@ -313,6 +319,12 @@ def _raised_by_lightning(error: Exception) -> bool:
     return "/pytorch_lightning/" in place or "/lightning_fabric/" in place
 
 
+def _of_a_lost_process(error: RuntimeError) -> bool:
+    """Whether a message to another process of a distributed run failed."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and bool(re.search("gloo|NCCL|[Cc]onnection (reset|closed)|[Pp]rocess group", str(error)))
+
+
 def _worth_saying(record: logging.LogRecord) -> bool:
     return not any(
         chatter in record.getMessage() for chatter in ("litlogger", "litmodels", "`weights_only` was not set", "TPU")
@@ -357,6 +369,13 @@ def main(argv: list[str]) -> int:
         if isinstance(error, InputError) or not _raised_by_lightning(error):
             raise
         raise InputError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if not _of_a_lost_process(error):
+            raise
+        raise InputError(
+            "another process of this run ended (what it said is above, or it was killed): "
+            "go on with the same command and --ckpt_path RUN/last.ckpt"
+        ) from error
     finally:
         os.environ.pop(RUN_FOLDER, None)  # the next command of this process makes a folder of its own
     return 0

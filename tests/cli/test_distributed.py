@@ -1,8 +1,12 @@
 """Two processes on one machine (DDP over gloo) against one."""
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,84 @@ def test_ddp_trains_and_scores_like_one_process(tmp_path):
     assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-6)
     assert torch.load(checkpoint[1], weights_only=True)["global_step"] == 4
     assert not Path("runs").exists()  # the second process made no folder of its own
+
+
+@pytest.mark.slow
+def test_two_nodes_of_torchrun_score_like_one_process(tmp_path):
+    run = ("--config", TINY, "--trainer.default_root_dir")
+    lsseg_process("fit", *run, tmp_path / "fit")
+    checkpoint = ("--ckpt_path", tmp_path / "fit" / "last.ckpt")
+    lsseg_process("test", *run, tmp_path / "one", *checkpoint)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    test = (
+        "-m",
+        "lsseg",
+        "test",
+        *run,
+        tmp_path / "two",
+        *checkpoint,
+        "--trainer.num_nodes",
+        2,
+        "--trainer.devices",
+        1,
+    )
+    nodes = []
+    for number in range(2):
+        where = ("--nnodes", 2, "--node-rank", number, "--nproc-per-node", 1, "--master-addr", "127.0.0.1")
+        command = [sys.executable, "-m", "torch.distributed.run", *where, "--master-port", port, *test]
+        nodes.append(subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    said = [node.communicate(timeout=600)[0].decode() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    one, two = (json.loads((tmp_path / name / "test.json").read_text()) for name in ("one", "two"))
+    assert one["scores"] == two["scores"]
+
+
+def test_processes_of_torchrun_need_a_folder(lsseg, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = lsseg("fit", "--config", TINY)
+    assert status == 1
+    assert "give --trainer.default_root_dir" in err
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_the_run_down_and_it_goes_on(tmp_path):
+    fit = (
+        "fit",
+        "--config",
+        TINY,
+        "--trainer.devices",
+        2,
+        "--trainer.strategy",
+        "ddp",
+        "--checkpoint_every_n_steps",
+        5,
+    )
+    run = (
+        *fit,
+        "--trainer.default_root_dir",
+        tmp_path / "run",
+        "--trainer.val_check_interval",
+        2,
+        "--trainer.max_steps",
+    )
+    command = [sys.executable, "-m", "lsseg", *map(str, (*run, 100_000))]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "run" / "last.ckpt"
+    end = time.monotonic() + 300
+    while not checkpoint.is_file() and time.monotonic() < end:
+        time.sleep(0.1)
+    others = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in others if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(ranks[0], signal.SIGKILL)
+    _, said = first.communicate(timeout=120)
+    assert first.returncode != 0
+    assert "another process of this run ended" in said or "Forcefully terminating" in said
+    assert "Traceback" not in said
+    steps = torch.load(checkpoint, weights_only=True)["global_step"]
+    lsseg_process(*run, steps + 3, "--ckpt_path", checkpoint)
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == steps + 3
 
 
 @pytest.mark.slow
