@@ -41,7 +41,8 @@ class Unit:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "lsseg", *self.arguments],
             cwd=self.folder,
-            env={**os.environ, DIE_WITH_PARENT: str(os.getpid())},
+            # Within a SLURM job of this name Lightning starts its processes itself and leaves the queue to submitit.
+            env={**os.environ, DIE_WITH_PARENT: str(os.getpid()), "SLURM_JOB_NAME": "interactive"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # it is in the run's log.txt
             stderr=subprocess.PIPE,
@@ -125,7 +126,8 @@ def with_slurm(
     resources = dict(resources)
     cluster = resources.pop("cluster", "slurm")
     try:
-        executor = submitit.AutoExecutor(folder / "slurm", cluster)
+        # Every time a job's time is up it has come further: it is queued again as often as it takes.
+        executor = submitit.AutoExecutor(folder / "slurm", cluster, slurm_max_num_timeout=10_000)
         limit = {"slurm_array_parallelism": jobs} if jobs and cluster == "slurm" else {}
         executor.update_parameters(**limit, **resources)
     except (NameError, ValueError, RuntimeError, AssertionError) as error:

@@ -315,8 +315,12 @@ def _listed(value: Any) -> list[Any]:
 
 def _raised_by_lightning(error: Exception) -> bool:
     """Whether Lightning itself refused a value (a trainer option, the seed), so that no traceback is needed."""
-    place = traceback.extract_tb(error.__traceback__)[-1].filename
-    return "/pytorch_lightning/" in place or "/lightning_fabric/" in place
+    return any(f"/{package}/" in _place(error) for package in ("pytorch_lightning", "lightning_fabric"))
+
+
+def _place(error: Exception) -> str:
+    """The file that raised it."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename
 
 
 def _of_a_lost_process(error: RuntimeError) -> bool:
@@ -342,6 +346,7 @@ def main(argv: list[str]) -> int:
     )  # tests save none
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged is the same on all ranks already
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen batch-norm
+    warnings.filterwarnings("ignore", ".*srun. command is available on your system but is not used.*")  # by submitit
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
     for name in CHATTERS:
         logging.getLogger(name).addFilter(_worth_saying)
@@ -370,6 +375,8 @@ def main(argv: list[str]) -> int:
             raise
         raise InputError(" ".join(str(error).split())) from error
     except RuntimeError as error:
+        if "/plugins/environments/" in _place(error):  # a cluster's job that was started in the wrong way
+            raise InputError(" ".join(str(error).split())) from error
         if not _of_a_lost_process(error):
             raise
         raise InputError(
