@@ -94,25 +94,24 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: Of the order.
         rank: This process.
         world_size: Number of processes.
-        start: Asked when an epoch begins: how many of this rank's items an interrupted epoch has already used.
+        position: Asked when an epoch begins: its number, and how many of this rank's items were used before an
+            interruption.
     """
 
-    def __init__(self, size: int, seed: int, rank: int, world_size: int, start: Callable[[], int]) -> None:
-        self.size, self.seed, self.rank, self.world_size, self.start = size, seed, rank, world_size, start
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before every epoch."""
-        self.epoch = epoch
+    def __init__(
+        self, size: int, seed: int, rank: int, world_size: int, position: Callable[[], tuple[int, int]]
+    ) -> None:
+        self.size, self.seed, self.rank, self.world_size, self.position = size, seed, rank, world_size, position
 
     def __len__(self) -> int:
         return self.size // self.world_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        epoch, used = self.position()
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
         mine = order[self.rank :: self.world_size][: len(self)]
-        for index in mine[self.start() :]:
-            yield self.epoch, int(index)
+        for index in mine[used:]:
+            yield epoch, int(index)
 
 
 class EvalSampler(Sampler[int]):

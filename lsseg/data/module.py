@@ -98,15 +98,19 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
                 f"{len(source)} images of the training split"
             )
 
-        def used() -> int:
-            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
-            return int(done % per_epoch) * self.batch_size
+        def position() -> tuple[int, int]:
+            if not self.trainer:
+                return 0, 0
+            # Not the trainer's count of epochs: resumed twice where one ends, it is one behind.
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            epoch, batches = divmod(int(done), int(self.trainer.num_training_batches))
+            return epoch, batches * self.batch_size
 
         seed = global_seed()
         return TrainLoader(
             self.samples(source, training=True),
             self.batch_size,
-            sampler=EpochSampler(len(source), seed, rank, world, used),
+            sampler=EpochSampler(len(source), seed, rank, world, position),
             drop_last=True,
             **self._options(),
         )

@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from lsseg.files import read_jsonl
+
 TINY = Path(__file__).parent.parent / "cli" / "tiny.yaml"
 ENVIRONMENT = {**os.environ, "COLUMNS": "160"}
 
@@ -201,6 +203,55 @@ def test_a_killed_runner_leaves_no_process_and_continues(tmp_path, how):
     done = ablate("ablate", suite)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((run / "test.json").read_text())["step"] == 200
+
+
+def kill_when(condition, suite, root):
+    """Start a suite's runner and kill it as soon as the condition holds; the kernel ends the run with it."""
+    command = [sys.executable, "-m", "lsseg", "ablate", str(suite), "--root", str(root)]
+    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    end = time.monotonic() + 200
+    while not condition() and runner.poll() is None and time.monotonic() < end:
+        time.sleep(0.0005)
+    assert runner.poll() is None, "it ended before it could be killed"
+    runner.kill()
+    runner.wait()
+    wait_for(lambda: not pids(root), 20)
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(tmp_path):
+    """Within a step, while a checkpoint is written, before the test is, within the report: bit for bit the same."""
+    settings = {"model": "LevelSetLossTask", "trainer.max_steps": 60, "checkpoint_every_n_steps": 5}
+    settings |= {"trainer.val_check_interval": 4, "data.train_images": 10, "data.num_workers": 1}
+    suite = write_suite(tmp_path, variants=[{"name": "ls", "set": settings}])
+    whole = ablate("ablate", suite, "--root", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    folder = tmp_path / "killed" / "tiny"
+    run = folder / "ls-seed0"
+
+    def steps():
+        log = run / "metrics.jsonl"
+        return len(log.read_text().splitlines()) if log.is_file() else 0
+
+    kill_when(lambda: steps() > 10, suite, tmp_path / "killed")
+    kill_when((run / ".last.ckpt.part").exists, suite, tmp_path / "killed")
+    known = steps()
+    kill_when(lambda: steps() > known + 15, suite, tmp_path / "killed")
+    kill_when((run / "test_images.npz").exists, suite, tmp_path / "killed")
+    kill_when((folder / "runs.csv").exists, suite, tmp_path / "killed")
+    done = ablate("ablate", suite, "--root", tmp_path / "killed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "report.html").is_file()
+    one, other = (root / "tiny" / "ls-seed0" for root in (tmp_path / "whole", tmp_path / "killed"))
+    states = [torch.load(path / "last.ckpt", weights_only=True)["state_dict"] for path in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    scores = [json.loads((path / "test.json").read_text())["scores"] for path in (one, other)]
+    assert scores[0] == scores[1]
+    losses = [
+        {r["step"]: r["train/loss"] for r in read_jsonl(p / "metrics.jsonl") if "train/loss" in r} for p in (one, other)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_a_suite_of_instances(tmp_path):

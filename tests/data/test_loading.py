@@ -115,8 +115,7 @@ def test_training_order_is_a_permutation_by_epoch_and_can_start_in_the_middle(wo
     def deal(epoch, start=0):
         shares = []
         for rank in range(world):
-            sampler = EpochSampler(13, 5, rank, world, lambda: start)
-            sampler.set_epoch(epoch)
+            sampler = EpochSampler(13, 5, rank, world, lambda: (epoch, start))
             shares.append(list(sampler))
         return shares
 
