@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": ("lsseg.cli.lightning", "score a checkpoint on the validation split"),
     "test": ("lsseg.cli.lightning", "score a checkpoint on the test split"),
     "predict": ("lsseg.cli.lightning", "segment a folder of images"),
+    "export": ("lsseg.cli.export", "write a trained network as one file, ONNX or torch.export"),
     "ablate": ("lsseg.ablation.command", "run a suite of experiments and report on it"),
     "run": ("lsseg.ablation.command", "one run of a suite, for W&B's agents and clusters"),
     "report": ("lsseg.ablation.command", "rebuild table and figures from what is on disk"),

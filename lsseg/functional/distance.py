@@ -54,6 +54,7 @@ def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
     return distance.view(mask.shape)
 
 
+@torch.library.custom_op("lsseg::signed_distance", mutates_args=())
 def _by_library(mask: Tensor, limit: float) -> Tensor:
     """M×H×W on the CPU; a library routine for each mask and side, on no more of the image than τ makes necessary."""
     planes = mask.numpy().view(np.uint8)
@@ -72,6 +73,11 @@ def _by_library(mask: Tensor, limit: float) -> Tensor:
         signed -= own
         np.clip(signed, -limit, limit, out=out[part])
     return torch.from_numpy(distance)
+
+
+@_by_library.register_fake
+def _(mask: Tensor, limit: float) -> Tensor:
+    return torch.empty(mask.shape, device=mask.device)
 
 
 def _to_nearest_zero(plane: npt.NDArray[np.uint8], limit: float) -> npt.NDArray[np.float32]:

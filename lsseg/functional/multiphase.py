@@ -129,7 +129,8 @@ def _check(
 
 def _hold_under(phi: Tensor, present: Tensor) -> Tensor:
     """Lower the classes that were absent to just below the winner of each pixel, where they are not."""
-    if blocks.in_cache(phi.device) and not _any_risen(phi.detach(), present):
+    # That none has risen is nearly always so, and quickly seen; what is compiled cannot choose by a number.
+    if blocks.in_cache(phi.device) and not torch.compiler.is_compiling() and not _any_risen(phi.detach(), present):
         return phi
     mask = present[:, :, None, None]
     best = phi.masked_fill(~mask, -math.inf).amax(1, keepdim=True)

@@ -1,0 +1,123 @@
+"""``lsseg export``: a trained network as one file, for inference without its configuration."""
+
+import argparse
+import importlib.util
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lsseg.cli.load import load_run
+from lsseg.errors import InputError
+
+TOLERANCE = 1e-4  # between the file's scores and the network's, of the largest score
+
+
+class Scores(nn.Module):
+    """A network as a file has it: B×3×H×W images in [0, 1] → B×C×H×W scores."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The final scores."""
+        scores: Tensor = self.network(image).logits
+        return scores
+
+
+def main(argv: list[str]) -> int:
+    """Write the file; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="lsseg export",
+        description="Write a trained network as one file: B×3×H×W images in [0, 1] to B×C×H×W scores. FILE.onnx runs "
+        "without torch. FILE.pt2, of torch.export, keeps this project's operators: import lsseg.functional before "
+        "torch.export.load. What the file computes is compared with the network before it is kept.",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("file", type=Path, help="FILE.onnx or FILE.pt2")
+    parser.add_argument("--size", type=int, nargs=2, required=True, metavar=("H", "W"), help="of the images, fixed")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time, fixed (default: 1)")
+    parser.add_argument("--checkpoint", default="last.ckpt", help="in the run's folder (default: last.ckpt)")
+    options = parser.parse_args(argv[1:])
+    error = export(options.run, options.file, (options.batch, *options.size), options.checkpoint)
+    size = options.file.stat().st_size / 1e6
+    print(f"{options.file}: {size:.1f} MB; its scores differ by at most {error:.1g} from the network's")
+    return 0
+
+
+def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str = "last.ckpt") -> float:
+    """Write ``file`` for B×3×H×W images.
+
+    Args:
+        run: The run's folder.
+        file: ``.onnx`` or ``.pt2``.
+        shape: B, H, W.
+        checkpoint: In the run's folder.
+
+    Returns:
+        The largest difference of its scores from the network's, on a random image.
+
+    Raises:
+        InputError: If the network cannot be written in this form, or computes something else when it is.
+    """
+    if file.suffix not in (".onnx", ".pt2"):
+        raise InputError(f"{file}: give a file that ends in .onnx or .pt2")
+    if not file.parent.is_dir():
+        raise InputError(f"{file.parent} is not a folder")
+    if min(shape) < 1:
+        raise InputError(f"--batch and --size must be at least 1, not {shape}")
+    task, _ = load_run(run, checkpoint)
+    if task.kind == "instances":
+        raise InputError(f"{run} finds objects, as many as an image has: only networks of label maps can be exported")
+    image = torch.rand(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(0))
+    network = Scores(task.network).eval()
+    with torch.no_grad():
+        expected = network(image)
+        program = torch.export.export(network, (image,))
+    write = _write_onnx if file.suffix == ".onnx" else _write_pt2
+    temporary = file.with_name(f"part-{file.name}")
+    try:
+        found = write(program, temporary, image)
+        error = float((found - expected).abs().max())
+        if not error <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise InputError(f"{file} is not kept: its scores differ by {error:.2g} from the network's")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return error
+
+
+def _write_pt2(program: torch.export.ExportedProgram, file: Path, image: Tensor) -> Tensor:
+    """Write, read again, and run."""
+    torch.export.save(program, file)
+    with torch.no_grad():
+        scores: Tensor = torch.export.load(file).module()(image)
+    return scores
+
+
+def _write_onnx(program: torch.export.ExportedProgram, file: Path, image: Tensor) -> Tensor:
+    """Write, and run by ONNX Runtime."""
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    targets = {str(node.target) for graph in graphs for node in graph.nodes}
+    own = {target for target in targets if target.startswith("lsseg.")}
+    if own:
+        raise InputError(f"ONNX does not know the level-set evolution ({', '.join(sorted(own))}): write a .pt2 file")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"ONNX needs {', '.join(missing)}: pip install -e '.[onnx]'")
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(
+            program,
+            f=str(file),
+            input_names=["image"],
+            output_names=["scores"],
+            external_data=False,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"image": image.numpy()})[0])

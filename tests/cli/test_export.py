@@ -1,0 +1,80 @@
+"""Trained networks as files: what they compute is what the network computes."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lsseg import load_run
+
+TINY = Path(__file__).with_name("tiny.yaml")
+NETWORK = yaml.safe_load(TINY.read_text())["model"]["init_args"]["network"]
+METHODS = {
+    "LevelSetLossTask": NETWORK,
+    "DMLSTask": {"class_path": "DMLS", "init_args": {"steps": 2, "network": NETWORK}},
+    "ChanVeseTask": {"class_path": "ChanVeseNet", "init_args": {"features": 4, "network": NETWORK}},
+}
+onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="pip install -e '.[onnx]'")
+
+
+def trained(lsseg, tmp_path, method):
+    content = yaml.safe_load(TINY.read_text())
+    content["model"] = {"class_path": method, "init_args": {"network": METHODS[method]}}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    status, _, err = lsseg("fit", "--config", config, "--trainer.default_root_dir", tmp_path / "run")
+    assert status == 0, err
+    return tmp_path / "run"
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_computes_what_its_network_does(lsseg, tmp_path, method):
+    run = trained(lsseg, tmp_path, method)
+    file = tmp_path / "net.pt2"
+    status, out, err = lsseg("export", run, file, "--size", "50", "66", "--batch", "2")
+    assert status == 0, err
+    assert "its scores differ by at most" in out
+    image = torch.rand(2, 3, 50, 66)
+    with torch.no_grad():
+        expected = load_run(run).task.infer(image)
+        torch.testing.assert_close(torch.export.load(file).module()(image), expected, rtol=1e-5, atol=1e-5)
+    if method != "LevelSetLossTask":
+        status, _, err = lsseg("export", run, tmp_path / "net.onnx", "--size", "64", "64")
+        assert status == 1
+        assert "ONNX does not know the level-set evolution (lsseg." in err
+    assert sorted(path.suffix for path in tmp_path.glob("*net*")) == [".pt2"]
+
+
+@onnx
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_runs_without_torch(lsseg, tmp_path):
+    import onnxruntime
+
+    run = trained(lsseg, tmp_path, "LevelSetLossTask")
+    status, _, err = lsseg("export", run, tmp_path / "net.onnx", "--size", "64", "96")
+    assert status == 0, err
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = load_run(run).task.infer(image)
+    found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert [path.name for path in tmp_path.glob("*net*")] == ["net.onnx"]  # nothing beside it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere", "a.onnx", "--size", "8", "8"), "nowhere is no finished run"),
+        (("nowhere", "a.pth", "--size", "8", "8"), "a.pth: give a file that ends in .onnx or .pt2"),
+        (("nowhere", "none/a.pt2", "--size", "8", "8"), "none is not a folder"),
+        (("nowhere", "a.pt2", "--size", "0", "8"), "--batch and --size must be at least 1"),
+    ],
+)
+def test_what_cannot_be_exported(lsseg, arguments, message):
+    status, _, err = lsseg("export", *arguments)
+    assert status == 1
+    assert message in err
