@@ -1,6 +1,7 @@
 """The log that is always there: one JSON line per row, only ever appended to."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from lsseg.errors import InputError
 from lsseg.files import read_jsonl, write_text
 
 
@@ -24,7 +26,7 @@ class JsonlLogger(Logger):
     def __init__(self, save_dir: str) -> None:
         super().__init__()
         self.path = Path(save_dir) / "metrics.jsonl"
-        self._checked = False
+        self._started = False
 
     @property
     def name(self) -> str:
@@ -48,21 +50,25 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._close_torn_line()
+        if not self._started:
+            self._start()
         row = {"step": step or 0, **{name: float(value) for name, value in metrics.items()}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.path.open("r+") as file:  # not "a", which would make a new one
+                file.seek(0, os.SEEK_END)
+                file.write(json.dumps(row) + "\n")
+        except FileNotFoundError as error:  # what followed would look like a whole run
+            raise InputError(f"{self.path} is gone: it was deleted or moved during the run") from error
 
-    def _close_torn_line(self) -> None:
-        """End the line that a kill cut short, so that the next row is not lost with it."""
-        if self._checked or not self.path.is_file():
-            return
-        self._checked = True
-        content = self.path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            with self.path.open("a") as file:
-                file.write("\n")
+    def _start(self) -> None:
+        """Make the file; end the line that a kill cut short, so that the next row is not lost with it."""
+        self._started = True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            file.seek(0)
+            content = file.read()
+            if content and not content.endswith(b"\n"):
+                file.write(b"\n")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -159,6 +159,7 @@ class LssegCLI(LightningCLI):
         parser.add_lightning_class_args(Panels, "panels")
         parser.add_lightning_class_args(SavePredictions, "predictions")
         parser.add_argument("--gallery", type=int, default=3, help="best and worst test images kept as pictures")
+        parser.add_argument("--compile", type=bool, default=False, help="compile the network (torch.compile)")
         parser.add_argument("--test_after_fit", type=bool, default=False, help="test the last weights after training")
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
@@ -226,6 +227,8 @@ class LssegCLI(LightningCLI):
         with own_errors():
             super().instantiate_classes()
         self._check_kinds()
+        if self._get(self.config_init, "compile"):
+            self.model.network.compile()  # in place: the names in checkpoints stay what they are
 
     def _check_kinds(self) -> None:
         task, data = type(self.model), type(self.datamodule)

@@ -1,6 +1,7 @@
 """fit, validate, test and predict through the real command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
+from lsseg.callbacks import JsonlLogger
+from lsseg.errors import InputError
 from lsseg.files import read_jsonl
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
@@ -318,8 +321,6 @@ def test_evaluation_uses_the_full_weight_whatever_the_warm_up(lsseg, tmp_path):
 
 
 def test_a_torn_log_loses_only_its_torn_line(tmp_path):
-    from lsseg.callbacks import JsonlLogger
-
     JsonlLogger(str(tmp_path)).log_metrics({"loss": 1.0}, 0)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1, "lo')
@@ -327,6 +328,16 @@ def test_a_torn_log_loses_only_its_torn_line(tmp_path):
     resumed.log_metrics({"loss": 3.0}, 1)
     resumed.log_metrics({"loss": 4.0}, 2)
     assert [row["loss"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1.0, 3.0, 4.0]
+
+
+def test_a_deleted_folder_ends_the_run_instead_of_half_of_one_being_written(tmp_path):
+    logger = JsonlLogger(str(tmp_path / "run"))
+    logger.log_metrics({"loss": 1.0}, 0)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()  # as a checkpoint would make it again
+    with pytest.raises(InputError, match=r"metrics\.jsonl is gone: it was deleted or moved"):
+        logger.log_metrics({"loss": 2.0}, 1)
+    assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -340,6 +351,26 @@ def test_mixed_precision_accumulation_and_clipping(lsseg, tmp_path, precision):
     assert 0 < result["scores"]["accuracy"] < 1
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert all(np.isfinite(row["train/loss"]) for row in rows if "train/loss" in row)
+
+
+def test_compiling_and_averaged_weights(trained, lsseg, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    average = {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    run = tmp_path / "averaged"
+    options = ("--compile", "true", "--trainer.callbacks", json.dumps([average]), "--test_after_fit", "true")
+    status, _, err = lsseg("fit", "--config", TINY, *options, "--trainer.default_root_dir", run)
+    assert status == 0, err
+    assert compiled == ["SmpNet"]
+    last, mean = (torch.load(path / "last.ckpt", weights_only=True)["state_dict"] for path in (trained, run))
+    assert last.keys() == mean.keys()
+    assert any(not torch.equal(last[name], mean[name]) for name in mean)
+    # What is tested, here and later, are the averaged weights.
+    again = ("--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--trainer.callbacks", "null")
+    status, _, err = lsseg("test", *again, "--trainer.default_root_dir", tmp_path / "again")
+    assert status == 0, err
+    one, other = (json.loads((path / "test.json").read_text())["scores"] for path in (run, tmp_path / "again"))
+    assert one == other
 
 
 def test_help_does_not_import_torch():
