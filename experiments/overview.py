@@ -78,6 +78,16 @@ SCORES = {
 DIFFERENCE = "_difference"
 COSTS = {"train_seconds_per_image": "ms to train an image", "test_seconds_per_image": "ms to test an image"}
 
+COMPARED = {"CamVid": "camvid-small", "Car parts as semantic classes": "car_parts-small"}
+COMPARE_HEAD = """\
+## All methods compared
+
+How: the README's section of the same name, and [compare/plan.py](compare/plan.py). Two encoders from random weights,
+images of 96×128 (car parts: 112×112), five seeds; every method has the learning rate of one grid that was best on
+validation images. The interval over images says what these trainings might have shown on other test images, that over
+seeds what other trainings might have shown on these.
+
+"""
 HEAD = """\
 # The papers' tables and figures
 
@@ -105,7 +115,42 @@ def page() -> str:
                 lines += _suite(paper, name, HERE / paper / made_by)
             else:
                 lines += [f"### {name}", "", f"{made_by}.", ""]
+    lines += COMPARE_HEAD.splitlines()
+    for data, name in COMPARED.items():
+        for stage, equal in {"updates": "numbers of updates", "time": "training time"}.items():
+            path = HERE / "compare" / f"{name}-{stage}.yaml"
+            if (HERE / "compare" / "results" / f"compare-{path.stem}.csv").is_file():
+                lines += _compared(f"{data}, equal {equal}", path)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _compared(title: str, path: Path) -> list[str]:
+    """One stage of the comparison: what every method was trained with, and its scores."""
+    suite = yaml.safe_load(path.read_text())
+    results = _read(HERE / "compare" / "results" / f"{suite['name']}.csv")
+    small = yaml.safe_load((path.parent / "small.yaml").read_text())["trainer"]["max_steps"]
+    scores = ["miou", "boundary_f1_1px"]
+    head = ["", "rate", "updates"]
+    for score in scores:
+        head += [SCORES[score], f"Δ {SCORES[score]} [95 % over images] [over seeds]"]
+    lines = [f"### {title}", "", f"[compare/{path.name}](compare/{path.name})", ""]
+    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in suite["variants"]:
+        trained = [f"{row['set']['model.lr']:g}", f"{row['set'].get('trainer.max_steps', small)}"]
+        cells = [row["label"], *trained]
+        for score in scores:
+            cells += [_spread(results[row["name"]], score), _both_intervals(results[row["name"]], score)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _both_intervals(row: dict[str, str], score: str) -> str:
+    """A difference with its intervals over images and over seeds."""
+    name = f"{score}{DIFFERENCE}"
+    if not row.get(f"{name}_seeds_low"):
+        return _spread(row, name)
+    over_seeds = (float(row[f"{name}_seeds_{end}"]) for end in ("low", "high"))
+    return f"{_spread(row, name)} [{', '.join(f'{end:+.2f}' for end in over_seeds)}]"
 
 
 def _suite(paper: str, name: str, path: Path) -> list[str]:

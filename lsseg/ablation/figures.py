@@ -58,7 +58,8 @@ def _scores(
     """Every seed's score, and the differences to the baseline (some to one of their own) with their intervals."""
     kind = kind_of_results(results)
     others = [name for name in labels if own.get(name, baseline) != name]
-    figure = _figure(12, 2.2 + 0.35 * (2 * len(labels)))
+    longest = max(len(labels[name]) + len(labels.get(own.get(name, ""), "")) for name in labels)
+    figure = _figure(10.5 + 0.08 * longest, 2.2 + 0.35 * (2 * len(labels)))
     axes = figure.subplots(2 if others and baseline in labels else 1, len(kind.compared), squeeze=False)
     for column, score in enumerate(kind.compared):
         for y, name in enumerate(labels):
@@ -71,11 +72,14 @@ def _scores(
             for y, name in enumerate(others):
                 low, high, mean = (table.loc[name, f"{score}_difference{end}"] for end in ("_low", "_high", ""))
                 axes[1, column].plot([low, high], [y, y], color=colors[name], linewidth=2.5)
+                if f"{score}_difference_seeds_low" in table:
+                    reach = [table.loc[name, f"{score}_difference_seeds_{end}"] for end in ("low", "high")]
+                    axes[1, column].plot(reach, [y, y], color=colors[name], linewidth=0.8)
                 axes[1, column].plot(mean, y, "o", color=colors[name])
             axes[1, column].axvline(0, color="k", linewidth=0.8)
-            axes[1, column].set(
-                title="Δ, 95 %" if own else f"Δ to {labels[baseline]}, 95 %", ylim=(len(others) - 0.5, -0.5)
-            )
+            title = "Δ, 95 %" if own else f"Δ to {labels[baseline]}, 95 %"
+            seeds = "thin: over seeds" if f"{score}_difference_seeds_low" in table else ""
+            axes[1, column].set(title=title, xlabel=seeds, ylim=(len(others) - 0.5, -0.5))
             to = {name: f" − {labels[other]}" for name, other in own.items() if other in labels}
             _name_rows(axes[1, column], [labels[name] + to.get(name, "") for name in others], column == 0)
     return figure

@@ -253,4 +253,12 @@ def _columns(found: Difference | None, name: str) -> dict[str, float | str]:
     if found is None:
         return {}
     by_seed = " ".join(f"{value:+.2f}" for value in found.by_seed)
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_by_seed": by_seed}
+    columns: dict[str, float | str] = {
+        name: found.mean,
+        f"{name}_low": found.low,
+        f"{name}_high": found.high,
+        f"{name}_by_seed": by_seed,
+    }
+    if found.over_seeds is not None:
+        columns |= dict(zip((f"{name}_seeds_low", f"{name}_seeds_high"), found.over_seeds, strict=True))
+    return columns

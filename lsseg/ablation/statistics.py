@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 Scored = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 RESAMPLES = 10_000
+FEWEST_SEEDS = 3  # of an interval over seeds
 CHUNK = 1_000  # resamples at a time: R×C×K float64 stays small for 150 classes
 
 
@@ -32,6 +34,19 @@ class Difference:
     low: float
     high: float
     by_seed: tuple[float, ...]
+
+    @property
+    def over_seeds(self) -> tuple[float, float] | None:
+        """95 % interval of the mean over seeds (Student's t); None of fewer than three.
+
+        It says what other trainings might have shown on these test images, where low and high say what these trainings
+        might have shown on others.
+        """
+        values = np.array(self.by_seed)
+        if len(values) < FEWEST_SEEDS or not np.isfinite(values).all():
+            return None
+        reach = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
+        return self.mean - reach, self.mean + reach
 
     def times(self, factor: float) -> "Difference":
         """The same in other units."""

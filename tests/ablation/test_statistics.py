@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 from lsseg.ablation import statistics
-from lsseg.ablation.statistics import of_counts, resampling_weights
+from lsseg.ablation.statistics import Difference, of_counts, resampling_weights
 from lsseg.functional import boundary_f1, class_iou
 
 
@@ -74,6 +75,15 @@ def test_a_class_that_a_resample_lacks_is_left_out():
     boundary[0, 0] = (3, 4, 3, 5)
     assert paired_difference([boundary], [boundary], boundary_f1, resamples=20).mean == 0
     assert torch.isnan(boundary_f1(torch.zeros(2, 4))).all()
+
+
+def test_interval_over_seeds_is_that_of_a_t_test():
+    by_seed = (0.2, 1.5, -0.4, 0.9, 0.3)
+    found = Difference(float(np.mean(by_seed)), 0.0, 1.0, by_seed).times(100)
+    known = ttest_1samp(100 * np.array(by_seed), 0).confidence_interval(0.95)
+    assert found.over_seeds == pytest.approx((known.low, known.high), rel=1e-9)
+    assert Difference(0.0, 0.0, 0.0, (1.0, -1.0)).over_seeds is None
+    assert Difference(0.0, 0.0, 0.0, (1.0, -1.0, float("nan"))).over_seeds is None
 
 
 def test_different_seeds_are_refused():
