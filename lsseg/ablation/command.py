@@ -39,6 +39,38 @@ def _report(argv: list[str]) -> int:
 
 
 def _ablate(argv: list[str]) -> int:
+    options = _ablate_options(argv)
+    suite, folder = _read(options)
+    everything = expand(suite)
+    runs = _chosen(everything, options.only)
+    if options.dry_run:
+        for run in runs:
+            print(f"# {run.name}\nlsseg {shlex.join(run.arguments(folder / run.name))}")
+        return 0
+    check_kinds(options.spec, suite)
+    check_settings(folder, everything)
+    write_json(folder / "suite.json", describe(suite))
+    console = Console()
+    if options.sweep:
+        path = write_sweep(folder / "sweep.yaml", suite.name, runs, _again(options))
+        agent = create_sweep(path) if options.create else f"wandb sweep {path}   # says which `wandb agent` to start"
+        console.print(f"{path}: {len(runs)} runs\n{agent}", highlight=False, soft_wrap=True)
+        return 0
+    if options.launcher == "local":
+        gpus = Gpus(options.gpus_per_run, options.gpu_memory)
+        with Monitor(runs, console) as monitor:
+            runner = Runner(folder, suite.name, gpus, monitor.listen)
+            outcomes = runner.run_all(runs, options.jobs or max(1, gpus.places))
+    else:
+        engine = Engine(options.launcher, _resources(options.resources), options.jobs)
+        outcomes = run_elsewhere(engine, folder, runs, _again(options), console)
+    _tell(outcomes, folder, console)
+    if any(outcome in GOOD for outcome in outcomes.values()):
+        _write_report(folder, console)
+    return _status(outcomes)
+
+
+def _ablate_options(argv: list[str]) -> argparse.Namespace:
     parser = _parser(
         "lsseg ablate",
         "Run a suite: train and test every variant with every seed, then report. Finished runs are skipped, "
@@ -77,34 +109,7 @@ def _ablate(argv: list[str]) -> int:
         raise InputError("--resources are for --launcher ray or slurm; here there are --gpus-per-run and --gpu-memory")
     if options.create and not options.sweep:
         raise InputError("--create registers a sweep: give --sweep, too")
-    suite, folder = _read(options)
-    everything = expand(suite)
-    runs = _chosen(everything, options.only)
-    if options.dry_run:
-        for run in runs:
-            print(f"# {run.name}\nlsseg {shlex.join(run.arguments(folder / run.name))}")
-        return 0
-    check_kinds(options.spec, suite)
-    check_settings(folder, everything)
-    write_json(folder / "suite.json", describe(suite))
-    console = Console()
-    if options.sweep:
-        path = write_sweep(folder / "sweep.yaml", suite.name, runs, _again(options))
-        agent = create_sweep(path) if options.create else f"wandb sweep {path}   # says which `wandb agent` to start"
-        console.print(f"{path}: {len(runs)} runs\n{agent}", highlight=False, soft_wrap=True)
-        return 0
-    if options.launcher == "local":
-        gpus = Gpus(options.gpus_per_run, options.gpu_memory)
-        with Monitor(runs, console) as monitor:
-            runner = Runner(folder, suite.name, gpus, monitor.listen)
-            outcomes = runner.run_all(runs, options.jobs or max(1, gpus.places))
-    else:
-        engine = Engine(options.launcher, _resources(options.resources), options.jobs)
-        outcomes = run_elsewhere(engine, folder, runs, _again(options), console)
-    _tell(outcomes, folder, console)
-    if any(outcome in GOOD for outcome in outcomes.values()):
-        _write_report(folder, console)
-    return _status(outcomes)
+    return options
 
 
 def _run(argv: list[str]) -> int:

@@ -8,7 +8,8 @@ import yaml
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lsseg.cli.lightning import Parser, drop_weights, own_errors
+from lsseg.cli.lightning import drop_weights
+from lsseg.cli.parser import Parser, own_errors
 from lsseg.data import DataModule
 from lsseg.data.images import Images
 from lsseg.errors import InputError

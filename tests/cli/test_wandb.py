@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lsseg.callbacks.wandb import _mode
-from lsseg.cli.lightning import ConfigDumper
+from lsseg.cli.parser import ConfigDumper
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

@@ -1,0 +1,87 @@
+"""The command line's parser: what is wrong in one line; configurations that are read again as they were written."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser
+
+from lsseg.errors import InputError
+
+# What jsonargparse says of every attempt to read a value, whatever is wrong with it.
+BOILERPLATE = re.compile(
+    r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but"
+)
+UNKNOWN_CLASS = r"'\1' is no known class; give a class of lsseg by its name, or yours by its import path"
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line instead of a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """Raise ``InputError`` instead of printing."""
+        raise InputError(concise(str(message)))
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        """Read a null for a nested class as null: jsonargparse hands it on as the word that Python prints."""
+        if args is not None:
+            args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", arg) for arg in args]
+        return super().parse_args(args, *others, **options)
+
+
+def concise(message: str) -> str:
+    r"""Reduce jsonargparse's account of all it has tried to the key and what is wrong with it.
+
+    >>> concise('Parser key "model": Does not validate against ...\n  - Parser key "lr": Expected a float. Got: abc')
+    'model.lr: Expected a float. Got: abc'
+    """
+    keys: list[str] = []
+    reasons: list[str] = []
+    for line in message.splitlines():
+        text = line.strip(" -")
+        # The second form is what an inner parser has already reduced.
+        while not reasons and (
+            found := re.match(r'Parser key "([^"]+)":\s*|([a-z_][\w.]*): (?=Expected|Option|Problem|\')', text)
+        ):
+            keys.append(found[1] or found[2])
+            text = text[found.end() :]
+        if text and reasons and reasons[0].endswith(":"):
+            reasons[0] += f" {text}"
+        elif text and not BOILERPLATE.match(text) and not reasons:
+            reasons.append(re.sub(r"^Expected a dot import path string: (\S+).*", UNKNOWN_CLASS, text))
+    if "required: fit." in message:
+        return "nothing to train: give a configuration with --config FILE (or --model and --data)"
+    if not keys or not reasons:
+        return " ".join(message.split())
+    return f"{'.'.join(keys)}: {reasons[0]}"
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise an ``InputError`` that a class raises as it is, not wrapped in jsonargparse's account of what it tried."""
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__
+        if cause is not None:
+            raise cause from None
+        raise
+
+
+class ConfigDumper(yaml.SafeDumper):
+    """Quotes text that the command line's parser would read as a number, such as the id 2e372009."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """A text, in quotes where it needs them."""
+        try:
+            float(data)
+        except ValueError:
+            return super().represent_str(data)
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="'")
+
+
+ConfigDumper.add_representer(str, ConfigDumper.represent_str)
