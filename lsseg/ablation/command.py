@@ -3,11 +3,11 @@
 import argparse
 import fnmatch
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from lsseg.ablation.engines import ENGINES, Engine, run_elsewhere
@@ -49,20 +49,22 @@ def _ablate(argv: list[str]) -> int:
         return 0
     check_kinds(options.spec, suite)
     check_settings(folder, everything)
-    write_json(folder / "suite.json", describe(suite))
     console = Console()
+    resources = _resources(options.resources)
+    local = options.launcher == "local" and not options.sweep
+    gpus = Gpus(options.gpus_per_run or 1, options.gpu_memory, console.print) if local else None
+    write_json(folder / "suite.json", describe(suite))
     if options.sweep:
         path = write_sweep(folder / "sweep.yaml", suite.name, runs, _again(options))
         agent = create_sweep(path) if options.create else f"wandb sweep {path}   # says which `wandb agent` to start"
-        console.print(f"{path}: {len(runs)} runs\n{agent}", highlight=False, soft_wrap=True)
+        console.print(f"{path}: {len(runs)} runs\n{agent}", markup=False, highlight=False, soft_wrap=True)
         return 0
-    if options.launcher == "local":
-        gpus = Gpus(options.gpus_per_run, options.gpu_memory)
+    if gpus is not None:
         with Monitor(runs, console) as monitor:
             runner = Runner(folder, suite.name, gpus, monitor.listen)
             outcomes = runner.run_all(runs, options.jobs or max(1, gpus.places))
     else:
-        engine = Engine(options.launcher, _resources(options.resources), options.jobs)
+        engine = Engine(options.launcher, resources, options.jobs)
         outcomes = run_elsewhere(engine, folder, runs, _again(options), console)
     _tell(outcomes, folder, console)
     if any(outcome in GOOD for outcome in outcomes.values()):
@@ -80,7 +82,7 @@ def _ablate_options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, help="runs at a time (default: as many as there are GPUs, one without; elsewhere no limit)"
     )
-    parser.add_argument("--gpus-per-run", type=int, default=1, help="of this machine's GPUs (default: 1)")
+    parser.add_argument("--gpus-per-run", type=int, help="of this machine's GPUs (default: 1)")
     parser.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="what a run needs: several share a GPU that is large enough"
     )
@@ -103,10 +105,14 @@ def _ablate_options(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     for key in ("jobs", "gpus_per_run", "gpu_memory"):
         value = getattr(options, key)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise InputError(f"--{key.replace('_', '-')} must be more than 0, not {value:g}")
     if options.resources and options.launcher == "local":
         raise InputError("--resources are for --launcher ray or slurm; here there are --gpus-per-run and --gpu-memory")
+    if options.launcher != "local" and (options.gpus_per_run or options.gpu_memory):
+        raise InputError("--gpus-per-run and --gpu-memory are of this machine; other launchers take --resources")
+    if options.sweep and options.launcher != "local":
+        raise InputError("--sweep runs nothing, so there is nothing for --launcher")
     if options.create and not options.sweep:
         raise InputError("--create registers a sweep: give --sweep, too")
     return options
@@ -173,8 +179,16 @@ def _resources(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not key or not equals:
             raise InputError(f"--resources {pair}: expected KEY=VALUE")
-        resources[key] = yaml.safe_load(value)
+        resources[key] = _number(value)
     return resources
+
+
+def _number(text: str) -> int | float | str:
+    """A value of a resource; what is no plain number stays as it is, such as 12:00:00."""
+    for kind, pattern in ((int, r"0|[1-9]\d*"), (float, r"\d*\.\d+")):
+        if re.fullmatch(pattern, text):
+            return kind(text)
+    return text
 
 
 def _at(suite: Suite, point: str) -> Run:
@@ -220,6 +234,6 @@ def _tell(outcomes: dict[str, Outcome], folder: Path, console: Console) -> None:
         if outcome == "failed":
             log = folder / name / "log.txt"
             last = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log.is_file() else []
-            console.print(f"{name} failed; the last lines of {log}:", style="red")
+            console.print(f"{name} failed; the last lines of {log}:", style="red", markup=False)
             for line in last:
                 console.print(f"  {line}", markup=False, highlight=False)

@@ -87,6 +87,7 @@ def with_ray(
     except (ConnectionError, RuntimeError) as error:
         raise InputError(f"no Ray cluster: {' '.join(str(error).split())}") from error
     try:
+        _check_nodes(ray.nodes(), resources)
         waiting = dict(units)
         running: dict[Any, str] = {}
         while waiting or running:
@@ -101,6 +102,16 @@ def with_ray(
                     finished(name, str(error))
     finally:
         ray.shutdown()
+
+
+def _check_nodes(nodes: list[dict[str, Any]], resources: dict[str, Any]) -> None:
+    """Say so where no machine of the cluster has what a run wants; one that can still join may."""
+    wanted = {"CPU": resources.get("num_cpus", 1), "GPU": resources.get("num_gpus", 0)}
+    known = [node["Resources"] for node in nodes if node["Alive"]]
+    if not any(all(node.get(name, 0) >= count for name, count in wanted.items()) for node in known):
+        sizes = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in known)
+        text = f"{wanted['CPU']} CPUs and {wanted['GPU']} GPUs"
+        print(f"waiting for a machine with {text} to join the cluster, which has: {sizes}", flush=True)
 
 
 def with_slurm(
@@ -123,6 +134,11 @@ def with_slurm(
         import submitit
     except ImportError as error:
         raise InputError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from error
+    for key in ("nodes", "tasks_per_node"):
+        if resources.get(key, 1) != 1:
+            raise InputError(
+                f"--resources {key}: a run is one task on one node; it starts a process for each GPU itself"
+            )
     resources = dict(resources)
     cluster = resources.pop("cluster", "slurm")
     try:
@@ -130,10 +146,10 @@ def with_slurm(
         executor = submitit.AutoExecutor(folder / "slurm", cluster, slurm_max_num_timeout=10_000)
         limit = {"slurm_array_parallelism": jobs} if jobs and cluster == "slurm" else {}
         executor.update_parameters(**limit, **resources)
-    except (NameError, ValueError, RuntimeError, AssertionError) as error:
+        with executor.batch():
+            submitted = {name: executor.submit(unit) for name, unit in units.items()}
+    except (NameError, ValueError, RuntimeError, AssertionError, submitit.core.utils.FailedJobError) as error:
         raise InputError(f"--launcher slurm: {' '.join(str(error).split())}") from error
-    with executor.batch():
-        submitted = {name: executor.submit(unit) for name, unit in units.items()}
     print(f"submitted: {', '.join(f'{name} {job.job_id}' for name, job in submitted.items())}", flush=True)
     names = {job: name for name, job in submitted.items()}
     for job in submitit.helpers.as_completed(list(names)):

@@ -12,13 +12,16 @@ from typing import Any
 import pandas as pd
 
 from lsseg.ablation.results import Result
+from lsseg.errors import InputError
 from lsseg.files import write_text
 
 BY_IMAGE = {
     "semantic": "the mean IoU of the classes in an image",
     "instances": "F1 of the objects found with a score of at least one half, mean over IoU thresholds",
 }
+ESCAPED = {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 LATEX = {
+    "ᴺ": "$^N$", "²": "$^2$", "κ": r"$\kappa$", "μ": r"$\mu$", "γ": r"$\gamma$", "ρ": r"$\rho$", "τ": r"$\tau$",
     "±": r"$\pm$", "Δ": r"$\Delta$", "φ": r"$\phi$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "⁰": "$^0$",
     "–": "--", "−": "$-$", "×": r"$\times$", "½": r"$\frac12$", "¼": r"$\frac14$", "¾": r"$\frac34$", "→": r"$\to$",
 }  # fmt: skip
@@ -48,10 +51,12 @@ def write_page(
     """
     main, *others = tables.items()
     pictures: dict[str, Any] = {}
+    shown: set[str] = set()
     for result in results:
-        label = labels[result.variant]
-        if label not in pictures and (entries := _gallery(result.folder)):
-            pictures[label] = entries
+        if result.variant not in shown and (entries := _gallery(result.folder)):
+            shown.add(result.variant)
+            label = labels[result.variant]
+            pictures[label if label not in pictures else f"{label} ({result.variant})"] = entries
     content = {
         "title": html.escape(title),
         "caption": html.escape(caption),
@@ -60,8 +65,8 @@ def write_page(
         "by_class": "\n".join(f"<h2>{html.escape(name)}</h2><div class=scroll>{_table(t)}</div>" for name, t in others),
         "figures": "\n".join(_figure(figure) for figure in figures),
         "by_image": BY_IMAGE[results[0].summary.get("kind", "semantic")],
-        # Within a script element nothing is escaped, and only this would end it.
-        "pictures": json.dumps(pictures, ensure_ascii=False).replace("</", "<\\/"),
+        # Within a script element nothing is escaped, so nothing may begin there.
+        "pictures": json.dumps(pictures, ensure_ascii=False).replace("<", "\\u003c"),
     }
     template = files("lsseg.ablation").joinpath("page.html").read_text(encoding="utf-8")
     write_text(path, Template(template).substitute(content))
@@ -79,7 +84,7 @@ def _latex_row(cells: Any) -> str:
 
 
 def _latex(text: str) -> str:
-    escaped = "".join("\\" + c if c in "&%$#_{}" else c for c in text.replace("\\", "/"))
+    escaped = "".join(ESCAPED.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text.replace("\\", "/"))
     for character, command in LATEX.items():
         escaped = escaped.replace(character, command)
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
@@ -105,11 +110,14 @@ def _gallery(run: Path) -> list[dict[str, Any]]:
     index = run / "gallery" / "gallery.json"
     if not index.is_file():
         return []
-    entries: list[dict[str, Any]] = json.loads(index.read_text())
-    for entry in entries:
-        entry["frames"] = [
-            {"label": frame["label"], "source": _source(index.parent / frame["file"])} for frame in entry["frames"]
-        ]
+    try:
+        entries: list[dict[str, Any]] = json.loads(index.read_text())
+        for entry in entries:
+            entry["frames"] = [
+                {"label": frame["label"], "source": _source(index.parent / frame["file"])} for frame in entry["frames"]
+            ]
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        raise InputError(f"{index} is damaged; delete {index.parent}") from error
     return entries
 
 

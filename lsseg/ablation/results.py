@@ -138,6 +138,14 @@ def load_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} holds no suite: {path.name}, which `lsseg ablate` writes, is missing")
     description: dict[str, Any] = _read(path, lambda: json.loads(path.read_text()), "start `lsseg ablate` again")
+    if not isinstance(description, dict) or not description.keys() >= {
+        "name",
+        "variants",
+        "runs",
+        "baseline",
+        "subsets",
+    }:
+        raise InputError(f"{path} describes no suite; start `lsseg ablate` again")
     return description
 
 

@@ -24,6 +24,7 @@ Outcome = Literal["done", "skipped", "failed", "busy", "not started"]
 Listener = Callable[[str, str], None]
 # With these in its environment a run is one of a sweep to W&B.
 OF_AN_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
+SECONDS = 1.0  # between looks at a lock
 STALE = ("metrics.jsonl", "metrics.csv", "test_images.npz")
 
 
@@ -87,7 +88,7 @@ class Runner:
         if self._stopping.is_set():
             return "failed"
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / ".lock", self.wait) as lock:
+        with self._lock(folder / ".lock", run.name) as lock:
             if lock is None:
                 return "busy"
             if (folder / "test.json").is_file():
@@ -98,8 +99,31 @@ class Runner:
             with self.gpus.lend(self._stopping) as gpus:
                 return self._start(run, folder, jobs, lock, gpus)
 
+    @contextmanager
+    def _lock(self, path: Path, name: str) -> Iterator[int | None]:
+        """The lock of a run, as a file descriptor, or None where another process holds it; the kernel frees it."""
+        with path.open("w") as file:
+            told = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not self.wait or self._stopping.is_set():
+                        yield None
+                        return
+                    if not told:
+                        self.listener(name, f"waiting for another process that is at work on {name}")
+                        told = True
+                    self._stopping.wait(SECONDS)
+            yield file.fileno()
+
     def _start(self, run: Run, folder: Path, jobs: int, lock: int, gpus: list[str]) -> Outcome:
-        arguments = [*run.arguments(folder), f"--wandb.group={self.suite}", f"--wandb.tags=[{run.variant.name}]"]
+        arguments = [
+            *run.arguments(folder),
+            f"--wandb.group={self.suite}",
+            f"--wandb.tags={json.dumps([run.variant.name])}",
+        ]
         environment = {**os.environ, DIE_WITH_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         if run.name != self.agent_of:
             for key in OF_AN_AGENT:
@@ -164,18 +188,6 @@ def _wandb_id(folder: Path, given: str | None) -> str:
     if given or not path.is_file():
         write_text(path, given or uuid.uuid4().hex[:8])
     return path.read_text()
-
-
-@contextmanager
-def _lock(path: Path, wait: bool) -> Iterator[int | None]:
-    """The lock of a run, as a file descriptor, or None where another process holds it; the kernel frees it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield file.fileno()
 
 
 def _read_json(path: Path) -> object:

@@ -3,6 +3,7 @@
 Legend: N images, C classes, H×W pixels, K steps.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,21 @@ def save_gallery(trainer: pl.Trainer, task: Any, counts: dict[str, npt.NDArray[A
         counts: Of every test image, as :meth:`test_counts` gives them.
         count: How many of the best, and of the worst.
     """
+    folder = Path(trainer.default_root_dir) / "gallery"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier test
     scores = image_scores(task.kind, counts)
     order = np.argsort(scores, kind="stable")
     order = order[~np.isnan(scores[order])]
     count = min(count, len(order) // 2)
     if not count:
         return
-    folder = Path(trainer.default_root_dir) / "gallery"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     data = trainer.datamodule
     samples = data.samples(data.source(data.test_split), training=False)
     entries = []
     for which, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
         for rank, place in enumerate(chosen, start=1):
-            batch = data.collate([samples[int(counts["index"][place])]])
+            batch = trainer.precision_plugin.convert_input(data.collate([samples[int(counts["index"][place])]]))
             frames = _frames(trainer, task, trainer.strategy.batch_to_device(batch))
             files = []
             for number, (label, picture) in enumerate(frames):
@@ -104,10 +106,9 @@ def _object_frames(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> lis
     moving = task.evolving_objects(image, found, trainer.datamodule.class_names, sure) if sure else []
     steps = [torch.stack(phi) for phi in zip(*(thing.phi for thing in moving), strict=True)]
     named = [(f"φ after {number} iterations", phi) for number, phi in enumerate(steps)]
+    if not named or task.test_flip or tuple(task.test_scales) != (1.0,):
+        named.append(("prediction", found.masks.final[:sure]))
     picture = image.permute(1, 2, 0).float().cpu().numpy()
     truth = object_map(true_masks(batch["instances"][0], size), size)
     outlined = with_contours(picture, truth)
-    return [
-        (label, draw_objects(outlined, paste_masks(phi, boxes, size).cpu().numpy()))
-        for label, phi in named or [("prediction", found.masks.final[:sure])]
-    ]
+    return [(label, draw_objects(outlined, paste_masks(phi, boxes, size).cpu().numpy())) for label, phi in named]

@@ -21,6 +21,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -135,12 +136,13 @@ class LssegCLI(LightningCLI):
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
         # Processes of one run must agree on the name: those that DDP starts find it in their environment, those of a
-        # SLURM job take the job's number for the time.
-        processes = max(int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-        if processes > 1 and RUN_FOLDER not in os.environ and "SLURM_JOB_ID" not in os.environ:
+        # SLURM step take its number for the time.
+        now = time.strftime("%Y%m%d-%H%M%S")
+        if SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:
+            now = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+        elif TorchElasticEnvironment.detect() and RUN_FOLDER not in os.environ:
             raise InputError("give --trainer.default_root_dir: processes that torchrun starts cannot agree on a folder")
-        now = os.environ["SLURM_JOB_ID"] if processes > 1 and "SLURM_JOB_ID" in os.environ else None
-        name = f"{self.subcommand}-{now or time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{self.subcommand}-{now}"
         if self.subcommand == "fit":
             files = [Path(str(path)).stem for path in config.get("config") or []]
             name = f"{files[-1] if files else 'fit'}-{name.partition('-')[2]}"
@@ -153,6 +155,8 @@ class LssegCLI(LightningCLI):
             super().instantiate_classes()
         self._check_kinds()
         if self._get(self.config_init, "compile"):
+            if getattr(self.model.network, "checkpoint", False):
+                raise InputError("compile does not go with model.network.checkpoint: choose one")
             self.model.network.compile()  # in place: the names in checkpoints stay what they are
 
     def _check_kinds(self) -> None:

@@ -136,7 +136,7 @@ class TrainLoader(DataLoader[dict[str, Any]]):
     """A loader whose position is the trainer's own count of batches.
 
     The empty state tells Lightning that an epoch can be resumed in the middle; ``__iter__`` is a generator, so that the
-    workers start at the first batch, after the checkpoint was restored and the epoch set.
+    workers start at the first batch, after the checkpoint was restored.
     """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]

@@ -102,7 +102,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
             if not self.trainer:
                 return 0, 0
             # Not the trainer's count of epochs: resumed twice where one ends, it is one behind.
-            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
             epoch, batches = divmod(int(done), int(self.trainer.num_training_batches))
             return epoch, batches * self.batch_size
 

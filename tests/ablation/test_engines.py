@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lsseg.ablation.command import _resources
+from lsseg.errors import InputError
+
 TINY = Path(__file__).parents[1] / "cli" / "tiny.yaml"
 ENGINES = {"ray": ["num_cpus=1"], "slurm": ["cluster=local", "timeout_min=10"]}
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
@@ -29,9 +32,13 @@ def write_suite(tmp_path):
     return suite
 
 
-def launched_by(engine):
+def launched_only(engine):
     missing = importlib.util.find_spec(PACKAGES[engine]) is None
-    return pytest.param(engine, marks=pytest.mark.skipif(missing, reason=f"pip install {PACKAGES[engine]}"))
+    return pytest.mark.skipif(missing, reason=f"pip install {PACKAGES[engine]}")
+
+
+def launched_by(engine):
+    return pytest.param(engine, marks=launched_only(engine))
 
 
 @pytest.mark.slow
@@ -55,6 +62,23 @@ def test_an_engine_does_what_the_local_runner_does(engine, tmp_path):
     again = ablate(suite, *options, "--only", "ce-*", "after-*")
     assert again.returncode == 0, again.stderr
     assert "2 finished run(s) skipped" in again.stdout
+
+
+def test_values_of_resources():
+    pairs = ["a=3", "b=0.5", "c=12:00:00", "d=0123", "e=no", "f=x=y"]
+    assert _resources(pairs) == {"a": 3, "b": 0.5, "c": "12:00:00", "d": "0123", "e": "no", "f": "x=y"}
+    with pytest.raises(InputError, match="expected KEY=VALUE"):
+        _resources(["a"])
+
+
+@launched_only("slurm")
+@pytest.mark.parametrize(("options", "message"), [(["nodes=2"], "one task on one node"), ([], "--launcher slurm: ")])
+def test_what_slurm_cannot_do(tmp_path, options, message):
+    """Without SLURM on this machine, or with what a run cannot use: one line."""
+    done = ablate(write_suite(tmp_path), "--launcher", "slurm", *(["--resources", *options] if options else []))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("engine", [launched_by(name) for name in ENGINES])

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from contextlib import ExitStack
 
 import pytest
 
@@ -32,7 +31,7 @@ def machine(tmp_path, monkeypatch):
 
 def borrowed(gpus, count, seconds=2.0):
     """What ``count`` runs get; ``None`` for one that still waits."""
-    stop, results, stack = threading.Event(), [None] * count, ExitStack()
+    stop, results = threading.Event(), [None] * count
 
     def borrow(i):
         with gpus.lend(stop) as own:
@@ -52,7 +51,6 @@ def borrowed(gpus, count, seconds=2.0):
         gpus._changed.notify_all()
     for thread in threads:
         thread.join()
-    stack.close()
     return found
 
 
@@ -69,7 +67,25 @@ def test_small_runs_share_a_gpu(machine):
     gpus = Gpus(memory=12)
     assert gpus.places == 4
     # nvidia-smi's answer does not change here: what a run will take counts from its start.
-    assert borrowed(gpus, 5) == [["GPU-000"], ["GPU-000"], ["GPU-000"], ["GPU-111"], None]
+    assert borrowed(gpus, 5) == [["GPU-000"], ["GPU-000"], ["GPU-111"], ["GPU-000"], None]
+
+
+def test_what_others_hold_is_not_lent_again(machine):
+    """24 GiB of which others hold 5: one run of 10 fits, a second one would have 4 GiB too little."""
+    machine((19 * 1024, 24 * 1024))
+    assert borrowed(Gpus(memory=10), 2) == [["GPU-000"], None]
+
+
+def test_a_run_that_has_to_wait_for_others_says_so(machine):
+    machine((7000, 8192))
+    said = []
+    assert borrowed(Gpus(say=said.append), 1, seconds=0.3) == [None]
+    assert said == ["waiting for 1 GPU(s) with 7.2 GiB free (--gpu-memory); free now: 6.8 of 8.0 GiB"]
+
+
+def test_a_gpu_that_does_not_tell_its_memory_is_not_lent(tmp_path, machine):
+    machine(("[N/A]", "[N/A]"))
+    assert Gpus().places == 0
 
 
 def test_several_gpus_for_a_run(machine):
@@ -111,6 +127,9 @@ def test_options_that_cannot_be(capsys, tmp_path):
     for options, message in {
         ("--jobs", "0"): "--jobs must be more than 0",
         ("--gpu-memory", "-3"): "--gpu-memory must be more than 0",
+        ("--gpu-memory", "nan"): "--gpu-memory must be more than 0",
+        ("--gpus-per-run", "2", "--launcher", "ray"): "other launchers take --resources",
+        ("--sweep", "--launcher", "ray"): "nothing for --launcher",
         ("--resources", "num_cpus=1"): "--resources are for --launcher ray or slurm",
     }.items():
         assert main(["ablate", str(tmp_path / "x.yaml"), *options]) == 1

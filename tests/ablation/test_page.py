@@ -40,7 +40,7 @@ def page(tmp_path):
     table = pd.DataFrame({"method": ["<b>&plain", "</script>", "c"], "mIoU": scores, "Δ mIoU [95 %]": ["–", "1", "2"]})
     by_class = pd.DataFrame({"method": ["plain"], "road": ["97.1"]})
     Image.new("RGB", (30, 20)).save(tmp_path / "scores.png")
-    labels = {"plain": "<b>&plain", "steps": "</script><i>"}
+    labels = {"plain": "<b>&plain", "steps": "<!--<script></script><i>"}
     tables = {"": table, "IoU by class": by_class}
     path = tmp_path / "report.html"
     write_page(path, "a & b", "3 images", "how", tables, [tmp_path / "scores.png"], results, labels)
@@ -88,11 +88,14 @@ def test_a_click_on_a_head_sorts_by_number(opened):
     assert head.get_attribute("aria-sort") == "descending"
     head.click()
     assert column.all_inner_texts() == ["-10.00", "9.50 ± 0.10", "–"]
+    for order in (["c", "<b>&plain", "</script>"], ["</script>", "<b>&plain", "c"]):
+        opened.locator("#scores th").first.click()
+        assert opened.locator("#scores tbody td:first-child").all_inner_texts() == order
 
 
 def test_the_gallery_changes_with_method_and_slider(opened):
     assert opened.locator("#gallery").is_visible()
-    assert opened.locator("#method option").all_inner_texts() == ["<b>&plain", "</script><i>"]
+    assert opened.locator("#method option").all_inner_texts() == ["<b>&plain", "<!--<script></script><i>"]
     assert opened.locator("#worst figcaption").all_inner_texts() == ["plain-worst, 12.5 %: step 0"]
     assert opened.locator("#gallery input").count() == 0  # nothing to slide
     opened.select_option("#method", index=1)
@@ -115,7 +118,9 @@ def test_without_pictures_there_is_no_gallery(tmp_path, browser):
 
 
 def test_latex_is_ascii_with_everything_escaped(tmp_path):
-    table = pd.DataFrame({"method": ["a_b & {c} #1 $", "φ⁰ ± λ × ½"], "Δ mIoU [95 %]": ["-2.72 [-4.94, +0.72]", "–"]})
+    table = pd.DataFrame(
+        {"method": ["a_b & {c} #1 $ L^AD~", "φ⁰ ± λ × ½"], "Δ mIoU [95 %]": ["-2.72 [-4.94, +0.72]", "–"]}
+    )
     write_latex(tmp_path / "t.tex", table, "suite: 3 images")
     text = (tmp_path / "t.tex").read_text()
     assert text.isascii()
@@ -123,7 +128,7 @@ def test_latex_is_ascii_with_everything_escaped(tmp_path):
     assert lines[0].startswith("%")
     assert lines[1] == r"\begin{tabular}{lr}"
     assert lines[3] == r"method & $\Delta$ mIoU [95 \%] \\"
-    assert lines[5] == r"a\_b \& \{c\} \#1 \$ & $-$2.72 [$-$4.94, +0.72] \\"
+    assert lines[5] == r"a\_b \& \{c\} \#1 \$ L\textasciicircum{}AD\textasciitilde{} & $-$2.72 [$-$4.94, +0.72] \\"
     assert lines[6] == r"$\phi$$^0$ $\pm$ $\lambda$ $\times$ $\frac12$ & -- \\"
     assert not re.search(r"(?<!\\)[&%#_]", lines[5].replace(" & ", " "))
 

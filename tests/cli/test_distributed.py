@@ -78,7 +78,7 @@ def test_two_nodes_of_torchrun_score_like_one_process(tmp_path):
 
 
 def test_processes_of_torchrun_need_a_folder(lsseg, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     status, _, err = lsseg("fit", "--config", TINY)
     assert status == 1
     assert "give --trainer.default_root_dir" in err
