@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from lsseg.ablation.command import _resources
+from lsseg.ablation.engines import ENGINES as ENGINES_OF_LSSEG
+from lsseg.ablation.engines import Engine, run_elsewhere
+from lsseg.ablation.spec import expand, load_suite
 from lsseg.errors import InputError
 
 TINY = Path(__file__).parents[1] / "cli" / "tiny.yaml"
@@ -18,9 +22,9 @@ ENGINES = {"ray": ["num_cpus=1"], "slurm": ["cluster=local", "timeout_min=10"]}
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
 
-def ablate(suite, *options):
+def ablate(suite, *options, **environment):
     command = [sys.executable, "-m", "lsseg", "ablate", str(suite), *options]
-    environment = {**os.environ, "COLUMNS": "160", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, "COLUMNS": "160", "RAY_USAGE_STATS_ENABLED": "0", **environment}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
 
 
@@ -45,8 +49,8 @@ def launched_by(engine):
 @pytest.mark.parametrize("engine", [launched_by(name) for name in ENGINES])
 def test_an_engine_does_what_the_local_runner_does(engine, tmp_path):
     suite = write_suite(tmp_path)
-    local = ablate(suite, "--root", "local", "--only", "ce-*")
-    assert local.returncode == 0, local.stderr
+    command = [sys.executable, "-m", "lsseg", "fit", "--config", tmp_path / "tiny.yaml", "--test_after_fit", "true"]
+    subprocess.run([*map(str, command), "--trainer.default_root_dir", "local"], check=True, timeout=600)
     options = ("--root", "elsewhere", "--launcher", engine, "--resources", *ENGINES[engine])
     done = ablate(suite, *options)
     folder = tmp_path / "elsewhere" / "tiny"
@@ -56,12 +60,25 @@ def test_an_engine_does_what_the_local_runner_does(engine, tmp_path):
     assert "the training loss is not finite" in done.stdout
     assert "1 of 3 runs missing" in (folder / "results.md").read_text()
     scores = [
-        json.loads((f / "ce-seed0" / "test.json").read_text())["scores"] for f in (tmp_path / "local/tiny", folder)
+        json.loads((run / "test.json").read_text())["scores"] for run in (tmp_path / "local", folder / "ce-seed0")
     ]
     assert scores[0] == scores[1]
-    again = ablate(suite, *options, "--only", "ce-*", "after-*")
-    assert again.returncode == 0, again.stderr
-    assert "2 finished run(s) skipped" in again.stdout
+
+
+def test_what_is_finished_is_not_launched_again(tmp_path, monkeypatch):
+    runs = expand(load_suite(write_suite(tmp_path)))
+    (tmp_path / "ce-seed0").mkdir()
+    (tmp_path / "ce-seed0" / "test.json").write_text("{}")
+
+    def engine(units, folder, resources, jobs, finished):
+        for name, unit in units.items():
+            assert json.loads(unit.arguments[-1])["variant"] == name.removesuffix("-seed0")
+            finished(name, "lost" if name.startswith("diverges") else "")
+
+    monkeypatch.setitem(ENGINES_OF_LSSEG, "ray", engine)
+    outcomes = run_elsewhere(Engine("ray", {}, None), tmp_path, runs, ["suite.yaml"], Console())
+    # Nothing wrong was said of the second, but there is no test.json either.
+    assert outcomes == {"ce-seed0": "skipped", "after-seed0": "failed", "diverges-seed0": "failed"}
 
 
 def test_values_of_resources():
@@ -74,8 +91,9 @@ def test_values_of_resources():
 @launched_only("slurm")
 @pytest.mark.parametrize(("options", "message"), [(["nodes=2"], "one task on one node"), ([], "--launcher slurm: ")])
 def test_what_slurm_cannot_do(tmp_path, options, message):
-    """Without SLURM on this machine, or with what a run cannot use: one line."""
-    done = ablate(write_suite(tmp_path), "--launcher", "slurm", *(["--resources", *options] if options else []))
+    """With what a run cannot use, or without SLURM's programs: one line."""
+    chosen = ["--resources", *options] if options else []
+    done = ablate(write_suite(tmp_path), "--launcher", "slurm", *chosen, PATH=str(tmp_path))
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
