@@ -185,15 +185,14 @@ def test_a_run_that_starts_while_its_runner_dies_goes_with_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_runner_leaves_no_process_and_continues(tmp_path, how):
+def test_an_interrupted_runner_leaves_no_process_and_continues(tmp_path):
     settings = {"trainer.max_steps": 200, "checkpoint_every_n_steps": 5, "trainer.val_check_interval": 4}
     suite = write_suite(tmp_path, variants=[{"name": "ce", "set": settings}])
     run = tmp_path / "runs" / "tiny" / "ce-seed0"
     command = [sys.executable, "-m", "lsseg", "ablate", str(suite)]
     runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_for((run / "last.ckpt").is_file)
-    runner.send_signal(how)
+    runner.send_signal(signal.SIGINT)
     assert runner.wait(60) != 0
 
     wait_for(lambda: not pids(run), 20)
