@@ -117,7 +117,7 @@ def _check_nodes(nodes: list[dict[str, Any]], resources: dict[str, Any]) -> None
 def with_slurm(
     units: dict[str, Unit], folder: Path, resources: dict[str, Any], jobs: int | None, finished: Finished
 ) -> None:
-    """Submit to SLURM as one array of jobs, and wait; an interrupt leaves the jobs running.
+    """Submit to SLURM as one array of jobs, and wait for them.
 
     Args:
         units: By name.
