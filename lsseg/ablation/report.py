@@ -48,7 +48,8 @@ def write_report(folder: Path, console: Console) -> None:
     brief = _brief(shown, kind)
     write_latex(folder / "results.tex", brief, f"{description['name']}: {caption}")
     console.print(_rich(brief, f"{description['name']}: {caption}"))
-    console.print(f"report: {folder / 'report.html'}, results.md, .csv, .tex, runs.csv, figures/", markup=False, highlight=False)
+    made = f"report: {folder / 'report.html'}, results.md, .csv, .tex, runs.csv, figures/"
+    console.print(made, markup=False, highlight=False)
 
 
 def _shown(table: pd.DataFrame, description: dict[str, Any], kind: Kind) -> pd.DataFrame:
