@@ -53,6 +53,17 @@ DATA: dict[str, Settings] = {
         "data.flip": False,  # a mirrored left door is a right one
     },
 }
+# 200 updates do not teach 18 parts (mIoU 4 to 10, "always background" has 3.7); these they do.
+PARTS = {
+    "bumper": ["front_bumper", "back_bumper"],
+    "glass": ["front_glass", "back_glass"],
+    "door": ["front_left_door", "front_right_door", "back_left_door", "back_right_door"],
+    "light": ["front_left_light", "front_right_light", "back_left_light", "back_right_light"],
+    "mirror": ["left_mirror", "right_mirror"],
+    "hood": ["hood"],
+    "rear": ["trunk", "tailgate"],
+    "wheel": ["wheel"],
+}
 SIZES: dict[str, dict[str, Any]] = {
     "": {
         "rates": [1e-4, 3e-4, 1e-3],
@@ -66,7 +77,12 @@ SIZES: dict[str, dict[str, Any]] = {
         "encoders": {"tu-test_resnet.r160_in1k": "tiny ResNet", "tu-test_efficientnet.r160_in1k": "tiny EfficientNet"},
         "network": {"encoder_weights": None, "decoder": {"decoder_channels": [96, 64, 32, 16, 16]}},
         "wrapped": {"DMLS": {"steps": 2}, "ChanVeseNet": {"stride": 2, "features": 32}},
-        "car_parts": {"data.resize": [112, 112], "data.crop_size": [96, 96]},
+        "car_parts": {
+            "data.resize": [112, 112],
+            "data.crop_size": [96, 96],
+            "data.groups": PARTS,
+            "data.flip": True,  # left and right parts are one class
+        },
     },
 }
 

@@ -5,6 +5,7 @@ import fnmatch
 import json
 import re
 import shlex
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,10 @@ def _write_report(folder: Path, console: Console) -> None:
 def _chosen(runs: list[Run], patterns: list[str] | None) -> list[Run]:
     chosen = [run for run in runs if not patterns or any(fnmatch.fnmatch(run.name, p) for p in patterns)]
     if not chosen:
-        raise InputError(f"--only {' '.join(patterns or [])} matches none of {', '.join(run.name for run in runs)}")
+        names = [run.name for run in runs]
+        similar = [name for pattern in patterns or [] for name in get_close_matches(pattern, names, 3)] or names[:6]
+        others = f" and {len(names) - len(similar)} others" if len(similar) < len(names) else ""
+        raise InputError(f"--only {' '.join(patterns or [])} matches none of {', '.join(similar)}{others}")
     return chosen
 
 

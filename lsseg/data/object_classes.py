@@ -1,5 +1,7 @@
 """Any instance data set as a semantic one: every pixel has the class of the object that lies there."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -18,25 +20,53 @@ class ObjectClasses(SegmentationData):
 
     Args:
         objects: The instance data set; what it says of sizes, crops and batches is not used.
+        groups: Coarser classes, by name, and which of the objects' classes each holds: ``{"door": ["left_door",
+            "right_door"]}``. What is in none of them is background. ``None`` keeps the objects' classes.
         **options: See :class:`SegmentationData`.
     """
 
-    def __init__(self, objects: InstanceData, **options: Any) -> None:
+    def __init__(self, objects: InstanceData, groups: dict[str, list[str]] | None = None, **options: Any) -> None:
         super().__init__(**options)
-        if objects.num_classes >= IGNORE_INDEX:
-            raise InputError(
-                f"data.objects has {objects.num_classes} classes; label maps hold {IGNORE_INDEX - 1} and background"
-            )
+        if groups is None:
+            groups = {name: [name] for name in objects.class_names}
+        if not 1 <= len(groups) < IGNORE_INDEX:
+            key = "data.objects" if len(groups) == objects.num_classes else "data.groups"
+            raise InputError(f"{key} has {len(groups)} classes; label maps hold 1 to {IGNORE_INDEX - 1} and background")
         self.objects = objects
-        self.class_names = ("background", *objects.class_names)
-        self.palette = ((0, 0, 0), *objects.palette)
+        self.class_of = class_of(groups, objects.class_names)
+        self.class_names = ("background", *groups)
+        self.palette = ((0, 0, 0), *objects.palette[: len(groups)])
 
     def source(self, split: Split) -> Source:
         """The images of a split; raises what the instance data set raises."""
         try:
-            return ObjectLabels(self.objects.source(split))
+            return ObjectLabels(self.objects.source(split), self.class_of)
         except InputError as error:  # its keys stand one level deeper here
             raise InputError(str(error).replace("data.", "data.objects.")) from error
+
+
+def class_of(groups: dict[str, list[str]], names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """The class of each label: 1 + its group's place, 0 in none.
+
+    Args:
+        groups: Names by group.
+        names: Of the labels, in their order.
+
+    Raises:
+        InputError: A name that is no label's or in two groups; a group of none.
+    """
+    found: dict[str, int] = {}
+    for index, (group, members) in enumerate(groups.items(), 1):
+        if not members:
+            raise InputError(f"data.groups.{group} holds no class")
+        for name in members:
+            if name not in names:
+                known = ", ".join(get_close_matches(name, names, 4, 0.4)) or f"{names[0]} and others"
+                raise InputError(f"data.groups.{group}: the objects have no class {name!r}; they have {known}")
+            if name in found:
+                raise InputError(f"data.groups.{group}: {name!r} is in another group already")
+            found[name] = index
+    return np.array([found.get(name, 0) for name in names], np.uint8)
 
 
 class ObjectLabels:
@@ -44,10 +74,12 @@ class ObjectLabels:
 
     Args:
         source: Images and their objects.
+        class_of: The class of each of the objects' labels.
     """
 
-    def __init__(self, source: InstanceSource) -> None:
+    def __init__(self, source: InstanceSource, class_of: npt.NDArray[np.uint8]) -> None:
         self.source = source
+        self.class_of = class_of
 
     def __len__(self) -> int:
         return len(self.source)
@@ -59,11 +91,11 @@ class ObjectLabels:
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
         """Decode one image and paint its objects."""
         image, found = self.source.read(index)
-        return image, label_map(found)
+        return image, label_map(found, self.class_of)
 
 
-def label_map(found: Instances) -> npt.NDArray[np.integer]:
-    """H×W labels: 0 where nothing is, 1 + the object's label where one is, the smallest where several are."""
+def label_map(found: Instances, class_of: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """H×W labels: 0 where nothing is, the class of the object where one is, of the smallest where several are."""
     count = len(found.labels)
     size = sum((np.bincount(layer.ravel(), minlength=count + 1) for layer in found.layers), np.zeros(count + 1, int))
     # Ranks, not sizes, are compared: they are narrow, and this is done for every pixel of every image that is read.
@@ -73,4 +105,4 @@ def label_map(found: Instances) -> npt.NDArray[np.integer]:
     highest = rank.take(found.layers[0])
     for layer in found.layers[1:]:
         np.maximum(highest, rank.take(layer), out=highest)
-    return np.append(0, found.labels[order] + 1).astype(np.uint8).take(highest)
+    return np.append(np.uint8(0), class_of[found.labels[order]]).take(highest)

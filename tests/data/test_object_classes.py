@@ -14,19 +14,22 @@ def test_the_smaller_object_lies_on_top_whatever_its_layer():
     expected[large], expected[small], expected[other] = 3, 1, 2
     for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
         masks, labels = [(large, small, other)[k] for k in order], [(2, 0, 1)[k] for k in order]
-        found = label_map(from_masks(masks, labels, [False] * 3, (7, 9)))
-        assert found.tolist() == expected.tolist()
+        found = from_masks(masks, labels, [False] * 3, (7, 9))
+        assert label_map(found, np.array([1, 2, 3], np.uint8)).tolist() == expected.tolist()
+        # What lies on top is an object's size, whatever its class is: the small one is background here.
+        grouped = label_map(found, np.array([0, 1, 1], np.uint8))
+        assert grouped.tolist() == (expected > 1).astype(int).tolist()
 
 
 def test_more_classes_than_a_label_map_holds_are_refused():
     objects = SyntheticInstances(train_images=1, val_images=1, test_images=1, size=(40, 52))
     objects.class_names = tuple(map(str, range(255)))
-    with pytest.raises(InputError, match=r"data\.objects has 255 classes; label maps hold 254 and background"):
+    with pytest.raises(InputError, match=r"data\.objects has 255 classes; label maps hold 1 to 254 and background"):
         ObjectClasses(objects)
 
 
 def test_no_object_is_background():
-    assert not label_map(from_masks([], [], [], (3, 5))).any()
+    assert not label_map(from_masks([], [], [], (3, 5)), np.array([1], np.uint8)).any()
 
 
 def test_any_instance_data_set_is_a_semantic_one():
@@ -40,3 +43,32 @@ def test_any_instance_data_set_is_a_semantic_one():
     assert ((labels > 0) == (found.layers > 0).any(0)).all()
     assert data.source("test").name(1) == objects.source("test").name(1)
     assert next(iter(data.train_dataloader()))["mask"].max() < data.num_classes
+
+
+def test_classes_may_be_grouped():
+    objects = SyntheticInstances(train_images=2, val_images=1, test_images=1, size=(40, 52))
+    first, *others = objects.class_names
+    grouped = ObjectClasses(objects, groups={"rest": others, "first": [first]})
+    assert grouped.class_names == ("background", "rest", "first")
+    assert len(grouped.palette) == 3
+    for index in range(2):
+        labels = ObjectClasses(objects).source("train").read(index)[1]
+        expected = np.select([labels == 0, labels == 1], [0, 2], 1)
+        assert (grouped.source("train").read(index)[1] == expected).all()
+    partial = ObjectClasses(objects, groups={"rest": others}).source("train").read(0)[1]
+    assert set(np.unique(partial)) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("groups", "line"),
+    [
+        ({"all": ["rng"]}, r"data\.groups\.all: the objects have no class 'rng'; they have ring"),
+        ({"a": ["ring"], "b": ["ring"]}, r"data\.groups\.b: 'ring' is in another group already"),
+        ({"a": []}, r"data\.groups\.a holds no class"),
+        ({}, r"data\.groups has 0 classes; label maps hold 1 to 254 and background"),
+    ],
+)
+def test_wrong_groups_are_refused(groups, line):
+    objects = SyntheticInstances(train_images=1, val_images=1, test_images=1, size=(40, 52))
+    with pytest.raises(InputError, match=line):
+        ObjectClasses(objects, groups=groups)
