@@ -4,9 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsseg.losses.processes import share_of_pixels
+
 
 class CrossEntropyLoss(nn.Module):
     """Mean cross-entropy over the valid pixels of the batch; 0 where there are none (torch's own is NaN there).
+
+    The batch is that of all processes that train together.
 
     Args:
         ignore_index: Label of void pixels.
@@ -24,4 +28,5 @@ class CrossEntropyLoss(nn.Module):
         # A sum over 10⁵ pixels overflows float16 and says little in bfloat16.
         exact = logits if logits.dtype == torch.float64 else logits.float()
         total = F.cross_entropy(exact, target.long(), ignore_index=self.ignore_index, reduction="sum")
-        return total / (target != self.ignore_index).sum().clamp_min(1)
+        valid = target != self.ignore_index
+        return total / valid.sum().clamp_min(1) * share_of_pixels(valid, self.training)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from lsseg.functional import HeavisideKind, Reduction, cross_entropy_level_set, level_set_energy
+from lsseg.losses.processes import share_of_pixels
 
 
 class LevelSetLoss(nn.Module):
@@ -80,4 +81,7 @@ class CrossEntropyLevelSetLoss(LevelSetLoss):
 
     def terms(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The cross-entropy and the (unweighted) level-set energy, both differentiable."""
-        return cross_entropy_level_set(logits, target, self.epsilon, self.heaviside, self.ignore_index, self.reduction)
+        cross_entropy, energy = cross_entropy_level_set(
+            logits, target, self.epsilon, self.heaviside, self.ignore_index, self.reduction
+        )
+        return cross_entropy * share_of_pixels(target != self.ignore_index, self.training), energy

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.functional import label_boundary
+from lsseg.losses.processes import share_of_pixels
 
 
 class WeightedCrossEntropy(nn.Module):
     """Cross-entropy with the weight w_c + boundary_weight · 1[boundary] at a pixel of class c (Zhang 2019, eq. 11-12).
 
-    The sum is divided by the number of valid pixels, not by that of the weights; in training on several processes by
-    the number over all of them (times the number of processes, since gradients are then averaged over them). The
-    paper's λ‖θ‖² is the optimiser's weight decay.
+    The sum is divided by the number of valid pixels (of all processes that train together), not by that of the weights.
+    The paper's λ‖θ‖² is the optimiser's weight decay.
 
     Args:
         class_weights: w_c of every class, such as :func:`~lsseg.data.frequencies.median_frequency_weights`; None is 1.
@@ -47,7 +47,8 @@ class WeightedCrossEntropy(nn.Module):
             total = F.cross_entropy(exact, target, weights, ignore_index=self.ignore_index, reduction="sum")
         else:
             total = self._with_boundary(exact, target, weights)
-        return total / self._valid(target)
+        valid = target != self.ignore_index
+        return total / valid.sum().clamp_min(1) * share_of_pixels(valid, self.training)
 
     def _with_boundary(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
         by_pixel = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
@@ -55,11 +56,3 @@ class WeightedCrossEntropy(nn.Module):
         valid = target != self.ignore_index
         weight = weight + (1.0 if weights is None else weights[target * valid])
         return torch.where(valid, by_pixel * weight, 0).sum()
-
-    def _valid(self, target: Tensor) -> Tensor:
-        """Valid pixels of the batch; in training on several processes, their mean over the processes."""
-        count = (target != self.ignore_index).sum().float()
-        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            count /= torch.distributed.get_world_size()
-        return count.clamp_min(1e-8 if self.training else 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lsseg.data.module import Kind
 from lsseg.errors import InputError
+from lsseg.losses.processes import mean_over_processes
 from lsseg.tasks.optimizer import Recipe
 from lsseg.tasks.start import start_from
 
@@ -69,6 +70,13 @@ class Task(pl.LightningModule):
                 f"step {self.global_step}: the training loss is not finite (in {', '.join(named)}); "
                 "lower model.lr, or clip with trainer.gradient_clip_val"
             )
+
+    def log_losses(self, terms: dict[str, Tensor], images: int) -> None:
+        """Refuse a training loss that is no number; log all terms, as means over the processes."""
+        self.refuse_nonfinite(terms)
+        values = mean_over_processes(torch.stack([value.detach().float() for value in terms.values()]))
+        for name, value in zip(terms, values, strict=True):
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=images)
 
     def clock(self) -> float:
         """Seconds, once the device has done its work."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lsseg.errors import InputError
 from lsseg.functional import regions, signed_distance
 from lsseg.losses import LevelSetLoss, TSDFLoss
+from lsseg.losses.processes import share_of_pixels
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
 from lsseg.models.hyperparameters import Numbers
@@ -78,10 +79,11 @@ class ChanVeseTask(SegmentationTask):
         mask = regions(target, self.num_classes)
         reach = self.truncation * self.network.stride
         phi = signed_distance(mask, reach).div_(reach).to(output.logits.dtype)
-        terms = {"final": self.criterion(self.phi(output.logits), phi, mask, valid)}
+        share = share_of_pixels(valid, self.training)
+        terms = {"final": share * self.criterion(self.phi(output.logits), phi, mask, valid)}
         loss = self.final_weight * terms["final"]
         if len(output.steps) >= 2:
-            terms["initial"] = self.criterion(self.phi(output.steps[0].logits), phi, mask, valid)
+            terms["initial"] = share * self.criterion(self.phi(output.steps[0].logits), phi, mask, valid)
             loss = loss + self.initial_weight * terms["initial"]
         if self.level_set_weight:
             terms["level_set"] = self.level_set_loss(output.logits, target)

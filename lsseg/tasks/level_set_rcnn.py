@@ -154,9 +154,7 @@ class LevelSetRCNNTask(Task):
         terms = {name.removeprefix("loss_"): value for name, value in output.losses.items()}
         terms |= self.losses(output.masks, output.target)
         terms["loss"] = torch.stack(list(terms.values())).sum()
-        self.refuse_nonfinite(terms)
-        for name, value in terms.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch["image"]))
+        self.log_losses(terms, len(batch["image"]))
         return terms["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:

@@ -128,9 +128,7 @@ class SegmentationTask(Task):
                 "this network cannot train on one image at a time: data.batch_size must be 2 or more"
             ) from error
         terms = self.losses(output, batch["mask"])
-        self.refuse_nonfinite(terms)
-        for name, value in terms.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch["image"]))
+        self.log_losses(terms, len(batch["image"]))
         return terms["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

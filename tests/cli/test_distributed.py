@@ -18,9 +18,9 @@ from lsseg.files import read_jsonl
 TINY = Path(__file__).with_name("tiny.yaml")
 
 
-def lsseg_process(*argv):
+def lsseg_process(*argv, cwd=None):
     command = [sys.executable, "-m", "lsseg", *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -43,6 +43,25 @@ def test_ddp_trains_and_scores_like_one_process(tmp_path):
     assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-6)
     assert torch.load(checkpoint[1], weights_only=True)["global_step"] == 4
     assert not Path("runs").exists()  # the second process made no folder of its own
+
+
+@pytest.mark.slow
+def test_a_run_of_a_suite_may_be_several_processes(tmp_path):
+    suite = {
+        "name": "pair",
+        "base": [str(TINY)],
+        "set": {"trainer.devices": 2, "trainer.strategy": "ddp"},
+        "seeds": [3],
+    }
+    suite["variants"] = [{"name": "ls", "set": {"model": "LevelSetLossTask"}}]
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    lsseg_process("ablate", tmp_path / "suite.yaml", "--root", tmp_path)
+    run = tmp_path / "pair" / "ls-seed3"
+    assert len(read_jsonl(run / "metrics.jsonl")) == 6 + 1  # by one process only
+    again = ("--config", run / "config.yaml", "--trainer.devices", 1, "--trainer.strategy", "auto")
+    lsseg_process("test", *again, "--ckpt_path", run / "last.ckpt", "--trainer.default_root_dir", tmp_path / "one")
+    one, two = (json.loads((folder / "test.json").read_text()) for folder in (tmp_path / "one", run))
+    assert one["scores"] == two["scores"]
 
 
 @pytest.mark.slow
@@ -123,20 +142,59 @@ def test_a_process_that_dies_takes_the_run_down_and_it_goes_on(tmp_path):
     assert torch.load(checkpoint, weights_only=True)["global_step"] == steps + 3
 
 
+FROZEN = """
+from lsseg.models import ChanVeseNet, SmpNet
+from lsseg.models.step_norm import batch_norms
+
+
+class Frozen:
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.train()
+
+    def train(self, mode=True):
+        super().train(mode)
+        for norm in batch_norms(self):
+            norm.eval()
+        return self
+
+
+class FrozenNet(Frozen, SmpNet):
+    pass
+
+
+class FrozenChanVeseNet(Frozen, ChanVeseNet):
+    pass
+"""
+
+
 @pytest.mark.slow
-def test_dmls_on_two_processes_learns_what_one_learns_with_twice_the_batch(tmp_path):
-    """Class weights counted once, the loss over the valid pixels of both ranks, every parameter used."""
-    network = yaml.safe_load(TINY.read_text())["model"]["init_args"]["network"]
-    dmls = {"class_path": "DMLS", "init_args": {"steps": 2, "batch_norm": "frozen", "network": network}}
-    config = tmp_path / "dmls.yaml"
-    model = {"class_path": "DMLSTask", "init_args": {"network": dmls, "lr": 0.01, "optimizer": "sgd"}}
-    config.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text()), "model": model}, sort_keys=False))
+@pytest.mark.parametrize("method", ["SegmentationTask", "LevelSetLossTask", "DMLSTask", "ChanVeseTask"])
+def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path, method):
+    """The same losses, step by step, and the same weights: the mean over the valid pixels of both ranks, weights of
+    classes counted once, every parameter used. Batch-norm is frozen: its statistics are each rank's own.
+    """
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    tiny = yaml.safe_load(TINY.read_text())
+    plain = {"class_path": "frozen.FrozenNet", "init_args": tiny["model"]["init_args"]["network"]["init_args"]}
+    wrapped = {
+        "DMLSTask": {"class_path": "DMLS", "init_args": {"steps": 2, "batch_norm": "frozen", "network": plain}},
+        "ChanVeseTask": {"class_path": "frozen.FrozenChanVeseNet", "init_args": {"features": 8, "network": plain}},
+    }
+    options = {"network": wrapped.get(method, plain), "lr": 0.01, "optimizer": "sgd"}
+    config = tmp_path / "config.yaml"
+    model = {"class_path": method, "init_args": options}
+    config.write_text(yaml.safe_dump({**tiny, "model": model}, sort_keys=False))
     run = ("fit", "--config", config, "--trainer.default_root_dir")
-    lsseg_process(*run, tmp_path / "one", "--data.batch_size=2")
-    lsseg_process(*run, tmp_path / "two", "--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp")
-    one, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=False)["state_dict"] for name in ("one", "two"))
+    lsseg_process(*run, tmp_path / "one", "--data.batch_size=2", cwd=tmp_path)
+    two = ("--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp")
+    lsseg_process(*run, tmp_path / "two", *two, cwd=tmp_path)
+    one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in one if "train/loss" in row] == [0, 1, 2, 3]
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-4)
+    one, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two"))
     assert one.keys() == two.keys()
-    assert one["network.feedback.weight"].any()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
