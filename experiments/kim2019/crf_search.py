@@ -2,7 +2,10 @@
 
 python experiments/kim2019/crf_search.py RUN [--out crf.yaml] [--images 50]
 
-RUN is a finished run of a network without CRF. What is written is a configuration to put behind others:
+RUN is a finished run of a network without CRF. VOC's validation split is its test split, too: numbers there with widths
+that were searched on all of it are tuned on the test (DeepLab takes 100 images of it). What is written is a
+configuration to put behind others:
+
 lsseg test --config RUN/config.yaml --config crf.yaml --ckpt_path RUN/last.ckpt
 """
 

@@ -6,15 +6,15 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-from lsseg.data.loading import check_pair
-from lsseg.data.source import IGNORE_INDEX, Source
+from lsseg.data.loading import check_labels
+from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
 
 
 def class_frequencies(source: Source, num_classes: int, progress: bool = False) -> npt.NDArray[np.float64]:
     """f_c: pixels of class c ÷ valid pixels of the images in which c occurs; 0 for a class that never occurs.
 
     Args:
-        source: A split; all of it is read once.
+        source: A split; all of it is read once, and only its masks where they are files of their own.
         num_classes: C.
         progress: Show a bar.
 
@@ -26,8 +26,8 @@ def class_frequencies(source: Source, num_classes: int, progress: bool = False) 
     """
 
     def count(index: int) -> npt.NDArray[np.int64]:
-        image, mask = source.read(index)
-        check_pair(source.name(index), image, mask, num_classes)
+        mask = source.read_mask(index) if isinstance(source, FilePairs) else source.read(index)[1]
+        check_labels(source.name(index), mask, num_classes)
         return np.bincount(mask[mask != IGNORE_INDEX].astype(np.int64).ravel(), minlength=num_classes)
 
     own, where = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)

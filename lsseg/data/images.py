@@ -1,5 +1,6 @@
 """Images without masks, for ``predict``."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ class Images(Dataset[dict[str, Any]]):
         if not path.exists():
             raise InputError(f"data.images {path} does not exist; give a folder of images, or one image")
         self.paths = [path] if path.is_file() else _images_below(path)
-        stems = [p.stem for p in self.paths]
-        double = next((p for p in self.paths if stems.count(p.stem) > 1), None)
+        stems = Counter(p.stem for p in self.paths)
+        double = next((p for p in self.paths if stems[p.stem] > 1), None)
         if double is not None:
             raise InputError(f"data.images: several files are named {double.stem}; their predictions would collide")
         self.transform = transform

@@ -78,6 +78,11 @@ def check_pair(name: str, image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any
     if image.shape[:2] != mask.shape:
         (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
         raise InputError(f"{name}: the image is {height}×{width} but its mask is {mask_height}×{mask_width}")
+    check_labels(name, mask, num_classes)
+
+
+def check_labels(name: str, mask: np.ndarray[Any, Any], num_classes: int) -> None:
+    """Raise ``InputError`` where a mask holds a label that is no class."""
     wrong = ((mask < 0) | (mask >= num_classes)) & (mask != IGNORE_INDEX)
     if wrong.any():
         raise InputError(

@@ -56,9 +56,13 @@ class FilePairs:
         Raises:
             InputError: If a file is corrupt, the mask is no index or palette image, or it holds an unmapped value.
         """
-        image_path, mask_path = self.pairs[index]
-        mask = self.read_labels(mask_path)
-        return read_image(image_path), mask if self.labels is None else map_labels(mask, self.labels, mask_path)
+        return read_image(self.pairs[index][0]), self.read_mask(index)
+
+    def read_mask(self, index: int) -> npt.NDArray[np.integer]:
+        """Decode one mask alone; raises what :meth:`read` raises for it."""
+        path = self.pairs[index][1]
+        mask = self.read_labels(path)
+        return mask if self.labels is None else map_labels(mask, self.labels, path)
 
     def read_labels(self, path: Path) -> npt.NDArray[np.integer]:
         """The values of a mask's file."""

@@ -93,8 +93,11 @@ class DeepLabLargeFOV(DeepLab):
         given = classifier_weights(encoder_name, encoder_weights) if encoder_name.startswith("vgg") else None
         if given is not None:
             _take_over(first, second, given)
+        pool: nn.Module = nn.MaxPool2d(3, 1, 1)
+        if encoder_name.startswith("vgg"):  # the original smooths its last map (pool5a)
+            pool = nn.Sequential(pool, nn.AvgPool2d(3, 1, 1))
         self.head = nn.Sequential(
-            nn.MaxPool2d(3, 1, 1),
+            pool,
             *(first, nn.ReLU(inplace=True), nn.Dropout(0.5)),
             *(second, nn.ReLU(inplace=True), nn.Dropout(0.5)),
         )

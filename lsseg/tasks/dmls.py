@@ -1,11 +1,12 @@
 """DMLS (Zhang 2019): a recurrent network with multiphase level sets, weighted cross-entropy, deep supervision."""
 
+import json
 import math
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from lsseg.losses import LevelSetLoss, WeightedCrossEntropy
 from lsseg.models import DMLS, SegOutput
 from lsseg.tasks.segmentation import SegmentationTask, sum_of
 
+MEDIAN_FREQUENCY = "median_frequency"
+
 
 class DMLSTask(SegmentationTask):
     """Σ_k α_k [WCE(logits_k) + WCE(φ_k/T)] over the steps of :class:`~lsseg.models.DMLS` (Zhang 2019, section III.C).
@@ -25,7 +28,8 @@ class DMLSTask(SegmentationTask):
         num_classes: C; the command line takes it from the data.
         network: Makes the network for C classes; null is :class:`~lsseg.models.DMLS` with its defaults.
         class_weights: ``median_frequency`` (counted over the training split when a training begins, noted in the run's
-            folder as ``class_weights.json``, kept in its checkpoints), a list of C numbers, or null for equal weights.
+            folder as ``class_weights.json``, kept in its checkpoints), such a file of another run (counting a large
+            split takes minutes), a list of C numbers, or null for equal weights.
         boundary_weight: Added to the weight of ground-truth boundary pixels; 0 with equal weights is plain
             cross-entropy.
         deep_supervision: Whether every step is supervised, or only the final prediction.
@@ -40,7 +44,7 @@ class DMLSTask(SegmentationTask):
         self,
         num_classes: int,
         network: Callable[[int], nn.Module] | None = None,
-        class_weights: Literal["median_frequency"] | list[float] | None = "median_frequency",
+        class_weights: list[float] | str | None = MEDIAN_FREQUENCY,
         boundary_weight: float = 1.0,
         deep_supervision: bool = True,
         step_weights: list[float] | None = None,
@@ -51,11 +55,11 @@ class DMLSTask(SegmentationTask):
             raise InputError(f"model.boundary_weight must not be negative, not {boundary_weight}")
         if not 0 <= level_set_weight < math.inf:
             raise InputError(f"model.level_set_weight must not be negative, not {level_set_weight}")
-        if isinstance(class_weights, list):
-            _check_weights("class_weights", class_weights, num_classes)
-        self._counts_classes = class_weights == "median_frequency"
+        self._counts_classes = class_weights == MEDIAN_FREQUENCY
         # Weights that are still to be counted have their place in the checkpoint from the beginning.
-        weights = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
+        weights = [1.0] * num_classes if self._counts_classes else _weights(class_weights)
+        if weights is not None:
+            _check_weights("class_weights", weights, num_classes)
         criterion = WeightedCrossEntropy(weights, boundary_weight)
         super().__init__(num_classes, network=network or partial(DMLS), criterion=criterion, **options)
         steps = self.network.steps if isinstance(self.network, DMLS) else 1
@@ -118,6 +122,17 @@ class DMLSTask(SegmentationTask):
         if not self.trainer.fast_dev_run:
             write_json(Path(self.trainer.default_root_dir) / "class_weights.json", weights)
         return list(weights.values())
+
+
+def _weights(given: list[float] | str | None) -> list[float] | None:
+    """Weights as they are given, or from the file that another run has noted them in."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return [float(weight) for weight in json.loads(Path(given).read_text()).values()]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        right = f"{MEDIAN_FREQUENCY}, a list, null, or a run's class_weights.json"
+        raise InputError(f"model.class_weights must be {right}, not {given!r}") from error
 
 
 def _check_weights(key: str, weights: list[float], count: int) -> None:

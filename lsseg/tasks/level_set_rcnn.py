@@ -3,6 +3,7 @@
 Legend: n boxes, H×W pixels, R×R cells of a box's grid.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -147,6 +148,17 @@ class LevelSetRCNNTask(Task):
             energy = level_set_energy(both, (target >= 0.5).long()) / 2 if len(both) else scores.sum()
             terms["level_set"] = self.level_set_weight * energy
         return terms
+
+    def on_fit_start(self) -> None:
+        """Warn of frozen statistics that nothing was loaded into: batch-norm would do nothing."""
+        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        means = [norm.running_mean for norm in norms if not norm.training and norm.running_mean is not None]
+        if means and not any(bool(mean.any()) for mean in means):
+            warnings.warn(
+                "model.network.batch_norm is frozen, but no weights were loaded: set it to trained, or give "
+                "model.network.encoder_weights or model.start",
+                stacklevel=2,
+            )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step on a batch of images and objects."""

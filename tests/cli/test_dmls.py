@@ -1,6 +1,7 @@
 """DMLS through the real command line: training, class weights, pictures of the steps, bad input."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -141,6 +142,21 @@ def test_bad_input_is_one_line(fit, arguments, message):
     last = [line for line in err.splitlines() if line.startswith("lsseg: error:")]
     assert len(last) == 1
     assert message in last[0]
+
+
+def test_weights_may_be_those_that_another_run_has_counted(fit, tmp_path):
+    names = ("background", "blob", "ring", "star", "panel", "wire", "dots")
+    given = tmp_path / "class_weights.json"
+    given.write_text(json.dumps(dict(zip(names, range(1, 8), strict=True))))
+    status, _, err = fit("--model.class_weights", given)
+    assert status == 0, err
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)["state_dict"]
+    assert state["criterion.class_weights"].tolist() == list(range(1, 8))
+    given.write_text("[1, 2]")
+    shutil.rmtree(tmp_path / "run")
+    status, _, err = fit("--model.class_weights", given)
+    assert status == 1
+    assert f"or a run's class_weights.json, not '{given}'" in err
 
 
 def test_weights_left_by_another_run_are_not_taken(fit, tmp_path):

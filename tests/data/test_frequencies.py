@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from lsseg.data.frequencies import class_frequencies, median_frequency_weights
+from lsseg.data.source import FilePairs
 from lsseg.errors import InputError
 
 
@@ -23,6 +25,13 @@ class Masks:
 def test_frequencies_are_over_the_valid_pixels_of_the_images_that_have_the_class():
     source = Masks([[0, 0, 1, 255]], [[0, 0, 0, 0, 2, 2]], [[255, 255]])
     np.testing.assert_allclose(class_frequencies(source, 4), [6 / 9, 1 / 3, 2 / 6, 0])
+
+
+def test_only_the_masks_of_a_folder_are_read(tmp_path):
+    (tmp_path / "image.png").write_bytes(b"never opened")
+    Image.fromarray(np.array([[0, 0, 1, 255]], np.uint8)).save(tmp_path / "mask.png")
+    source = FilePairs([(tmp_path / "image.png", tmp_path / "mask.png")])
+    np.testing.assert_allclose(class_frequencies(source, 2), [2 / 3, 1 / 3])
 
 
 def test_weights_balance_by_the_median_and_leave_out_what_never_occurs():

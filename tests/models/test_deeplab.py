@@ -30,7 +30,7 @@ def test_any_size(make, encoder, size):
 
 
 @pytest.mark.parametrize(
-    ("make", "published"), [(DeepLabLargeFOV, 20.5e6), (partial(DeepLabV2, dilations=(12,)), 43e6)]
+    ("make", "published"), [(DeepLabLargeFOV, 20.5e6), (partial(DeepLabV2, dilations=(12,)), 43e6), (DeepLabV2, 44.0e6)]
 )
 def test_published_numbers_of_parameters(make, published):
     """Chen 2015, table 2: 20.5 M for LargeFOV; a ResNet-101 has 42.5 M without its classifier."""
@@ -53,11 +53,11 @@ def test_atrous_pyramid_has_four_classifiers_of_2048_channels():
 
 def test_large_fov_pools_as_the_original():
     net, used = DeepLabLargeFOV(3, "vgg16", width=8).eval(), []
-    for pool in (m for m in net.modules() if isinstance(m, nn.MaxPool2d)):
-        pool.register_forward_hook(lambda m, *_: used.append((m.kernel_size, m.stride)))
+    for pool in (m for m in net.modules() if isinstance(m, (nn.MaxPool2d, nn.AvgPool2d))):
+        pool.register_forward_hook(lambda m, *_: used.append((type(m).__name__[:3], m.kernel_size, m.stride)))
     with torch.no_grad():
         net(torch.rand(1, 3, 40, 40))
-    assert used == [(3, 2), (3, 2), (3, 2), (3, 1), (3, 1)]
+    assert used == [("Max", 3, 2)] * 3 + [("Max", 3, 1)] * 2 + [("Avg", 3, 1)]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

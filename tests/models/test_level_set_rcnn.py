@@ -146,6 +146,10 @@ def test_frozen_batch_norm_stays_as_it_is_in_a_fit(tmp_path):
     torch.manual_seed(0)
     learner = task(batch_norm="frozen")
     norms = [m for m in learner.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with pytest.warns(UserWarning, match="batch_norm is frozen, but no weights were loaded"):
+        learner.on_fit_start()
+    for norm in norms:
+        torch.nn.init.normal_(norm.running_mean)
     before = [torch.cat([n.running_mean, n.weight]).clone() for n in norms]
     data = SyntheticInstances(4, 2, 2, size=(64, 80), batch_size=2, num_workers=0)
     trainer = pl.Trainer(
