@@ -7,9 +7,14 @@ results.csv into: the suite's, and those of the configurations on top of it.
 """
 
 import csv
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+
+from lsseg.ablation.spec import load_suite
 
 HERE = Path(__file__).parent
 FIGURES = "`python experiments/figures.py"
@@ -29,9 +34,11 @@ SHOWN = {
         "Figure 5 (Heaviside functions)": "figure5.yaml",
         "Section 4.7 (ε and λ)": "epsilon_lambda.yaml",
         "Section 4.3 (time of the loss)": "timing.yaml",
-        "Figure 3 (level-set functions)": f"{FIGURES} maps RUN RUN --class NAME`",
+        "Figure 3 (level-set functions)": f"{FIGURES} maps R/fcn32s-seed0 R/fcn32s_ls-seed0 --class car`, "
+        "R being `runs/kim2019-table1-small`, or `runs/kim2019-table1` with `--class bird`",
         "Figure 4 (losses while training)": "figure4.yaml",
-        "Figures 6 and 7 (pictures)": f"{FIGURES} pictures RUN RUN`",
+        "Figure 6 (pictures)": f"{FIGURES} pictures R/fcn32s-seed0 R/fcn8s-seed0 R/fcn32s_ls-seed0`",
+        "Figure 7 (pictures)": f"{FIGURES} pictures R/deeplab_v2-seed0 R/deeplab_v2_crf-seed0 R/deeplab_v2_ls-seed0`",
     },
     "zhang2019": {
         "Table I (Cityscapes)": "table1.yaml",
@@ -43,22 +50,32 @@ SHOWN = {
         "Table VII (steps)": "table7.yaml",
         "Batch-norm of the steps": "batch_norm.yaml",
         "The rate as printed": "recipe.yaml",
-        "Table VIII (speed)": "`lsseg bench dmls`",
-        "Figures 4, 5, 6, 8 (pictures)": f"{FIGURES} pictures RUN RUN`",
-        "Figure 7 (steps)": "`RUN/panels/test-NAME-steps.png` of every tested run, or `lsseg predict … "
-        "--predictions.steps true` for any image",
+        "Table VIII (speed)": "table8.csv",
+        "Figure 4 (pictures, Cityscapes)": f"{FIGURES} pictures R/fcn8s_resnet50-seed0 R/dmls_resnet101-seed0`, R being "
+        "`runs/zhang2019-table1`",
+        "Figure 5 (pictures, ADE20K)": f"{FIGURES} pictures R/fcn8s_resnet101-seed0 R/dmls_resnet101-seed0`, R being "
+        "`runs/zhang2019-table4`",
+        "Figure 6 (level sets)": f"{FIGURES} pictures R/mls-seed0 R/fcn8s-seed0`, R being `runs/zhang2019-table6`",
+        "Figure 7 (steps)": "`R/all-seed0/panels/test-NAME-steps.png`; of any image by `lsseg predict … "
+        "--predictions.steps true`",
+        "Figure 8 (deep supervision)": f"{FIGURES} pictures R/rfcn-seed0 R/rfcn_wce-seed0 R/rfcn_dsl-seed0 "
+        "R/rfcn_dsl_wce-seed0 R/all-seed0`",
     },
     "homayounfar2020": {
         "Table 1 (Cityscapes test)": "table1.yaml",
         "Table 2 (initial and final mask)": "table2.yaml",
         "Table 2 on Cityscapes": "table2_cityscapes.yaml",
+        "Table 2 on LVIS": "table2_lvis.yaml",
         "Table 3 (rivals)": "table3.yaml",
         "Table 4 (φ⁰ detached)": "table4.yaml",
         "Table 5 (contours)": "table5.yaml",
         "Hyperparameter head": "hyperparameters.yaml",
         "Resolution": "resolution.yaml",
-        "Inference time": "`lsseg bench instances`",
-        "Figures 2 and 3 (pictures)": f"{FIGURES} pictures RUN RUN`",
+        "Inference time": "time.csv",
+        "Figure 2 (pictures, Cityscapes)": f"{FIGURES} pictures R/mask_rcnn-seed0 R/level_set_rcnn-seed0`, R being "
+        "`runs/homayounfar2020-table2_cityscapes`",
+        "Figure 3 (pictures, COCO)": f"{FIGURES} pictures R/level_set_rcnn-seed0`, R being "
+        "`runs/homayounfar2020-table2`",
     },
 }
 SCORES = {
@@ -75,9 +92,11 @@ SCORES = {
     "af1": "AF1",
     "af2": "AF2",
 }
+UNITS = {"fps": "fps", "gflops": "GFLOPs", "parameters": "parameters (M)", "ms": "ms an image"}
 DIFFERENCE = "_difference"
 COSTS = {"train_seconds_per_image": "ms to train an image", "test_seconds_per_image": "ms to test an image"}
 
+OVERLAYS = ("small", "small-pennfudan", "small-nuclei", "small-car_parts")  # what stands behind a suite's name
 COMPARED = {"CamVid": "camvid-small", "Car parts as semantic classes": "car_parts-small"}
 COMPARE_HEAD = """\
 ## All methods compared
@@ -94,8 +113,9 @@ HEAD = """\
 Written by `python experiments/overview.py`. `lsseg ablate experiments/PAPER/SUITE` runs a suite at the paper's size on
 one GPU; behind it `--config experiments/PAPER/small.yaml` makes it fit two CPU cores. What was run here was run at that
 small size, on small data (Kim and Zhang: CamVid at 120×160, from random weights; Homayounfar: what the column names):
-compare the shape with the paper's, not the numbers. Percent, mean ± standard deviation over seeds; Δ: paired difference
-to the row's baseline with a 95 % interval over test images.
+compare the shape with the paper's, not the numbers. Percent, mean ± standard deviation over seeds where there are
+several; Δ: paired difference to the row's baseline with a 95 % interval over test images, which says nothing of other
+seeds.
 
 """
 
@@ -113,8 +133,10 @@ def page() -> str:
         for name, made_by in SHOWN[paper].items():
             if made_by.endswith(".yaml"):
                 lines += _suite(paper, name, HERE / paper / made_by)
+            elif made_by.endswith(".csv"):
+                lines += _speed(name, HERE / paper / made_by)
             else:
-                lines += [f"### {name}", "", f"{made_by}.", ""]
+                lines += [f"### {name}", "", f"{made_by}.", *_picture(paper, name), ""]
     lines += COMPARE_HEAD.splitlines()
     for data, name in COMPARED.items():
         for stage, equal in {"updates": "numbers of updates", "time": "training time"}.items():
@@ -154,28 +176,62 @@ def _both_intervals(row: dict[str, str], score: str) -> str:
 
 
 def _suite(paper: str, name: str, path: Path) -> list[str]:
-    suite = yaml.safe_load(path.read_text())
-    found = sorted((HERE / paper / "results").glob(f"{suite['name']}*.csv"))
-    results = {file.stem.removeprefix(suite["name"]).lstrip("-") or "as it is": _read(file) for file in found}
+    suite = load_suite(path)
+    files = [
+        HERE / paper / "results" / f"{suite.name}{end}.csv" for end in ("", *(f"-{config}" for config in OVERLAYS))
+    ]
+    results = {
+        file.stem.removeprefix(suite.name).lstrip("-") or "as it is": _read(file) for file in files if file.is_file()
+    }
     titles = SCORES | COSTS
-    cited = dict.fromkeys(score for row in suite["variants"] for score in row.get("paper", {}))
+    cited = dict.fromkeys(score for row in suite.variants for score in row.paper)
     titles |= {score: score.partition("/")[2] for score in cited if "/" in score}  # of a class
     scores = [score for score in titles if score in cited]
     costs = [score for score in scores if score in COSTS]
     shown = {where: _columns(rows, costs) for where, rows in results.items()}
     head = ["", *(f"paper: {titles[s]}" for s in scores)]
     head += [f"{where}: {_title(s)}" for where in results for s in shown[where]]
-    lines = [f"### {name}", "", f"[{paper}/{path.name}]({paper}/{path.name})", ""]
+    link = f"[{paper}/{path.name}]({paper}/{path.name})"
+    lines = [f"### {name}", "", ". ".join([link, *(_seeds(*item) for item in results.items())]), ""]
     lines += [f"| {' | '.join([*head, 'here'])} |", f"|{' --- |' * (len(head) + 1)}"]
-    for row in suite["variants"]:
-        cells = [row.get("label", row["name"]), *(_number(row.get("paper", {}), s) for s in scores)]
+    for row in suite.variants:
+        cells = [row.label, *(_number(row.paper, s) for s in scores)]
         ran = False
         for where, rows in results.items():
-            own = rows.get(row["name"], {})
+            own = rows.get(row.name, {})
             cells += [_spread(own, s) for s in shown[where]]
             ran |= any(own.get(s) for s in shown[where])
-        lines.append(f"| {' | '.join([*cells, 'citation' if row.get('cite') else 'run' if ran else 'ready to run'])} |")
+        lines.append(f"| {' | '.join([*cells, 'citation' if row.cite else 'run' if ran else 'ready to run'])} |")
     return [*lines, ""]
+
+
+def _seeds(where: str, rows: dict[str, dict[str, str]]) -> str:
+    """How many trainings a row's numbers come from."""
+    counts = sorted({int(row["seeds"]) for row in rows.values() if row.get("seeds")} - {0})
+    return f"{where}: {' or '.join(map(str, counts))} seed{'s' if counts != [1] else ''}" if counts else where
+
+
+def _speed(name: str, path: Path) -> list[str]:
+    """A table of costs: the paper's numbers, and beside them what `lsseg bench` has written as JSON."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    columns = {column: UNITS[column] for column in rows[0] if column in UNITS}
+    here = json.loads((path.parent / "results" / f"{path.stem}.json").read_text())
+    head = ["", *(f"paper: {c}" for c in columns.values()), *(f"here: {c}" for c in columns.values()), "here"]
+    lines = [f"### {name}", "", f"`{here['command']}`, here on {here['device']}.", ""]
+    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in rows:
+        own = here["costs"].get(row["name"], {})
+        cells = [row["label"], *(row[c] for c in columns), *(f"{own[c]:.4g}" if c in own else "" for c in columns)]
+        lines.append(f"| {' | '.join([*cells, 'run' if own else 'citation'])} |")
+    return [*lines, ""]
+
+
+def _picture(paper: str, name: str) -> list[str]:
+    """The figure itself, where one was made at the small size."""
+    number = re.match(r"Figure (\d+)", name)
+    path = HERE / paper / f"figure{number[1]}.png" if number else HERE
+    return ["", f"![{name}]({paper}/{path.name})"] if path.is_file() else []
 
 
 def _columns(rows: dict[str, dict[str, str]], costs: list[str]) -> list[str]:
@@ -196,7 +252,7 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         return {row["variant"]: row for row in csv.DictReader(file)}
 
 
-def _number(row: dict[str, float], score: str) -> str:
+def _number(row: Mapping[str, float], score: str) -> str:
     if score not in row:
         return ""
     return f"{1000 * row[score]:g}" if score in COSTS else str(row[score])

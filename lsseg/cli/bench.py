@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from lsseg.cli import bench_chan_vese, bench_data, bench_dmls, bench_instances, bench_losses
@@ -51,5 +52,7 @@ def main(argv: list[str]) -> int:
         return 0
     figures = module.run(options, given)
     if options.output:
-        write_json(options.output, figures)
+        where = options.device if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        made_by = {"command": shlex.join(["lsseg", "bench", *given]), "device": where, "torch": torch.__version__}
+        write_json(options.output, made_by | figures)
     return 0

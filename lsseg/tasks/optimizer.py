@@ -60,12 +60,12 @@ class Recipe:
 
         Args:
             parameters: What to optimise, by name.
-            steps: Optimiser steps of the whole training.
+            steps: Optimiser steps of the whole training; 0 of one that only tests.
 
         Raises:
             InputError: If the training has no end, so that the rate could not decay to 0 at it.
         """
-        if not math.isfinite(steps) or steps < 1:
+        if not math.isfinite(steps):
             raise InputError(
                 "the learning rate falls to 0 at the last step: set trainer.max_steps or trainer.max_epochs"
             )
@@ -77,7 +77,7 @@ class Recipe:
             optimizer = torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay)
         schedule: LRScheduler
         if self.milestones is None:
-            schedule = PolynomialLR(optimizer, int(steps), self.poly_power)
+            schedule = PolynomialLR(optimizer, max(1, int(steps)), self.poly_power)
         else:
             schedule = MultiStepLR(optimizer, [round(share * steps) for share in self.milestones])
         rising = round(self.warmup * steps)

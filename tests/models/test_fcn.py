@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 
 from lsseg.errors import InputError
@@ -8,6 +11,7 @@ from lsseg.models import DFCN, FCN
 from lsseg.models.encoder import make_encoder
 from lsseg.models.fcn import bilinear_doubling
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TINY = "tu-test_resnet.r160_in1k"
 
 
@@ -27,6 +31,16 @@ def test_fcn_8s_on_vgg_16_has_the_published_number_of_parameters():
     with torch.device("meta"):
         convolutions = FCN(21, 8, "vgg16")
     assert count(convolutions) == pytest.approx(134.5e6, rel=0.002)  # Zhang 2019, table VIII
+
+
+@pytest.mark.parametrize(("encoder", "trunk"), [("resnet50", 23.5e6), ("resnet101", 42.5e6)])
+def test_fcn_8s_on_a_resnet_adds_only_scores(encoder, trunk):
+    """As the tables of Zhang 2019 have it: VGG's two large layers would be ten times the network."""
+    path = EXPERIMENTS / "zhang2019" / "networks" / f"fcn8s_{encoder}.yaml"
+    options = yaml.safe_load(path.read_text())["model"]["init_args"]["network"]["init_args"]["network"]["init_args"]
+    with torch.device("meta"):
+        net = FCN(19, **{**options, "encoder_weights": None})
+    assert count(net) == pytest.approx(trunk, rel=0.01)
 
 
 def test_skip_scores_start_at_zero():
