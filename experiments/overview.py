@@ -51,8 +51,8 @@ SHOWN = {
         "Batch-norm of the steps": "batch_norm.yaml",
         "The rate as printed": "recipe.yaml",
         "Table VIII (speed)": "table8.csv",
-        "Figure 4 (pictures, Cityscapes)": f"{FIGURES} pictures R/fcn8s_resnet50-seed0 R/dmls_resnet101-seed0`, R being "
-        "`runs/zhang2019-table1`",
+        "Figure 4 (pictures, Cityscapes)": f"{FIGURES} pictures R/fcn8s_resnet50-seed0 R/dmls_resnet101-seed0`, "
+        "R being `runs/zhang2019-table1`",
         "Figure 5 (pictures, ADE20K)": f"{FIGURES} pictures R/fcn8s_resnet101-seed0 R/dmls_resnet101-seed0`, R being "
         "`runs/zhang2019-table4`",
         "Figure 6 (level sets)": f"{FIGURES} pictures R/mls-seed0 R/fcn8s-seed0`, R being `runs/zhang2019-table6`",

@@ -124,3 +124,43 @@ def own_folder(tmp_path):
         "classes:\n  ground: {value: 0}\n  cell: {value: 128, color: [9, 9, 9]}\nvoid: [7]\n"
     )
     return root
+
+
+@pytest.fixture
+def write_lvis():
+    """Writes a tiny LVIS into a folder, which it returns."""
+
+    def write(root):
+        """Two images, one of each COCO folder; a person, a dog, and something that is none of COCO's categories."""
+        square = [[2, 2, 12, 2, 12, 10, 2, 10]]
+        content = {
+            "images": [
+                {
+                    "id": number,
+                    "coco_url": f"http://images.cocodataset.org/{folder}/00{number}.jpg",
+                    "height": 30,
+                    "width": 40,
+                    "neg_category_ids": [],
+                    "not_exhaustive_category_ids": [],
+                }
+                for number, folder in ((1, "val2017"), (2, "train2017"))
+            ],
+            "categories": [
+                {"id": 5, "name": "acorn", "synset": "acorn.n.01", "frequency": "r"},
+                {"id": 9, "name": "person", "synset": "person.n.01", "frequency": "f"},
+                {"id": 11, "name": "dog", "synset": "dog.n.01", "frequency": "f"},
+            ],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 11, "segmentation": square, "area": 80.0},
+                {"id": 2, "image_id": 1, "category_id": 5, "segmentation": square, "area": 80.0},
+                {"id": 3, "image_id": 2, "category_id": 9, "segmentation": square, "area": 80.0},
+            ],
+        }
+        for number, folder in ((1, "val2017"), (2, "train2017")):
+            (root / folder).mkdir(parents=True)
+            Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(root / folder / f"00{number}.jpg")
+        for split in ("train", "val"):
+            (root / f"lvis_v1_{split}.json").write_text(json.dumps(content))
+        return root
+
+    return write

@@ -92,6 +92,38 @@ def test_official_scores_of_instances(tmp_path, lsseg, cityscapes):
     assert again["ap"] == pytest.approx(scores["official_ap"], abs=1e-6)
 
 
+def test_official_scores_of_lvis(tmp_path, lsseg, write_lvis):
+    file = config(tmp_path, "tiny_instances.yaml", "LVIS", root=str(write_lvis(tmp_path / "lvis")))
+    status, out, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
+    assert status == 0, err
+    assert "official: " in out
+    assert 0 <= json.loads((tmp_path / "run" / "test.json").read_text())["scores"]["official_ap"] <= 1
+
+
+def test_files_for_the_server_of_ade20k(tmp_path, lsseg):
+    root = tmp_path / "ADEChallengeData2016"
+    g = np.random.default_rng(0)
+    for folder in ("training", "validation"):
+        for i in range(2):
+            save(root / "images" / folder / f"ADE_{i}.png", g.integers(0, 256, (60, 84, 3)))
+            save(root / "annotations" / folder / f"ADE_{i}.png", g.integers(0, 151, (60, 84)))
+    file = config(tmp_path, "tiny.yaml", "ADE20K", root=str(root), resize=[32, 48])
+    status, _, err = lsseg("fit", "--config", file, "--trainer.callbacks=null", "--trainer.default_root_dir=run")
+    assert status == 0, err
+    predict = ("predict", "--config", "run/config.yaml", "--ckpt_path", "run/last.ckpt", "--predictions.output")
+    images = f"--data.images={root}/images/validation"
+    for name, options in (("server", ["--predictions.submission=true"]), ("own", [])):
+        status, _, err = lsseg(*predict, name, images, *options)
+        assert status == 0, err
+    files = sorted((tmp_path / "server").iterdir())
+    assert [file.name for file in files] == ["ADE_0.png", "ADE_1.png"]
+    for file in files:
+        values = np.asarray(Image.open(file))
+        assert (values.shape, values.dtype) == ((60, 84), np.uint8)
+        own = np.asarray(Image.open(next((tmp_path / "own").glob(f"{file.stem}.png"))))
+        assert (values == own + 1).all()  # the server counts classes from 1
+
+
 def test_where_there_are_no_official_scores(tmp_path, lsseg, cityscapes):
     file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), resize=[32, 32])
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")

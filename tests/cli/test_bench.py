@@ -1,0 +1,39 @@
+"""Every benchmark, made tiny: what it prints and writes, not how fast it is."""
+
+import importlib
+import json
+
+import pytest
+
+TINY = {
+    "losses": ["--shape", 1, 3, 16, 20],
+    "chan_vese": ["--objects", 2, "--features", 4, "--size", 12, "--image-size", 24],
+    "dmls": ["--classes", 3, "--size", 32, 40, "--steps", 2, "--encoder", "resnet18", "--memory-encoder", "resnet18"],
+    "instances": ["--size", 64, 96, "--objects", 3, "--encoder", "tu-test_resnet.r160_in1k"],
+    "data": ["--size", 64, 96, "--crop", 32, 32, "--images", 4, "--workers", 0, "--batch", 2],
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_benchmark_prints_and_writes_its_figures(name, lsseg, tmp_path, monkeypatch):
+    module = importlib.import_module(f"lsseg.cli.bench_{name}")
+    if name != "data":  # a process for each case takes seconds; one case is measured below
+        monkeypatch.setattr(module, "in_fresh_process", lambda argv, case: 10**6)
+    status, out, err = lsseg("bench", name, *TINY[name], "--repeats", 1, "--output", "figures.json")
+    assert status == 0, err
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["command"].startswith(f"lsseg bench {name}")
+    assert len(out.splitlines()) > 4
+    if name == "dmls":
+        one, two = figures["costs"]["DMLS, one step"], figures["costs"]["DMLS"]
+        assert one["parameters"] < two["parameters"] < 1.01 * one["parameters"]  # the feedback's kernel
+        assert 1.9 < two["gflops"] / one["gflops"] < 2.1
+    status, out, err = lsseg("bench", name, *TINY[name], "--memory-of", next(iter(module.CASES)))
+    assert status == 0, err
+    assert int(out) >= 0
+
+
+def test_bad_options_are_one_line(lsseg):
+    for options in (["instances", "--size", 8, 8], ["losses", "--repeats", 0], ["data", "--batch", 99]):
+        status, _, err = lsseg("bench", *options)
+        assert (status, err.count("\n"), "expected" in err or "must be" in err) == (1, 1, True), err
