@@ -25,6 +25,7 @@ class DataSet(NamedTuple):
         archive: Where it can be fetched from; None where its files must be put in place by hand.
         source: Where to find it, then.
         layout: Files by pattern of another layout that is read, too.
+        extra: Files by pattern that some settings need, and not all.
     """
 
     class_name: str
@@ -34,6 +35,7 @@ class DataSet(NamedTuple):
     archive: Archive | None = None
     source: str = ""
     layout: dict[str, int] = {}
+    extra: dict[str, int] = {}
 
 
 CAMVID = DataSet(
@@ -46,6 +48,8 @@ CAMVID = DataSet(
         r"^[^/]+/CamVid/((?:train|val|test)(?:annot)?/[\w-]+\.png)$",
     ),
 )
+ADE_PARTS = ("images", "annotations")
+VISTAS = {"training/images": 18000, "validation/images": 2000}
 DATA_SETS = {
     "camvid": CAMVID,
     "voc2012": DataSet(
@@ -55,19 +59,25 @@ DATA_SETS = {
         "images under Flickr's terms; cite Everingham et al. 2010, and Hariharan et al. 2011 for SBD",
         source="host.robots.ox.ac.uk/pascal/VOC/voc2012: the folder VOC2012 of VOCtrainval_11-May-2012.tar; for the "
         "10582 training images of trainaug also SBD (benchmark.tgz), unpacked into the folder sbd beside it",
+        extra={"../sbd/benchmark_RELEASE/dataset/cls": 11355},
     ),
     "cityscapes": DataSet(
         "Cityscapes",
         "cityscapes",
-        {"leftImg8bit/train": 18, "leftImg8bit/val": 3, "gtFine/train": 18, "gtFine/val": 3},
+        {
+            f"{part}/{split}/*/*_{end}.png": count
+            for split, count in (("train", 2975), ("val", 500))
+            for part, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds"))
+        },
         "research use, registration needed; cite Cordts et al. 2016",
         source="cityscapes-dataset.com: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (for coarse training "
         "leftImg8bit_trainextra.zip and gtCoarse.zip, too)",
+        extra={"gtCoarse/train_extra/*/*_gtCoarse_labelIds.png": 19998},
     ),
     "ade20k": DataSet(
         "ADE20K",
         "ADEChallengeData2016",
-        {"images/training": 20210, "images/validation": 2000, "annotations/training": 20210},
+        {f"{part}/{split}": n for split, n in (("training", 20210), ("validation", 2000)) for part in ADE_PARTS},
         "research use; cite Zhou et al. 2017",
         source="data.csail.mit.edu/places/ADEchallenge: ADEChallengeData2016.zip",
     ),
@@ -83,10 +93,10 @@ DATA_SETS = {
     "mapillary_vistas": DataSet(
         "MapillaryVistas",
         "mapillary_vistas",
-        {"training/images": 18000, "validation/images": 2000, "training/v1.2/labels": 18000},
+        {**VISTAS, "training/v1.2/labels": 18000, "validation/v1.2/labels": 2000},
         "research use, registration needed; cite Neuhold et al. 2017",
         source="mapillary.com/dataset/vistas: training/ and validation/, each with images/ and v1.2/labels/",
-        layout={"training/images": 18000, "validation/images": 2000, "training/labels": 18000},
+        layout={**VISTAS, "training/labels": 18000, "validation/labels": 2000},
     ),
     "pennfudan": DataSet(
         "PennFudan",
@@ -115,7 +125,12 @@ DATA_SETS = {
     "coco": DataSet(
         "CocoInstances",
         "coco",
-        {"train2017": 118287, "val2017": 5000},
+        {
+            "train2017": 118287,
+            "val2017": 5000,
+            "annotations/instances_train2017.json": 1,
+            "annotations/instances_val2017.json": 1,
+        },
         "annotations CC BY 4.0, images under Flickr's terms",
         source="cocodataset.org: train2017/, val2017/, annotations/instances_train2017.json, instances_val2017.json",
     ),
@@ -172,7 +187,10 @@ def _overview() -> Table:
     for name, known in DATA_SETS.items():
         root = data_root(known.folder)
         problem = _incomplete(known, root) if root.is_dir() else "missing"
-        state = f"[yellow]{problem}" if problem else "[green]complete"
+        lacking = None if problem else _lacking(known.extra, root)
+        state = (
+            f"[yellow]{problem}" if problem else f"[green]complete[/], but {lacking}" if lacking else "[green]complete"
+        )
         verb = "fetches it" if known.archive else "says how"
         table.add_row(known.class_name, str(root), state, f"`lsseg data {name}` {verb} ({known.terms})")
     folder = "a folder of yours: images/, masks/, classes.yaml"
@@ -188,8 +206,8 @@ def _incomplete(known: DataSet, root: Path) -> str | None:
 
 def _lacking(counts: dict[str, int], root: Path) -> str | None:
     for part, expected in counts.items():
-        # A file, a folder of files, or one of folders.
-        files = [root / part] if part.endswith(FILES) else (root / part).glob("*")
+        # A file, files of a pattern, or what a folder holds.
+        files = root.glob(part) if "*" in part else [root / part] if part.endswith(FILES) else (root / part).glob("*")
         found = sum(1 for path in files if path.is_dir() or (path.suffix.lower() in FILES and path.is_file()))
         if found != expected:
             return f"{part} has {found} files of {expected}" if expected > 1 else f"{part} is missing"

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import existing_root, warn_of_count
+from lsseg.data.root import check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
 
 # The official names (the first of each) and colours, by label.
@@ -45,6 +45,7 @@ class ADE20K(SegmentationData):
         root: The folder ``ADEChallengeData2016``; null looks in ``$LSSEG_DATA/ADEChallengeData2016``, then
             ``data/ADEChallengeData2016``.
         train_set: ``train`` (20210 images), or ``trainval`` (22210; val is no test then).
+        partial: Accept a split that has not the official number of images.
         **options: See :class:`SegmentationData`.
     """
 
@@ -53,10 +54,14 @@ class ADE20K(SegmentationData):
     file_values = tuple(range(1, len(CLASSES) + 1))
 
     def __init__(
-        self, root: str | None = None, train_set: Literal["train", "trainval"] = "train", **options: Any
+        self,
+        root: str | None = None,
+        train_set: Literal["train", "trainval"] = "train",
+        partial: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.root, self.train_set = root, train_set
+        self.root, self.train_set, self.partial = root, train_set, partial
 
     def source(self, split: Split) -> Source:
         """The images of a split; raises ``InputError`` where folders or masks are missing."""
@@ -64,6 +69,6 @@ class ADE20K(SegmentationData):
         pairs = []
         for folder in ["validation"] if split != "train" else list(COUNTS)[: 1 + (self.train_set == "trainval")]:
             found = pair_up(list_images(root / "images" / folder), root / "annotations" / folder)
-            warn_of_count(root, folder, len(found), COUNTS[folder])
+            check_count(root, folder, len(found), COUNTS[folder], self.partial)
             pairs += found
         return FilePairs(pairs, {0: IGNORE_INDEX} | {label + 1: label for label in range(len(CLASSES))})

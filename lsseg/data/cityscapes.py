@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from lsseg.data.instances import InstanceData, Instances, InstanceSource, Pairs, from_map
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import existing_root, warn_of_count
+from lsseg.data.root import check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, read_image, read_mask
 from lsseg.errors import InputError
 
@@ -51,6 +51,7 @@ class Cityscapes(SegmentationData):
         train_set: ``train`` (2975 images); ``trainval`` (3475; val is no test then); or with ``gtCoarse``
             ``train_extra`` (19998) or ``train`` (2975), both coarse.
         annotation: ``fine`` or ``coarse``, of the training split; val is always fine.
+        partial: Accept a split that has not the official number of images.
         **options: See :class:`SegmentationData`.
     """
 
@@ -63,21 +64,22 @@ class Cityscapes(SegmentationData):
         root: str | None = None,
         train_set: Literal["train", "trainval", "train_extra"] = "train",
         annotation: Literal["fine", "coarse"] = "fine",
+        partial: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if train_set == "train_extra" and annotation == "fine":
             raise InputError("data.train_set train_extra has coarse annotations only: set data.annotation coarse")
-        self.root, self.train_set, self.annotation = root, train_set, annotation
+        self.root, self.train_set, self.annotation, self.partial = root, train_set, annotation, partial
 
     def source(self, split: Split) -> Source:
         """The images of a split; raises ``InputError`` where folders or annotations are missing."""
         root = existing_root(self.root, "cityscapes", "`lsseg data cityscapes` says how to get it")
         if split != "train":
-            return LabelIds(_pairs(root, "val", "gtFine"))
+            return LabelIds(_pairs(root, "val", "gtFine", self.partial))
         kind = "gtFine" if self.annotation == "fine" else "gtCoarse"
         parts = ("train", "val") if self.train_set == "trainval" else (self.train_set,)
-        return LabelIds([pair for part in parts for pair in _pairs(root, part, kind)])
+        return LabelIds([pair for part in parts for pair in _pairs(root, part, kind, self.partial)])
 
 
 class CityscapesInstances(InstanceData):
@@ -89,6 +91,7 @@ class CityscapesInstances(InstanceData):
     Args:
         root: The folder that holds ``leftImg8bit``; null looks in ``$LSSEG_DATA/cityscapes``, then ``data/cityscapes``.
         train_set: ``train`` (2975 images) or ``trainval`` (3475; val is no test then).
+        partial: Accept a split that has not the official number of images.
         **options: See :class:`InstanceData`.
     """
 
@@ -97,16 +100,21 @@ class CityscapesInstances(InstanceData):
     file_values = tuple(number for _, number, _ in OBJECTS)
 
     def __init__(
-        self, root: str | None = None, train_set: Literal["train", "trainval"] = "train", **options: Any
+        self,
+        root: str | None = None,
+        train_set: Literal["train", "trainval"] = "train",
+        partial: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.root, self.train_set = root, train_set
+        self.root, self.train_set, self.partial = root, train_set, partial
 
     def source(self, split: Split) -> InstanceSource:
         """The objects of a split; raises ``InputError`` where folders or annotations are missing."""
         root = existing_root(self.root, "cityscapes", "`lsseg data cityscapes` says how to get it")
         parts = ["val"] if split != "train" else ["train", "val"] if self.train_set == "trainval" else ["train"]
-        return InstanceIds([pair for part in parts for pair in _pairs(root, part, "gtFine", ("instanceIds",))])
+        kinds = ("instanceIds",)
+        return InstanceIds([pair for part in parts for pair in _pairs(root, part, "gtFine", self.partial, kinds)])
 
 
 class InstanceIds(Pairs):
@@ -136,7 +144,7 @@ class LabelIds(FilePairs):
 
 
 def _pairs(
-    root: Path, split: str, kind: str, endings: tuple[str, ...] = ("labelIds", "labelTrainIds")
+    root: Path, split: str, kind: str, partial: bool, endings: tuple[str, ...] = ("labelIds", "labelTrainIds")
 ) -> list[tuple[Path, Path]]:
     """Image and annotation of a split, city by city; the annotation's folders are listed, no file is opened."""
     images, truth = root / "leftImg8bit" / split, root / kind / split
@@ -155,5 +163,5 @@ def _pairs(
         pairs.append((image, truth / wanted))
     if not pairs:
         raise InputError(f"{images} holds no image CITY/*_leftImg8bit.png")
-    warn_of_count(root, split, len(pairs), COUNTS[split])
+    check_count(root, split, len(pairs), COUNTS[split], partial)
     return pairs

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import existing_root, warn_of_count
+from lsseg.data.root import check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
 from lsseg.data.voc import read_list, read_mat, voc_palette
 from lsseg.errors import InputError
@@ -34,12 +34,13 @@ class PascalContext(SegmentationData):
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/pascal_context``, then ``data/pascal_context``.
         background: Whether what is none of the 59 classes is a class of its own, or void.
+        partial: Accept a split that has not the official number of images.
         **options: See :class:`SegmentationData`.
     """
 
-    def __init__(self, root: str | None = None, background: bool = True, **options: Any) -> None:
+    def __init__(self, root: str | None = None, background: bool = True, partial: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        self.root, self.background = root, background
+        self.root, self.background, self.partial = root, background, partial
         self.class_names = ("background", *CLASSES) if background else CLASSES
         self.palette = voc_palette(len(CLASSES) + 1)[0 if background else 1 :]
 
@@ -59,7 +60,7 @@ class PascalContext(SegmentationData):
             for path, known in ((image, images), (mask, masks)):
                 if path.name not in known:
                     raise InputError(f"{path} is missing, but {lists / name}.txt lists it")
-        warn_of_count(root, name, len(pairs), COUNTS[name])
+        check_count(root, name, len(pairs), COUNTS[name], self.partial)
         first = 1 if self.background else 0
         labels = dict.fromkeys(range(460), 0 if self.background else IGNORE_INDEX) | {IGNORE_INDEX: IGNORE_INDEX}
         labels = {value: label for value, label in labels.items() if suffix == ".mat" or value in (0, IGNORE_INDEX)}

@@ -1,7 +1,6 @@
 """Where data sets lie on this disk."""
 
 import os
-import warnings
 from pathlib import Path
 
 from lsseg.errors import InputError
@@ -30,7 +29,21 @@ def existing_root(root: str | None, folder: str, hint: str) -> Path:
     return path
 
 
-def warn_of_count(place: Path, split: str, found: int, official: int) -> None:
-    """Warn if a split is not the official one: its scores cannot be compared with published ones."""
-    if found != official:
-        warnings.warn(f"the {split} split in {place} has {found} images, the official one {official}", stacklevel=3)
+def check_count(place: Path, split: str, found: int, official: int, partial: bool) -> None:
+    """Refuse a split that is not the official one, since its scores cannot be compared with published ones.
+
+    Args:
+        place: The data set's folder.
+        split: What it calls the split.
+        found: Number of images that are there.
+        official: Number of images that there should be.
+        partial: The user's word that another number is meant.
+
+    Raises:
+        InputError: If they differ.
+    """
+    if found != official and not partial:
+        raise InputError(
+            f"the {split} split in {place} has {found} images, the official one {official}: "
+            "get all of it, or set data.partial true"
+        )

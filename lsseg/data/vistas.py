@@ -3,7 +3,7 @@
 from typing import Any
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import existing_root, warn_of_count
+from lsseg.data.root import check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
 
 # The official names and colours, by label; the 66th, Unlabeled, is void.
@@ -33,15 +33,16 @@ class MapillaryVistas(SegmentationData):
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/mapillary_vistas``, then ``data/mapillary_vistas``.
+        partial: Accept a split that has not the official number of images.
         **options: See :class:`SegmentationData`.
     """
 
     class_names = tuple(name for name, _ in CLASSES)
     palette = tuple((int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for _, c in CLASSES)
 
-    def __init__(self, root: str | None = None, **options: Any) -> None:
+    def __init__(self, root: str | None = None, partial: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        self.root = root
+        self.root, self.partial = root, partial
 
     def source(self, split: Split) -> Source:
         """The images of a split; raises ``InputError`` where folders or masks are missing."""
@@ -51,5 +52,5 @@ class MapillaryVistas(SegmentationData):
             (root / folder / part for part in ("v1.2/labels", "labels") if (root / folder / part).is_dir()), None
         )
         pairs = pair_up(list_images(root / folder / "images"), labels or root / folder / "v1.2" / "labels")
-        warn_of_count(root, folder, len(pairs), official)
+        check_count(root, folder, len(pairs), official, self.partial)
         return FilePairs(pairs, {len(CLASSES): IGNORE_INDEX} | {label: label for label in range(len(CLASSES))})

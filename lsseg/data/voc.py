@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import data_root, existing_root, warn_of_count
+from lsseg.data.root import check_count, data_root, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
 from lsseg.errors import InputError
 
@@ -52,6 +52,7 @@ class VOC2012(SegmentationData):
         train_set: ``train`` (1464 images), ``trainaug`` (10582), or ``trainval`` (2913; val is no test then).
         sbd: SBD's folder, the one with ``cls``, or one that holds it as ``benchmark_RELEASE/dataset``; null looks in
             ``$LSSEG_DATA/sbd``, then ``data/sbd``.
+        partial: Accept a split that has not the official number of images.
         **options: See :class:`SegmentationData`.
     """
 
@@ -63,10 +64,11 @@ class VOC2012(SegmentationData):
         root: str | None = None,
         train_set: Literal["train", "trainaug", "trainval"] = "trainaug",
         sbd: str | None = None,
+        partial: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.root, self.train_set, self.sbd = root, train_set, sbd
+        self.root, self.train_set, self.sbd, self.partial = root, train_set, sbd, partial
 
     def source(self, split: Split) -> Source:
         """The images of a split; raises ``InputError`` where files are missing."""
@@ -76,7 +78,7 @@ class VOC2012(SegmentationData):
             source = self._augmented(root)
         else:
             source = VocPairs(_found(root, read_list(root / "ImageSets" / "Segmentation" / f"{name}.txt"), []))
-        warn_of_count(root, name, len(source), COUNTS[name])
+        check_count(root, name, len(source), COUNTS[name], self.partial)
         return source
 
     def _augmented(self, root: Path) -> "VocPairs":

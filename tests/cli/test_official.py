@@ -11,7 +11,6 @@ from PIL import Image
 from lsseg.metrics.cityscapes import cityscapes_object_scores, cityscapes_pixel_scores
 
 pytest.importorskip("cityscapesscripts")
-pytestmark = pytest.mark.filterwarnings("ignore:the .* split")
 HERE = Path(__file__).parent
 
 
@@ -58,7 +57,7 @@ def submit(lsseg, root):
 
 
 def test_official_scores_agree_with_the_projects(tmp_path, lsseg, cityscapes):
-    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes))
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), partial=True)
     status, out, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
     assert status == 0, err
     assert "official: " in out
@@ -78,7 +77,7 @@ def test_official_scores_agree_with_the_projects(tmp_path, lsseg, cityscapes):
 
 
 def test_official_scores_of_instances(tmp_path, lsseg, cityscapes):
-    file = config(tmp_path, "tiny_instances.yaml", "CityscapesInstances", root=str(cityscapes))
+    file = config(tmp_path, "tiny_instances.yaml", "CityscapesInstances", root=str(cityscapes), partial=True)
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
     assert status == 0, err
     scores = json.loads((tmp_path / "run" / "test.json").read_text())["scores"]
@@ -107,7 +106,7 @@ def test_files_for_the_server_of_ade20k(tmp_path, lsseg):
         for i in range(2):
             save(root / "images" / folder / f"ADE_{i}.png", g.integers(0, 256, (60, 84, 3)))
             save(root / "annotations" / folder / f"ADE_{i}.png", g.integers(0, 151, (60, 84)))
-    file = config(tmp_path, "tiny.yaml", "ADE20K", root=str(root), resize=[32, 48])
+    file = config(tmp_path, "tiny.yaml", "ADE20K", root=str(root), partial=True, resize=[32, 48])
     status, _, err = lsseg("fit", "--config", file, "--trainer.callbacks=null", "--trainer.default_root_dir=run")
     assert status == 0, err
     predict = ("predict", "--config", "run/config.yaml", "--ckpt_path", "run/last.ckpt", "--predictions.output")
@@ -125,14 +124,14 @@ def test_files_for_the_server_of_ade20k(tmp_path, lsseg):
 
 
 def test_where_there_are_no_official_scores(tmp_path, lsseg, cityscapes):
-    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), resize=[32, 32])
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), partial=True, resize=[32, 32])
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
     assert (status, "official scores are of whole images; data.resize must be null" in err) == (1, True)
     file = config(tmp_path, "tiny.yaml", "SyntheticShapes", train_images=4, val_images=1, test_images=1, size=[32, 32])
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=other")
     assert (status, "data SyntheticShapes has none; these have: Cityscapes" in err) == (1, True)
     next((cityscapes / "gtFine/val/bonn").glob("*_instanceIds.png")).unlink()
-    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes))
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), partial=True)
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=third")
     assert (status, "Cityscapes' own scores need *_labelIds.png and *_instanceIds.png" in err) == (1, True)
     # All of it before the training.
@@ -140,7 +139,7 @@ def test_where_there_are_no_official_scores(tmp_path, lsseg, cityscapes):
 
 
 def test_a_broken_truth_leaves_nothing(tmp_path, lsseg, cityscapes):
-    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes))
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), partial=True)
     next((cityscapes / "gtFine/val/bonn").glob("*_instanceIds.png")).write_bytes(b"")
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
     assert (status, "Cityscapes' scripts refuse a file: Unable to load" in err) == (1, True), err
@@ -148,7 +147,7 @@ def test_a_broken_truth_leaves_nothing(tmp_path, lsseg, cityscapes):
 
 
 def test_a_failure_in_a_trial_run_is_one_line(tmp_path, lsseg, cityscapes):
-    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes))
+    file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), partial=True)
     next((cityscapes / "leftImg8bit/train/ulm").glob("*.png")).write_bytes(b"")
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run", "--trainer.fast_dev_run=true")
     assert (status, "cannot decode" in err, "Traceback" in err) == (1, True, False), err

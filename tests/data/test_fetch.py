@@ -70,3 +70,18 @@ def test_over_http(lsseg, tmp_path):
         assert status == 1
         assert "File not found" in err
         server.shutdown()
+
+
+def test_what_only_some_settings_need_is_named_where_the_rest_is_there(tmp_path, lsseg, monkeypatch):
+    monkeypatch.setenv("LSSEG_DATA", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "300")
+    extra = {"coarse/*/*.png": 2}
+    monkeypatch.setattr("lsseg.cli.data.DATA_SETS", {"mine": DataSet("Mine", "mine", {"fine": 1}, "CC0", extra=extra)})
+    (tmp_path / "mine" / "coarse" / "ulm").mkdir(parents=True)
+    (tmp_path / "mine" / "fine").mkdir()
+    assert "fine is missing" in lsseg("data")[1]
+    (tmp_path / "mine" / "fine" / "1.png").touch()
+    assert "complete, but coarse/*/*.png has 0 files of 2" in lsseg("data")[1]
+    for name in "12":
+        (tmp_path / "mine" / "coarse" / "ulm" / f"{name}.png").touch()
+    assert "but" not in lsseg("data")[1]
