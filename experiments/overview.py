@@ -231,7 +231,7 @@ def _picture(paper: str, name: str) -> list[str]:
     """The figure itself, where one was made at the small size."""
     number = re.match(r"Figure (\d+)", name)
     path = HERE / paper / f"figure{number[1]}.png" if number else HERE
-    return ["", f"![{name}]({paper}/{path.name})"] if path.is_file() else []
+    return ["", f"On the small data: ![{name}]({paper}/{path.name})"] if path.is_file() else []
 
 
 def _columns(rows: dict[str, dict[str, str]], costs: list[str]) -> list[str]:

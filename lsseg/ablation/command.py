@@ -209,7 +209,10 @@ def _at(suite: Suite, point: str) -> Run:
 def _write_report(folder: Path, console: Console) -> None:
     from lsseg.ablation.report import write_report  # only now: it needs torch and matplotlib
 
-    write_report(folder, console)
+    try:
+        write_report(folder, console)
+    except OSError as error:  # with a name, which a full disk's error may lack
+        raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
 
 
 def _chosen(runs: list[Run], patterns: list[str] | None) -> list[Run]:

