@@ -10,8 +10,9 @@
     variants:
       - {name: cross_entropy, label: Cross-entropy}
       - {name: level_set, config: level_set.yaml, set: {model: LevelSetLossTask}, paper: {miou: 76.5}}
-      - {name: fcn_ls, config: fcn_ls.yaml, baseline: fcn}              # compared with a row of its own
+      - {name: fcn_ls, config: [fcn.yaml, ls.yaml], baseline: fcn}      # compared with a row of its own
       - {name: fine, start: coarse}             # starts from the last weights of an earlier variant, of the same seed
+      - {name: views, start: fine, set: {trainer.max_steps: 0, model.test_flip: true}}         # only tests them
       - {name: crf, label: Dense CRF, cite: true, paper: {miou: 71.2}}   # a row of the paper that is not run
     grid: {model.lr: [0.01, 0.1]}      # optional: every variant at every point of the grid
     subsets: {Seq05VD: "Seq05VD*"}     # optional: scores on the test images of these names, too
@@ -201,8 +202,10 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         where = ",".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in point.items())
         name = ",".join(part for part in (str(entry["name"]), where) if part)
         label = ", ".join(part for part in (str(entry.get("label", entry["name"])), where) if part)
-        if not isinstance(entry.get("config", ""), str) or not isinstance(entry.get("label", ""), str):
-            raise InputError(f"{path}: config and label of variant {entry['name']!r} must be text")
+        own = entry.get("config", [])
+        own = own if isinstance(own, list) else [own]
+        if not all(isinstance(text, str) for text in (*own, entry.get("label", ""))):
+            raise InputError(f"{path}: config (or a list of them) and label of variant {entry['name']!r} must be text")
         paper = _mapping(path, entry, "paper")
         for score, number in paper.items():
             if not can_be_cited(score) or isinstance(number, bool) or not isinstance(number, int | float):
@@ -211,8 +214,7 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
                 )
         if not isinstance(entry.get("cite", False), bool):
             raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
-        files = [*base, *([entry["config"]] if "config" in entry else [])]
-        configs = tuple(str(_file(path, file)) for file in files) + tuple(map(str, extra))
+        configs = tuple(str(_file(path, file)) for file in (*base, *own)) + tuple(map(str, extra))
         for config in configs:
             _check_config(config)
         settings = {**shared, **_mapping(path, entry, "set"), **point}

@@ -120,7 +120,10 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
         ({"variants": [{"label": "a"}]}, "variants must be a list of mappings with a name"),
         ({}, "variants must be a list of mappings with a name (or give a grid)"),
         ({"base": 3, "variants": [{"name": "a"}]}, "base must be a file or a list of files, not 3"),
-        ({"variants": [{"name": "a", "config": ["b.yaml"]}]}, "config and label of variant 'a' must be text"),
+        (
+            {"variants": [{"name": "a", "config": [1]}]},
+            "(or a list of them) and label of variant 'a' must be text",
+        ),
         ({"variants": [{"name": "a", "set": {3: 4}}]}, "set must be a mapping of names"),
         ({"variants": [{"name": "a", "paper": {"miou": "76"}}]}, "paper.miou: '76'; expected a number for one of miou"),
         ({"variants": [{"name": "a", "paper": {"dice": 76}}]}, "paper.dice: 76; expected a number for one of miou"),
