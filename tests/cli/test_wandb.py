@@ -1,6 +1,8 @@
 """W&B: what an offline run holds, and that nobody is ever asked anything."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,12 @@ from jsonargparse import ArgumentParser
 
 from lsseg.callbacks.wandb import _mode
 from lsseg.cli.parser import ConfigDumper
+from lsseg.files import read_jsonl
 
 TINY = Path(__file__).with_name("tiny.yaml")
+_spec = importlib.util.spec_from_file_location("wandb_server", TINY.with_name("wandb_server.py"))
+wandb_server = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(wandb_server)
 
 
 def test_mode_is_offline_unless_the_user_is_logged_in(tmp_path, monkeypatch):
@@ -49,6 +55,22 @@ def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
         assert expected in read.stdout, expected
     assert list(offline.glob("files/media/images/panels/*.png"))
     assert list(offline.glob("files/media/table/test/*.json"))
+    # What `wandb sync` makes of it.
+    with wandb_server.WandbServer() as server:
+        login = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": 40 * "a", "HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "wandb", "sync", str(offline)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **login}, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = server.runs[0]
+    assert (made["displayName"], made["groupName"], made["tags"]) == ("run", "mine", ["a", "b"])
+    assert any("SyntheticShapes" in run["config"] for run in server.runs)
+    logged = {row["trainer/global_step"]: row["train/loss"] for row in server.history if "train/loss" in row}
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert logged == {row["step"]: pytest.approx(row["train/loss"]) for row in rows if "train/loss" in row}
+    (table,) = (json.loads(content) for name, content in server.uploaded.items() if "media/table/test" in name)
+    scores = json.loads((folder / "test.json").read_text())["scores"]
+    assert dict(table["data"]) == {name: pytest.approx(score) for name, score in scores.items()}
+    assert sum("media/images/panels" in name for name in server.uploaded) == 3
 
 
 @pytest.mark.parametrize("text", ["2e372009", "12345678", "1e5", "nan", "true", "a: b", "plain"])
