@@ -37,8 +37,9 @@ SHOWN = {
         "Figure 3 (level-set functions)": f"{FIGURES} maps R/fcn32s-seed0 R/fcn32s_ls-seed0 --class car`, "
         "R being `runs/kim2019-table1-small`, or `runs/kim2019-table1` with `--class bird`",
         "Figure 4 (losses while training)": "figure4.yaml",
-        "Figure 6 (pictures)": f"{FIGURES} pictures R/fcn32s-seed0 R/fcn8s-seed0 R/fcn32s_ls-seed0`",
-        "Figure 7 (pictures)": f"{FIGURES} pictures R/deeplab_v2-seed0 R/deeplab_v2_crf-seed0 R/deeplab_v2_ls-seed0`",
+        "Figure 6 (pictures)": f"{FIGURES} pictures R/fcn32s-seed0 R/fcn8s-seed0 R/fcn32s_ls-seed0`, R as above",
+        "Figure 7 (pictures)": f"{FIGURES} pictures R/deeplab_v2-seed0 R/deeplab_v2_crf-seed0 R/deeplab_v2_ls-seed0`, "
+        "R as above",
     },
     "zhang2019": {
         "Table I (Cityscapes)": "table1.yaml",
@@ -56,10 +57,10 @@ SHOWN = {
         "Figure 5 (pictures, ADE20K)": f"{FIGURES} pictures R/fcn8s_resnet101-seed0 R/dmls_resnet101-seed0`, R being "
         "`runs/zhang2019-table4`",
         "Figure 6 (level sets)": f"{FIGURES} pictures R/mls-seed0 R/fcn8s-seed0`, R being `runs/zhang2019-table6`",
-        "Figure 7 (steps)": "`R/all-seed0/panels/test-NAME-steps.png`; of any image by `lsseg predict … "
-        "--predictions.steps true`",
+        "Figure 7 (steps)": "`runs/zhang2019-table6/all-seed0/panels/test-NAME-steps.png`; of any image by "
+        "`lsseg predict … --predictions.steps true`",
         "Figure 8 (deep supervision)": f"{FIGURES} pictures R/rfcn-seed0 R/rfcn_wce-seed0 R/rfcn_dsl-seed0 "
-        "R/rfcn_dsl_wce-seed0 R/all-seed0`",
+        "R/rfcn_dsl_wce-seed0 R/all-seed0`, R being `runs/zhang2019-table6`",
     },
     "homayounfar2020": {
         "Table 1 (Cityscapes test)": "table1.yaml",
@@ -73,7 +74,7 @@ SHOWN = {
         "Resolution": "resolution.yaml",
         "Inference time": "time.csv",
         "Figure 2 (pictures, Cityscapes)": f"{FIGURES} pictures R/mask_rcnn-seed0 R/level_set_rcnn-seed0`, R being "
-        "`runs/homayounfar2020-table2_cityscapes`",
+        "`runs/homayounfar2020-table2-cityscapes`",
         "Figure 3 (pictures, COCO)": f"{FIGURES} pictures R/level_set_rcnn-seed0`, R being "
         "`runs/homayounfar2020-table2`",
     },

@@ -211,8 +211,10 @@ def _write_report(folder: Path, console: Console) -> None:
 
     try:
         write_report(folder, console)
-    except OSError as error:  # with a name, which a full disk's error may lack
-        raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
+    except OSError as error:
+        if error.filename or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error  # a full disk's error lacks a name
 
 
 def _chosen(runs: list[Run], patterns: list[str] | None) -> list[Run]:

@@ -234,6 +234,8 @@ def _earlier(path: Path, entry: dict[str, Any], where: str, made: list[Variant])
     wanted = f"{entry['start']},{where}".strip(",")
     for variant in made:
         if variant.name == wanted and not variant.cite:
+            if variant.settings.get("trainer.max_steps") == 0:
+                raise InputError(f"{path}: {entry['name']!r} cannot start from {variant.name!r}, which only tests")
             return variant
     raise InputError(
         f"{path}: start {entry['start']!r} of variant {entry['name']!r} is no variant before it that is run"

@@ -187,10 +187,9 @@ def _overview() -> Table:
     for name, known in DATA_SETS.items():
         root = data_root(known.folder)
         problem = _incomplete(known, root) if root.is_dir() else "missing"
-        lacking = None if problem else _lacking(known.extra, root)
-        state = (
-            f"[yellow]{problem}" if problem else f"[green]complete[/], but {lacking}" if lacking else "[green]complete"
-        )
+        state = f"[yellow]{problem}" if problem else "[green]complete"
+        if not problem and (lacking := _lacking(known.extra, root)):
+            state += f"[/]; for some settings, {lacking}"
         verb = "fetches it" if known.archive else "says how"
         table.add_row(known.class_name, str(root), state, f"`lsseg data {name}` {verb} ({known.terms})")
     folder = "a folder of yours: images/, masks/, classes.yaml"

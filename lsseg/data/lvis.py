@@ -81,6 +81,8 @@ class LVIS(InstanceData):
             tested; with it the paper's AP* is measured), or ``all``.
         train: Annotations of the training split, below the root.
         val: Annotations of the validation split, which is the test, too.
+        val_images: Only its images of this folder: ``val2017`` leaves out those that a network has seen that was
+            trained on COCO (LVIS v1 has nearly 15 000 of them); null is all.
         **options: See :class:`InstanceData`.
     """
 
@@ -91,6 +93,7 @@ class LVIS(InstanceData):
         categories: Literal["coco", "all"] = "coco",
         train: str = "lvis_v1_train.json",
         val: str = "lvis_v1_val.json",
+        val_images: Literal["train2017", "val2017"] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -101,6 +104,7 @@ class LVIS(InstanceData):
             raise InputError(
                 f"data.coco_root {self.coco_root} is not a folder; it holds COCO's train2017/ and val2017/"
             )
+        self.val_images = val_images
         self.categories, self.splits = categories, {"train": train, "val": val, "test": val}
         self._files: dict[str, LvisFile] = {}
         if categories == "coco":
@@ -123,4 +127,10 @@ class LVIS(InstanceData):
 
     def source(self, split: Split) -> InstanceSource:
         """The objects of a split; raises ``InputError`` where files are missing or broken."""
-        return CocoObjects(self.annotations(split), self.coco_root, self.labels(split))
+        file = self.annotations(split)
+        images = file.images
+        if self.val_images is not None and split != "train":
+            images = [entry for entry in images if entry["file_name"].startswith(f"{self.val_images}/")]
+            if not images:
+                raise InputError(f"{file.path}: no image of {self.val_images}, which data.val_images asks for")
+        return CocoObjects(file, self.coco_root, self.labels(split), images)

@@ -27,10 +27,10 @@ class ObjectClasses(SegmentationData):
 
     def __init__(self, objects: InstanceData, groups: dict[str, list[str]] | None = None, **options: Any) -> None:
         super().__init__(**options)
+        key = "data.objects" if groups is None else "data.groups"
         if groups is None:
             groups = {name: [name] for name in objects.class_names}
         if not 1 <= len(groups) < IGNORE_INDEX:
-            key = "data.objects" if len(groups) == objects.num_classes else "data.groups"
             raise InputError(f"{key} has {len(groups)} classes; label maps hold 1 to {IGNORE_INDEX - 1} and background")
         self.objects = objects
         self.class_of = class_of(groups, objects.class_names)
@@ -59,6 +59,8 @@ def class_of(groups: dict[str, list[str]], names: Sequence[str]) -> npt.NDArray[
     for index, (group, members) in enumerate(groups.items(), 1):
         if not members:
             raise InputError(f"data.groups.{group} holds no class")
+        if group == "background":
+            raise InputError("data.groups.background: leave it out, it is what no group holds")
         for name in members:
             if name not in names:
                 known = ", ".join(get_close_matches(name, names, 4, 0.4)) or f"{names[0]} and others"

@@ -73,9 +73,10 @@ class Task(pl.LightningModule):
 
     def log_losses(self, terms: dict[str, Tensor], images: int) -> None:
         """Refuse a training loss that is no number; log all terms, as means over the processes."""
-        self.refuse_nonfinite(terms)
         values = mean_over_processes(torch.stack([value.detach().float() for value in terms.values()]))
-        for name, value in zip(terms, values, strict=True):
+        means = dict(zip(terms, values, strict=True))
+        self.refuse_nonfinite(means)  # of all processes: each says so, and none waits for another
+        for name, value in means.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=images)
 
     def clock(self) -> float:

@@ -55,11 +55,11 @@ class DMLSTask(SegmentationTask):
             raise InputError(f"model.boundary_weight must not be negative, not {boundary_weight}")
         if not 0 <= level_set_weight < math.inf:
             raise InputError(f"model.level_set_weight must not be negative, not {level_set_weight}")
-        self._counts_classes = class_weights == MEDIAN_FREQUENCY
-        # Weights that are still to be counted have their place in the checkpoint from the beginning.
-        weights = [1.0] * num_classes if self._counts_classes else _weights(class_weights)
-        if weights is not None:
-            _check_weights("class_weights", weights, num_classes)
+        if isinstance(class_weights, list):
+            _check_weights("class_weights", class_weights, num_classes)
+        self._weights_from = class_weights if isinstance(class_weights, str) else None
+        # Weights that are still to be found have their place in the checkpoint from the beginning.
+        weights = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
         criterion = WeightedCrossEntropy(weights, boundary_weight)
         super().__init__(num_classes, network=network or partial(DMLS), criterion=criterion, **options)
         steps = self.network.steps if isinstance(self.network, DMLS) else 1
@@ -74,13 +74,13 @@ class DMLSTask(SegmentationTask):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint brings its class weights along."""
         super().on_load_checkpoint(checkpoint)
-        self._counts_classes = False
+        self._weights_from = None
 
     def on_fit_start(self) -> None:
-        """Count the classes of the training split where their weights follow from it."""
-        if not self._counts_classes:
+        """Find the weights of the classes where they are not given as numbers."""
+        if self._weights_from is None or self.trainer.max_steps == 0:
             return
-        weights = self._count() if self.trainer.is_global_zero else None
+        weights = self._found(self._weights_from) if self.trainer.is_global_zero else None
         weights = self.trainer.strategy.broadcast(weights)
         assert self.criterion.class_weights is not None
         self.criterion.class_weights.copy_(torch.tensor(weights))
@@ -108,10 +108,21 @@ class DMLSTask(SegmentationTask):
         loss: Tensor = self.criterion(scores, target)
         return loss + self.level_set_weight * self.level_set_loss(scores, target) if self.level_set_weight else loss
 
-    def _count(self) -> list[float]:
+    def _found(self, source: str) -> list[float]:
+        """Weights by name from a file, or counted."""
         data = self.trainer.datamodule
         if data is None:
-            raise InputError("model.class_weights 'median_frequency' needs a data module; give a list, or null")
+            raise InputError(f"model.class_weights {source!r} needs a data module; give a list, or null")
+        if source == MEDIAN_FREQUENCY:
+            return self._count(data)
+        weights = _read_weights(source)
+        if set(weights) != set(data.class_names):
+            raise InputError(f"model.class_weights {source} is of other classes: it has {', '.join(weights)}")
+        found = [weights[name] for name in data.class_names]
+        _check_weights("class_weights", found, self.num_classes)
+        return found
+
+    def _count(self, data: Any) -> list[float]:
         frequencies = class_frequencies(data.source("train"), self.num_classes, progress=True)
         weights = dict(zip(data.class_names, median_frequency_weights(frequencies), strict=True))
         missing = [name for name, weight in weights.items() if weight == 0]
@@ -124,15 +135,14 @@ class DMLSTask(SegmentationTask):
         return list(weights.values())
 
 
-def _weights(given: list[float] | str | None) -> list[float] | None:
-    """Weights as they are given, or from the file that another run has noted them in."""
-    if not isinstance(given, str):
-        return given
+def _read_weights(path: str) -> dict[str, float]:
+    """Weights by class, as another run has noted them in a file."""
     try:
-        return [float(weight) for weight in json.loads(Path(given).read_text()).values()]
+        return {name: float(weight) for name, weight in json.loads(Path(path).read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         right = f"{MEDIAN_FREQUENCY}, a list, null, or a run's class_weights.json"
-        raise InputError(f"model.class_weights must be {right}, not {given!r}") from error
+        reason = error.strerror if isinstance(error, OSError) else "not such a file"
+        raise InputError(f"model.class_weights must be {right}; {path}: {reason}") from error
 
 
 def _check_weights(key: str, weights: list[float], count: int) -> None:

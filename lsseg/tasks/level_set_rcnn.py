@@ -150,13 +150,15 @@ class LevelSetRCNNTask(Task):
         return terms
 
     def on_fit_start(self) -> None:
-        """Warn of frozen statistics that nothing was loaded into: batch-norm would do nothing."""
+        """Warn of frozen statistics that nothing was ever loaded into: batch-norm does nothing."""
+        if self.trainer.max_steps == 0:
+            return
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         means = [norm.running_mean for norm in norms if not norm.training and norm.running_mean is not None]
         if means and not any(bool(mean.any()) for mean in means):
             warnings.warn(
-                "model.network.batch_norm is frozen, but no weights were loaded: set it to trained, or give "
-                "model.network.encoder_weights or model.start",
+                "model.network.batch_norm is frozen, but its statistics are still those of the start (0 and 1): set it "
+                "to trained, or give model.network.encoder_weights",
                 stacklevel=2,
             )
 

@@ -107,6 +107,10 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
     [
         ({"variants": [{"name": "a"}, {"name": "a"}]}, "two runs have the same name 'a'"),
         ({"grid": {"model.lr": [0.1, 0.10]}}, "two runs have the same name 'lr=0.1'"),
+        (
+            {"variants": [{"name": "a", "set": {"trainer.max_steps": 0}}, {"name": "b", "start": "a"}]},
+            "'b' cannot start from 'a', which only tests",
+        ),
         ({"variants": [{"name": "a"}], "seeds": [1, 1]}, "a seed is given twice"),
         ({"variants": [{"name": "a"}], "seeds": "all"}, "seeds must be a list of whole numbers"),
         ({"variants": [{"name": "a"}], "baseline": "b"}, "baseline 'b' is none of the variants a"),

@@ -1,7 +1,6 @@
 """DMLS through the real command line: training, class weights, pictures of the steps, bad input."""
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 
@@ -144,19 +143,28 @@ def test_bad_input_is_one_line(fit, arguments, message):
     assert message in last[0]
 
 
-def test_weights_may_be_those_that_another_run_has_counted(fit, tmp_path):
+def test_weights_may_be_those_that_another_run_has_counted(fit, lsseg, tmp_path):
     names = ("background", "blob", "ring", "star", "panel", "wire", "dots")
     given = tmp_path / "class_weights.json"
-    given.write_text(json.dumps(dict(zip(names, range(1, 8), strict=True))))
+    # By name, whatever their order.
+    given.write_text(json.dumps(dict(reversed(list(zip(names, range(1, 8), strict=True))))))
     status, _, err = fit("--model.class_weights", given)
     assert status == 0, err
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)["state_dict"]
     assert state["criterion.class_weights"].tolist() == list(range(1, 8))
-    given.write_text("[1, 2]")
-    shutil.rmtree(tmp_path / "run")
-    status, _, err = fit("--model.class_weights", given)
-    assert status == 1
-    assert f"or a run's class_weights.json, not '{given}'" in err
+    given.unlink()  # the run goes on without it
+    run = tmp_path / "run"
+    status, _, err = lsseg("test", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt")
+    assert status == 0, err
+    for content, line in (
+        (None, f"or a run's class_weights.json; {given}: No such file or directory"),
+        ("[1, 2]", f"or a run's class_weights.json; {given}: not such a file"),
+        ('{"cat": 1, "dog": 2}', f"{given} is of other classes: it has cat, dog"),
+    ):
+        if content is not None:
+            given.write_text(content)
+        status, _, err = fit("--model.class_weights", given, "--trainer.default_root_dir", "other")
+        assert (status, line in err) == (1, True), err
 
 
 def test_weights_left_by_another_run_are_not_taken(fit, tmp_path):

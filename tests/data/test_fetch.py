@@ -83,7 +83,7 @@ def test_what_only_some_settings_need_is_named_where_the_rest_is_there(tmp_path,
     (tmp_path / "mine" / "fine").mkdir()
     assert "fine is missing" in lsseg("data")[1]
     (tmp_path / "mine" / "fine" / "1.png").touch()
-    assert "complete, but coarse/*/*.png has 0 files of 2" in lsseg("data")[1]
+    assert "complete; for some settings, coarse/*/*.png has 0 files of 2" in lsseg("data")[1]
     for name in "12":
         (tmp_path / "mine" / "coarse" / "ulm" / f"{name}.png").touch()
-    assert "but" not in lsseg("data")[1]
+    assert "some settings" not in lsseg("data")[1]

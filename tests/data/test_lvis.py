@@ -18,6 +18,16 @@ def test_the_categories_of_coco_in_its_order(tmp_path, write_lvis):
     assert [[data.class_names[k] for k in source.read(i)[1].labels] for i in range(2)] == [["dog"], ["person"]]
 
 
+def test_images_that_a_network_trained_on_coco_has_not_seen(tmp_path, write_lvis):
+    root = write_lvis(tmp_path)
+    data = LVIS(str(root), val_images="val2017")
+    assert [data.source("test").name(i) for i in range(len(data.source("test")))] == ["001"]
+    assert len(data.source("train")) == 2
+    (root / "lvis_v1_val.json").write_text((root / "lvis_v1_val.json").read_text().replace("/val2017/", "/train2017/"))
+    with pytest.raises(InputError, match=r"lvis_v1_val\.json: no image of val2017, which data\.val_images asks for"):
+        LVIS(str(root), val_images="val2017").source("val")
+
+
 def test_all_categories(tmp_path, write_lvis):
     data = LVIS(str(write_lvis(tmp_path)), categories="all")
     assert data.class_names == ("acorn", "person", "dog")

@@ -65,6 +65,7 @@ def test_classes_may_be_grouped():
         ({"all": ["rng"]}, r"data\.groups\.all: the objects have no class 'rng'; they have ring"),
         ({"a": ["ring"], "b": ["ring"]}, r"data\.groups\.b: 'ring' is in another group already"),
         ({"a": []}, r"data\.groups\.a holds no class"),
+        ({"background": ["ring"]}, r"data\.groups\.background: leave it out, it is what no group holds"),
         ({}, r"data\.groups has 0 classes; label maps hold 1 to 254 and background"),
     ],
 )
