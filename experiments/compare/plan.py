@@ -3,10 +3,13 @@
 python experiments/compare/plan.py rates camvid [--small]                        → camvid[-small]-rates.yaml
 python experiments/compare/plan.py updates runs/compare-camvid[-small]-rates     → camvid[-small]-updates.yaml
 python experiments/compare/plan.py time runs/compare-camvid[-small]-updates      → camvid[-small]-time.yaml
+    [--clock runs/compare-camvid[-small]-updates-clock]
 
 1. rates: every method with every learning rate of one grid, scored on the validation split, with a seed of its own.
 2. updates: every method at its best rate, five seeds, equal numbers of updates, scored on the test split.
-3. time: the same, with as many updates as fit into the training time of cross-entropy, measured in stage 2.
+3. time: the same, with as many updates as fit into the training time of cross-entropy, measured in stage 2. Where
+   something else ran beside stage 2, its times say little: then, on a machine that does nothing else,
+   `lsseg ablate camvid[-small]-updates.yaml --config clock.yaml`, and --clock with its folder.
 
 `camvid` or `car_parts` (as semantic classes); two encoders. --small fits two CPU cores.
 """
@@ -93,6 +96,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["rates", "updates", "time"])
     parser.add_argument("what", help="rates: camvid or car_parts; else the folder of the stage before")
     parser.add_argument("--small", action="store_true", help="rates: for two CPU cores")
+    parser.add_argument("--clock", type=Path, help="time: folder of short runs that were timed alone")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write into (default: beside this file)")
     options = parser.parse_args()
     if not options.out.is_dir():
@@ -109,7 +113,7 @@ def main() -> None:
         if not found.is_file():
             sys.exit(f"{options.what} is no folder of compare-…-{before}: there is no {found}")
         suite = yaml.safe_load(found.read_text())
-        results = read_results(Path(options.what), found)
+        results = read_results(options.clock or Path(options.what), found)
         suite = updates(suite, results) if options.stage == "updates" else equal_time(suite, results)
     path = options.out / f"{name}-{options.stage}.yaml"
     head = f"# {HEADS[options.stage]}\n# Written by plan.py. lsseg ablate experiments/compare/{path.name}\n"

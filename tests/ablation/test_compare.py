@@ -86,3 +86,15 @@ def test_equal_time_means_as_many_updates_as_fit(plan):
     found = plan.equal_time(before, results)["variants"]
     assert [row["set"]["trainer.max_steps"] for row in found] == [200, 80]
     assert [row["set"]["model.lr"] for row in found] == [1, 2]
+
+
+def test_times_may_come_from_short_runs_that_were_timed_alone(run, tmp_path, capsys):
+    rates = load_suite(FOLDER / "camvid-small-updates.yaml")
+    rows = {
+        place: [(v.name, 30, t if "cross" in v.name else 0.1) for v in rates.variants for _ in rates.seeds]
+        for place, t in (("updates", 0.001), ("updates-clock", 0.05))
+    }
+    folders = {place: write_results(tmp_path / f"compare-camvid-small-{place}", rows[place]) for place in rows}
+    run("time", folders["updates"], "--clock", folders["updates-clock"])
+    content = yaml.safe_load((tmp_path / "camvid-small-time.yaml").read_text())
+    assert [row["set"]["trainer.max_steps"] for row in content["variants"]] == [200, 100, 100, 100, 100, 100] * 2
