@@ -1,5 +1,6 @@
 """A suite through the real command, each run in a process of its own."""
 
+import functools
 import json
 import os
 import signal
@@ -190,7 +191,10 @@ def test_an_interrupted_runner_leaves_no_process_and_continues(tmp_path):
     suite = write_suite(tmp_path, variants=[{"name": "ce", "set": settings}])
     run = tmp_path / "runs" / "tiny" / "ce-seed0"
     command = [sys.executable, "-m", "lsseg", "ablate", str(suite)]
-    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    # A shell's background job ignores interrupts, and so would what it starts.
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    runner = subprocess.Popen(command, preexec_fn=heeds, **quiet)
     wait_for((run / "last.ckpt").is_file)
     runner.send_signal(signal.SIGINT)
     assert runner.wait(60) != 0
