@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("--clock", type=Path, help="time: folder of short runs that were timed alone")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write into (default: beside this file)")
     options = parser.parse_args()
+    if options.clock and options.stage != "time":
+        parser.error("--clock belongs to the stage time")
     if not options.out.is_dir():
         sys.exit(f"--out {options.out} is not a folder")
     if options.stage == "rates":

@@ -82,7 +82,7 @@ class LVIS(InstanceData):
         train: Annotations of the training split, below the root.
         val: Annotations of the validation split, which is the test, too.
         val_images: Only its images of this folder: ``val2017`` leaves out those that a network has seen that was
-            trained on COCO (LVIS v1 has nearly 15 000 of them); null is all.
+            trained on COCO (LVIS v1 divides COCO's images differently); null is all.
         **options: See :class:`InstanceData`.
     """
 
