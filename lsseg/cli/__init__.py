@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes the process's.
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+        The exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads its output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(COMMANDS[command][0])
     try:
         status: int = module.main(argv)
+        sys.stdout.flush()
         return status
     except InputError as error:
         return _fail(_original(error))
@@ -63,9 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("lsseg: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 141  # of `lsseg … | head`: what a shell gives a program that ends of it
         # A full or read-only disk, a missing file: the operating system's words say which.
         name = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{name}")
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more; then nothing is written to it at the end, either."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def _fail(message: str) -> int:

@@ -1,5 +1,7 @@
 """What a user's mistake looks like: one line that names the key or the file, and a status that is not 0."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +293,13 @@ def test_a_full_or_read_only_disk(refused, tmp_path, monkeypatch):
     assert refused(*fit, tmp_path / "run").startswith("No space left on device: ")
     assert not list((tmp_path / "run").glob("*.ckpt*"))
     assert not list((tmp_path / "run").glob(".*.part"))
+
+
+def test_output_that_nobody_reads_on():
+    suite = Path(__file__).parents[2] / "experiments/kim2019/table5.yaml"
+    command = f"{sys.executable} -m lsseg ablate {suite} --dry-run"
+    done = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("141\n", "")
 
 
 def test_encoder_weights_that_cannot_be_had(refused, lsseg, tmp_path):
