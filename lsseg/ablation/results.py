@@ -168,7 +168,7 @@ def _load_result(run: Path, variant: str, seed: int) -> Result:
     kind: type[Result]
 
     def counts() -> tuple[npt.NDArray[np.str_], dict[str, npt.NDArray[Any]]]:
-        with np.load(run / "test_images.npz") as file:
+        with (run / "test_images.npz").open("rb") as raw, np.load(raw) as file:
             kept = {name: file[name] for name in file.files if name not in ("names", "classes")}
             missing = kind.needed - kept.keys()
             if missing:

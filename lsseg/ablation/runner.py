@@ -153,14 +153,13 @@ class Runner:
         if self._stopping.is_set():  # an interrupt that came before the process was known
             process.terminate()
         assert process.stdout is not None
-        with (folder / "log.txt").open("a") as log:
+        with process, (folder / "log.txt").open("a") as log:
             for line in process.stdout:
                 log.write(line)
                 log.flush()
                 self.listener(run.name, line.rstrip())
-        status = process.wait()
         self._processes.discard(process)
-        return "done" if status == 0 and (folder / "test.json").is_file() else "failed"
+        return "done" if process.returncode == 0 and (folder / "test.json").is_file() else "failed"
 
 
 def check_settings(folder: Path, runs: list[Run]) -> None:

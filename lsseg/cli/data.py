@@ -26,6 +26,7 @@ class DataSet(NamedTuple):
         source: Where to find it, then.
         layout: Files by pattern of another layout that is read, too.
         extra: Files by pattern that some settings need, and not all.
+        unpacked: Folders below its own in which it may lie as well, as its archive unpacks.
     """
 
     class_name: str
@@ -36,6 +37,7 @@ class DataSet(NamedTuple):
     source: str = ""
     layout: dict[str, int] = {}
     extra: dict[str, int] = {}
+    unpacked: tuple[str, ...] = ()
 
 
 CAMVID = DataSet(
@@ -59,7 +61,8 @@ DATA_SETS = {
         "images under Flickr's terms; cite Everingham et al. 2010, and Hariharan et al. 2011 for SBD",
         source="host.robots.ox.ac.uk/pascal/VOC/voc2012: the folder VOC2012 of VOCtrainval_11-May-2012.tar; for the "
         "10582 training images of trainaug also SBD (benchmark.tgz), unpacked into the folder sbd beside it",
-        extra={"../sbd/benchmark_RELEASE/dataset/cls": 11355},
+        extra={"../sbd/**/cls/*.mat": 11355},
+        unpacked=("VOC2012", "VOCdevkit/VOC2012"),
     ),
     "cityscapes": DataSet(
         "Cityscapes",
@@ -199,14 +202,18 @@ def _overview() -> Table:
 
 def _incomplete(known: DataSet, root: Path) -> str | None:
     """What is wrong with a copy, or None; of two layouts, the first one's."""
+    root = next((root / inner for inner in known.unpacked if (root / inner).is_dir()), root)
     problem = _lacking(known.counts, root)
     return None if problem and known.layout and not _lacking(known.layout, root) else problem
 
 
 def _lacking(counts: dict[str, int], root: Path) -> str | None:
     for part, expected in counts.items():
-        # A file, files of a pattern, or what a folder holds.
-        files = root.glob(part) if "*" in part else [root / part] if part.endswith(FILES) else (root / part).glob("*")
+        # A file, files of a pattern (beside this folder, too), or what a folder holds.
+        place, name = (root.parent, part[3:]) if part.startswith("../") else (root, part)
+        files = (
+            place.glob(name) if "*" in name else [place / name] if name.endswith(FILES) else (place / name).glob("*")
+        )
         found = sum(1 for path in files if path.is_dir() or (path.suffix.lower() in FILES and path.is_file()))
         if found != expected:
             return f"{part} has {found} files of {expected}" if expected > 1 else f"{part} is missing"

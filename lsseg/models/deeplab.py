@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import InputError, require
-from lsseg.models.encoder import EncoderNet, classifier_weights, make_encoder
+from lsseg.models.encoder import EncoderNet, make_encoder, take_over_classifier
 from lsseg.models.multi_scale import at_scales, check_scales
 from lsseg.models.output import SegOutput
 
@@ -90,12 +90,11 @@ class DeepLabLargeFOV(DeepLab):
             _overlapping_pools(encoder)
         first = nn.Conv2d(channels[-1], width, 3, padding=dilation, dilation=dilation)
         second = nn.Conv2d(width, width, 1)
-        given = classifier_weights(encoder_name, encoder_weights) if encoder_name.startswith("vgg") else None
-        if given is not None:
-            _take_over(first, second, given)
+        take_over_classifier(encoder_name, encoder_weights, first, second)
         pool: nn.Module = nn.MaxPool2d(3, 1, 1)
-        if encoder_name.startswith("vgg"):  # the original smooths its last map (pool5a)
-            pool = nn.Sequential(pool, nn.AvgPool2d(3, 1, 1))
+        if encoder_name.startswith("vgg"):
+            self.pretrained_parts = ("head",)
+            pool = nn.Sequential(pool, nn.AvgPool2d(3, 1, 1))  # the original smooths its last map (pool5a)
         self.head = nn.Sequential(
             pool,
             *(first, nn.ReLU(inplace=True), nn.Dropout(0.5)),
@@ -161,18 +160,6 @@ def _overlapping_pools(encoder: Any) -> None:
             encoder.features[place] = nn.MaxPool2d(3, 2, 1)
         elif isinstance(block, nn.Identity):
             encoder.features[place] = nn.MaxPool2d(3, 1, 1)
-
-
-def _take_over(first: nn.Conv2d, second: nn.Conv2d, given: dict[str, Tensor]) -> None:
-    """Fill both layers from a VGG's fully connected ones (4096×25088 and 4096×4096)."""
-    units, channels = first.weight.shape[:2]
-    step = len(given["0.bias"]) // units
-    with torch.no_grad():
-        dense = given["0.weight"].view(-1, channels, 7, 7)
-        first.weight.copy_(dense[: units * step : step, :, ::3, ::3])
-        first.bias.copy_(given["0.bias"][: units * step : step])  # type: ignore[union-attr]
-        second.weight.copy_(given["3.weight"][: units * step : step, : units * step : step, None, None])
-        second.bias.copy_(given["3.bias"][: units * step : step])  # type: ignore[union-attr]
 
 
 def _small(layer: nn.Module) -> None:

@@ -12,6 +12,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from lsseg.errors import InputError
 from lsseg.models.output import SegOutput
@@ -37,6 +38,7 @@ class EncoderNet(nn.Module):
 
     mean: Tensor
     std: Tensor
+    pretrained_parts: tuple[str, ...] = ()  # parts besides the encoder that its published weights hold, too
 
     def __init__(self, encoder_name: str, encoder_weights: str | None, stride: int) -> None:
         super().__init__()
@@ -98,14 +100,45 @@ def _wide_resnet(weights: str | None, stride: int) -> tuple[nn.Module, list[int]
     return encoder, channels, [2**level for level in range(len(channels))]
 
 
-def classifier_weights(name: str, weights: str | None) -> dict[str, Tensor] | None:
+def take_over_classifier(name: str, weights: str | None, first: nn.Conv2d, second: nn.Conv2d) -> None:
+    """Fill two convolutions from the first two fully connected layers of a VGG's weights, if they hold them.
+
+    Of narrower layers a regular selection of units is taken; of a 3×3 kernel rows and columns 0, 3 and 6 of the 7×7.
+
+    Args:
+        name: The encoder; only VGGs have such layers.
+        weights: As for :func:`make_encoder`.
+        first: 3×3 or 7×7, on the encoder's last map.
+        second: 1×1, behind it.
+
+    Raises:
+        InputError: If the weights cannot be had, or the layers have more units than theirs.
+    """
+    given = _classifier_weights(name, weights) if name.startswith("vgg") else None
+    if given is None:
+        return
+    units, channels, size, _ = first.weight.shape
+    most = len(given["0.bias"])
+    if units > most:
+        raise InputError(f"width {units} is more than the {most} units of {name}'s weights; give at most that")
+    step, grid = most // units, 6 // (size - 1)
+    chosen = slice(0, units * step, step)
+    with torch.no_grad():
+        dense = given["0.weight"].view(-1, channels, 7, 7)
+        first.weight.copy_(dense[chosen, :, ::grid, ::grid])
+        first.bias.copy_(given["0.bias"][chosen])  # type: ignore[union-attr]
+        second.weight.copy_(given["3.weight"][chosen, chosen, None, None])
+        second.bias.copy_(given["3.bias"][chosen])  # type: ignore[union-attr]
+
+
+def _classifier_weights(name: str, weights: str | None) -> dict[str, Tensor] | None:
     """What a VGG's weights hold of its fully connected layers, by their number; None where there are none."""
     if weights is None:
         return None
     if is_file_name(weights):
         return classifier_of_file(weights)
-    with readable_errors(name, weights):  # smp has just loaded the same file and left them out
-        url = smp.encoders.encoders[name]["pretrained_settings"][weights]["url"]
+    with readable_errors(name, weights):  # smp's copy leaves them out; it is made of torchvision's first weights
+        url = get_model_weights(name)["IMAGENET1K_V1"].url
         state = torch.hub.load_state_dict_from_url(url, map_location="cpu")
     return {key.removeprefix("classifier."): value for key, value in state.items() if key.startswith("classifier.")}
 

@@ -6,10 +6,11 @@ Legend: B images, C classes, H×W pixels.
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
-from lsseg.models.encoder import EncoderNet, make_encoder
+from lsseg.models.encoder import EncoderNet, make_encoder, take_over_classifier
 from lsseg.models.output import SegOutput
 
 
@@ -17,7 +18,9 @@ class FCN(EncoderNet):
     """Scores at strides 32, 16 and 8, added up on the way back to the image's resolution.
 
     The enlargements between the strides start as bilinear interpolation and are learnt, the last one to the image is
-    bilinear and fixed; skip scores start at 0. Images are padded to multiples of 32 instead of by 100 pixels.
+    bilinear and fixed; skip scores start at 0. Images are padded to multiples of 32 instead of by 100 pixels. Over a
+    VGG the skips come from what its fourth and third pooling give, and where its weights are given, both large layers
+    start as its fully connected ones, as in the paper.
 
     Args:
         num_classes: C.
@@ -49,9 +52,12 @@ class FCN(EncoderNet):
         super().__init__(encoder_name, encoder_weights, 32)
         self.encoder = encoder
         self.levels = [strides.index(32 >> shift) for shift in range(3) if 32 >> shift >= stride]
+        self.pooled = encoder_name.startswith("vgg")  # its map of a stride is the one before that stride's pooling
         deepest = channels[self.levels[0]]
-        self.hidden = _fully_connected(deepest, width) if width else nn.Identity()
-        widths = [width or deepest, *(channels[level] for level in self.levels[1:])]
+        self.hidden = _fully_connected(deepest, width, encoder_name, encoder_weights) if width else nn.Identity()
+        if self.pooled:
+            self.pretrained_parts = ("hidden",)
+        widths = [width or deepest, *(channels[level - self.pooled] for level in self.levels[1:])]
         scores = [nn.Conv2d(width, num_classes, 1) for width in widths]
         for parameter in (p for score in scores[1:] for p in score.parameters()):
             nn.init.zeros_(parameter)
@@ -62,18 +68,20 @@ class FCN(EncoderNet):
         """Scores of a B×3×H×W image with values in [0, 1]; the features are the finest that it scores."""
         padded = self.prepare(image)
         maps = self.encoder(padded)
-        x = self.scores[0](self.hidden(maps[self.levels[0]]))
+        finest = maps[self.levels[0]]
+        x = self.scores[0](self.hidden(finest))
         for level, score, enlarge in zip(self.levels[1:], self.scores[1:], self.enlarge, strict=True):
-            x = enlarge(x) + score(maps[level])
-        logits = nn.functional.interpolate(x, padded.shape[-2:], mode="bilinear", align_corners=False)
-        return self.output(logits, maps[self.levels[-1]], image, padded)
+            finest = F.max_pool2d(maps[level - 1], 2) if self.pooled else maps[level]
+            x = enlarge(x) + score(finest)
+        logits = F.interpolate(x, padded.shape[-2:], mode="bilinear", align_corners=False)
+        return self.output(logits, finest, image, padded)
 
 
-def _fully_connected(inputs: int, width: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for size, kernel in ((inputs, 7), (width, 1)):
-        layers += [nn.Conv2d(size, width, kernel, padding=kernel // 2), nn.ReLU(inplace=True), nn.Dropout2d()]
-    return nn.Sequential(*layers)
+def _fully_connected(inputs: int, width: int, encoder_name: str, encoder_weights: str | None) -> nn.Sequential:
+    first, second = nn.Conv2d(inputs, width, 7, padding=3), nn.Conv2d(width, width, 1)
+    take_over_classifier(encoder_name, encoder_weights, first, second)
+    layers = [[layer, nn.ReLU(inplace=True), nn.Dropout2d()] for layer in (first, second)]
+    return nn.Sequential(*(module for row in layers for module in row))
 
 
 def bilinear_doubling(channels: int) -> nn.ConvTranspose2d:

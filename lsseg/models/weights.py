@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
+from lsseg.models.wide_resnet import WideResNet38
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
@@ -30,6 +31,8 @@ def load_encoder_file(encoder: nn.Module, path: str) -> None:
         InputError: If the file is missing, cannot be read, or lacks a weight of the encoder or has it in another shape.
     """
     theirs = _read(Path(path))
+    if isinstance(encoder, WideResNet38):
+        theirs = encoder.own_names(theirs)
     ours = {key: value for key, value in encoder.state_dict().items() if not key.endswith("num_batches_tracked")}
     first = next(iter(ours))
     prefixes = {key[: -len(first)] for key in theirs if key.endswith(first)} or {""}

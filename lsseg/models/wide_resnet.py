@@ -3,6 +3,8 @@
 Legend: B images, H×W pixels. smp has no such encoder; this one has the interface of smp's.
 """
 
+import re
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,7 +52,8 @@ class PreActivation(nn.Module):
 class WideResNet38(nn.Module):
     """B×3×H×W → feature maps of strides 1 (the image), 2, 4, 8, 16 and 32.
 
-    Modules are named as in the authors' and the in-place batch-norm's releases (``mod1`` … ``mod7``, ``bn_out``).
+    Weights may be named as here, or as networks name them that have batch-norm and activation in one module
+    (``mod2.block1.bn1.weight``), which is how in-place batch-norm has it.
     """
 
     out_channels = (3, 128, 256, 512, 1024, 4096)
@@ -69,6 +72,11 @@ class WideResNet38(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under this network's names, where their batch-norms have the activation inside."""
+        return {re.sub(r"(^|\.)(bn\d|bn_out)\.(?=[a-z])", r"\1\2.0.", key): value for key, value in weights.items()}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """The feature maps, finest first."""

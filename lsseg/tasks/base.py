@@ -40,7 +40,7 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The recipe that all methods share."""
         steps = self.trainer.estimated_stepping_batches
-        return self.recipe.build(((name, p) for name, p in self.named_parameters() if p.requires_grad), steps)
+        return self.recipe.build(self, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the number of classes, to be compared with the data's when it is loaded."""

@@ -1,7 +1,6 @@
 """The optimiser recipe that all methods share."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ class Recipe:
         momentum: Of SGD; AdamW does not use it.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         poly_power: Exponent of the decay; 0 keeps the rate constant.
-        new_layers: Factor of the rate for what is no part of an encoder.
+        new_layers: Factor of the rate for what is no part of an encoder (a VGG's fully connected layers are).
         milestones: Shares of the training after which the rate falls to a tenth, instead of "poly"; null is "poly".
         warmup: Share of the training in which the rate rises to lr first, in a straight line.
     """
@@ -55,11 +54,11 @@ class Recipe:
                 f"one before, not {shares}"
             )
 
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]], steps: float) -> dict[str, Any]:
+    def build(self, module: nn.Module, steps: float) -> dict[str, Any]:
         """Optimiser and schedule in the form Lightning takes.
 
         Args:
-            parameters: What to optimise, by name.
+            module: Whose parameters to optimise.
             steps: Optimiser steps of the whole training; 0 of one that only tests.
 
         Raises:
@@ -70,7 +69,7 @@ class Recipe:
                 "the learning rate falls to 0 at the last step: set trainer.max_steps or trainer.max_epochs"
             )
         optimizer: torch.optim.Optimizer
-        groups = self._groups(list(parameters))
+        groups = self._groups(module)
         if self.name == "sgd":
             optimizer = torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=self.weight_decay)
         else:
@@ -85,9 +84,14 @@ class Recipe:
             schedule = ChainedScheduler([LinearLR(optimizer, 1 / (rising + 1), 1.0, rising), schedule])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _groups(self, parameters: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    def _groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if self.new_layers == 1:
-            return [{"params": [parameter for _, parameter in parameters]}]
-        old = [parameter for name, parameter in parameters if ".encoder." in name]
-        new = [parameter for name, parameter in parameters if ".encoder." not in name]
-        return [{"params": old}, {"params": new, "lr": self.lr * self.new_layers}]
+            return [{"params": list(parameters.values())}]
+        old = {name for name in parameters if ".encoder." in name}
+        for place, net in module.named_modules():
+            for part in getattr(net, "pretrained_parts", ()):
+                old |= {name for name in parameters if name.startswith(f"{place}.{part}.")}
+        new = [parameter for name, parameter in parameters.items() if name not in old]
+        kept = [parameter for name, parameter in parameters.items() if name in old]
+        return [{"params": kept}, {"params": new, "lr": self.lr * self.new_layers}]

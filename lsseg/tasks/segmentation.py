@@ -43,8 +43,8 @@ class SegmentationTask(Task):
         lr_warmup: Share of the training in which the rate rises to ``lr`` first.
         start: A checkpoint of another run, on other classes perhaps, whose weights the network starts from as far as
             they fit.
-        new_layers: Factor of the learning rate for what is no part of an encoder; 10 where encoders are pretrained, in
-            DeepLab and Zhang 2019.
+        new_layers: Factor of the learning rate for what is no part of an encoder (VGG's fully connected layers are);
+            10 where encoders are pretrained, in DeepLab and Zhang 2019.
         window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
         test_flip: Whether ``test``, ``validate`` and ``predict`` also look at mirrored images (not the validations
             during training); scores are averaged over all views.

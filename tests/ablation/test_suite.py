@@ -27,9 +27,15 @@ def write_suite(tmp_path, **content):
     return path
 
 
-def ablate(*argv):
-    command = [sys.executable, "-m", "lsseg", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=1200)
+@pytest.fixture
+def ablate(lsseg, monkeypatch):
+    """The runner in this process; its runs are processes all the same."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*argv):
+        return subprocess.CompletedProcess(argv, *lsseg(*argv))
+
+    return run
 
 
 VARIANTS = [
@@ -40,7 +46,7 @@ VARIANTS = [
 ]
 
 
-def damaged_files_are_named(folder):
+def damaged_files_are_named(folder, ablate):
     for name in ("test.json", "test_images.npz"):
         path = folder / "ce-seed0" / name
         whole = path.read_bytes()
@@ -52,7 +58,7 @@ def damaged_files_are_named(folder):
         path.write_bytes(whole)
 
 
-def test_a_suite_with_a_failing_run(tmp_path):
+def test_a_suite_with_a_failing_run(tmp_path, ablate):
     suite = write_suite(tmp_path, variants=VARIANTS, subsets={"first": "scene00000"})
     done = ablate("ablate", suite, "--jobs", 2)
     folder = tmp_path / "runs" / "tiny"
@@ -101,7 +107,7 @@ def test_a_suite_with_a_failing_run(tmp_path):
     assert "holds a run with other settings" in other.stderr
     assert (folder / "suite.json").read_text() == described
 
-    damaged_files_are_named(folder)
+    damaged_files_are_named(folder, ablate)
 
     # A subset without images costs its columns, not the report.
     description = json.loads(described) | {"subsets": {"none": "Zebra*"}}
@@ -110,7 +116,7 @@ def test_a_suite_with_a_failing_run(tmp_path):
     assert "| mIoU none |" in (folder / "results.md").read_text()
 
 
-def test_a_run_starts_from_the_last_weights_of_another(tmp_path):
+def test_a_run_starts_from_the_last_weights_of_another(tmp_path, ablate):
     variants = [
         {"name": "first"},
         {
@@ -186,7 +192,7 @@ def test_a_run_that_starts_while_its_runner_dies_goes_with_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_runner_leaves_no_process_and_continues(tmp_path):
+def test_an_interrupted_runner_leaves_no_process_and_continues(tmp_path, ablate):
     settings = {"trainer.max_steps": 200, "checkpoint_every_n_steps": 5, "trainer.val_check_interval": 4}
     suite = write_suite(tmp_path, variants=[{"name": "ce", "set": settings}])
     run = tmp_path / "runs" / "tiny" / "ce-seed0"
@@ -222,7 +228,7 @@ def kill_when(condition, suite, root):
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_nothing_but_the_time_until_there_is_room(tmp_path):
+def test_a_full_disk_costs_nothing_but_the_time_until_there_is_room(tmp_path, ablate):
     """A disk of its own, filled by the run, then by the report, then made larger: bit for bit the same in the end."""
     place = tmp_path / "disk"
     place.mkdir()
@@ -253,7 +259,7 @@ def test_a_full_disk_costs_nothing_but_the_time_until_there_is_room(tmp_path):
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_change_nothing(tmp_path):
+def test_kills_at_any_moment_change_nothing(tmp_path, ablate):
     """Within a step, while a checkpoint is written, before the test is, within the report: bit for bit the same."""
     settings = {"model": "LevelSetLossTask", "trainer.max_steps": 60, "checkpoint_every_n_steps": 5}
     settings |= {"trainer.val_check_interval": 4, "data.train_images": 10, "data.num_workers": 1}
@@ -288,7 +294,7 @@ def test_kills_at_any_moment_change_nothing(tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_a_suite_of_instances(tmp_path):
+def test_a_suite_of_instances(tmp_path, ablate):
     tiny = TINY.with_name("tiny_instances.yaml")
     plain = {"model.network.target": "binary", "model.network.evolution": "none", "model.network.resolution": 28}
     suite = tmp_path / "suite.yaml"

@@ -18,26 +18,38 @@ from lsseg.files import read_jsonl
 TINY = Path(__file__).with_name("tiny.yaml")
 
 
-def lsseg_process(*argv, cwd=None):
+def lsseg_process(*argv):
+    """A process of its own, which may start others."""
     command = [sys.executable, "-m", "lsseg", *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=cwd)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.fixture
+def alone(lsseg):
+    """The same as one process, this one."""
+
+    def run(*argv):
+        status, out, err = lsseg(*argv)
+        assert status == 0, out + err
+
+    return run
+
+
 @pytest.mark.slow
-def test_ddp_trains_and_scores_like_one_process(tmp_path):
+def test_ddp_trains_and_scores_like_one_process(tmp_path, alone):
     """Level-set loss on 2 ranks × 2 images; the test, on an odd number of images, gives the same to the last digit."""
     ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
     run = ("--config", TINY, "--model", "LevelSetLossTask", "--trainer.default_root_dir")
     lsseg_process("fit", *run, tmp_path / "ddp", *ddp)
     checkpoint = ("--ckpt_path", tmp_path / "ddp" / "last.ckpt")
     lsseg_process("test", *run, tmp_path / "two", *checkpoint, *ddp)
-    lsseg_process("test", *run, tmp_path / "one", *checkpoint)
+    alone("test", *run, tmp_path / "one", *checkpoint)
     one, two = (json.loads((tmp_path / name / "test.json").read_text()) for name in ("one", "two"))
     assert one["scores"] == two["scores"]
     assert one["test_images"] == two["test_images"] == 3
-    for name, options in (("one", ()), ("two", ddp)):
-        lsseg_process("validate", *run, tmp_path / f"{name}-val", *checkpoint, *options, "--data.val_images", 3)
+    for name, start, options in (("one", alone, ()), ("two", lsseg_process, ddp)):
+        start("validate", *run, tmp_path / f"{name}-val", *checkpoint, *options, "--data.val_images", 3)
     one, two = (read_jsonl(tmp_path / f"{name}-val" / "metrics.jsonl")[-1] for name in ("one", "two"))
     assert one["val/miou"] == two["val/miou"]
     assert one["val/loss"] == pytest.approx(two["val/loss"], rel=1e-6)
@@ -46,7 +58,7 @@ def test_ddp_trains_and_scores_like_one_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_a_suite_may_be_several_processes(tmp_path):
+def test_a_run_of_a_suite_may_be_several_processes(tmp_path, alone):
     suite = {
         "name": "pair",
         "base": [str(TINY)],
@@ -59,17 +71,17 @@ def test_a_run_of_a_suite_may_be_several_processes(tmp_path):
     run = tmp_path / "pair" / "ls-seed3"
     assert len(read_jsonl(run / "metrics.jsonl")) == 6 + 1  # by one process only
     again = ("--config", run / "config.yaml", "--trainer.devices", 1, "--trainer.strategy", "auto")
-    lsseg_process("test", *again, "--ckpt_path", run / "last.ckpt", "--trainer.default_root_dir", tmp_path / "one")
+    alone("test", *again, "--ckpt_path", run / "last.ckpt", "--trainer.default_root_dir", tmp_path / "one")
     one, two = (json.loads((folder / "test.json").read_text()) for folder in (tmp_path / "one", run))
     assert one["scores"] == two["scores"]
 
 
 @pytest.mark.slow
-def test_two_nodes_of_torchrun_score_like_one_process(tmp_path):
+def test_two_nodes_of_torchrun_score_like_one_process(tmp_path, alone):
     run = ("--config", TINY, "--trainer.default_root_dir")
-    lsseg_process("fit", *run, tmp_path / "fit")
+    alone("fit", *run, tmp_path / "fit")
     checkpoint = ("--ckpt_path", tmp_path / "fit" / "last.ckpt")
-    lsseg_process("test", *run, tmp_path / "one", *checkpoint)
+    alone("test", *run, tmp_path / "one", *checkpoint)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,7 +182,7 @@ class FrozenChanVeseNet(Frozen, ChanVeseNet):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["LevelSetLossTask", "DMLSTask", "ChanVeseTask"])
-def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path, method):
+def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path, alone, method):
     """The same losses, step by step, and the same weights: the mean over the valid pixels of both ranks, weights of
     classes counted once, every parameter used. The first logs cross-entropy as well. Batch-norm is frozen: its
     statistics are each rank's own.
@@ -187,9 +199,9 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path, meth
     model = {"class_path": method, "init_args": options}
     config.write_text(yaml.safe_dump({**tiny, "model": model}, sort_keys=False))
     run = ("fit", "--config", config, "--trainer.default_root_dir")
-    lsseg_process(*run, tmp_path / "one", "--data.batch_size=2", cwd=tmp_path)
+    alone(*run, tmp_path / "one", "--data.batch_size=2")
     two = ("--data.batch_size=1", "--trainer.devices=2", "--trainer.strategy=ddp")
-    lsseg_process(*run, tmp_path / "two", *two, cwd=tmp_path)
+    lsseg_process(*run, tmp_path / "two", *two)
     one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [row["step"] for row in one if "train/loss" in row] == [0, 1, 2, 3]
     for ours, theirs in zip(one, two, strict=True):
@@ -201,7 +213,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path, meth
 
 
 @pytest.mark.slow
-def test_instances_on_two_processes_are_scored_like_on_one(tmp_path):
+def test_instances_on_two_processes_are_scored_like_on_one(tmp_path, alone):
     """Uneven shares, a rank whose only test image is a copy, a training without and with a checkpoint."""
     tiny = TINY.with_name("tiny_instances.yaml")
     ddp = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
@@ -211,7 +223,7 @@ def test_instances_on_two_processes_are_scored_like_on_one(tmp_path):
     for images in (3, 1):
         number = ("--data.test_images", images)
         lsseg_process("test", *run, tmp_path / f"two{images}", *checkpoint, *ddp, *number)
-        lsseg_process("test", *run, tmp_path / f"one{images}", *checkpoint, *number)
+        alone("test", *run, tmp_path / f"one{images}", *checkpoint, *number)
         one, two = (json.loads((tmp_path / f"{n}{images}" / "test.json").read_text()) for n in ("one", "two"))
         assert one["scores"] == two["scores"]
         assert one["test_images"] == two["test_images"] == images

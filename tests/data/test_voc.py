@@ -46,6 +46,18 @@ def write_voc(root, merged=False, sbd=True):
     return voc
 
 
+def test_lsseg_data_looks_where_the_loader_does(tmp_path):
+    from lsseg.cli.data import DATA_SETS, _incomplete, _lacking
+
+    voc = write_voc(tmp_path)
+    counts = {"JPEGImages": 8, "SegmentationClass": 5}
+    known = DATA_SETS["voc2012"]._replace(counts=counts)
+    for root in (voc.parent.parent, voc.parent, voc):
+        assert _incomplete(known, root) is None
+    assert _incomplete(DATA_SETS["voc2012"], voc.parent) == "JPEGImages has 8 files of 17125"
+    assert _lacking(known.extra, tmp_path / "voc2012").endswith("has 5 files of 11355")
+
+
 def values(source):
     return {source.name(i): int(source.read(i)[1][0, 0]) for i in range(len(source))}
 

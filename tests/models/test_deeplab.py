@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsseg.errors import InputError
-from lsseg.models import DeepLabLargeFOV, DeepLabV2, MultiScale, SegOutput
+from lsseg.models import FCN, DeepLabLargeFOV, DeepLabV2, MultiScale, SegOutput
 from lsseg.models.encoder import make_encoder
 from lsseg.tasks import LevelSetLossTask, SegmentationTask
 
@@ -77,7 +77,30 @@ def test_fully_connected_layers_are_taken_over_from_a_file(tmp_path, wrapped):
     dense = state["classifier.0.weight"].view(32, 512, 7, 7)
     assert torch.equal(first.weight[1, :, 2, 0], dense[4, :, 6, 0])
     assert second.weight[2, 3] == state["classifier.3.weight"][8, 12]
+    whole = FCN(3, 32, "vgg11", str(path), width=32)
+    assert torch.equal(whole.hidden[0].weight, dense)
+    assert torch.equal(whole.hidden[3].weight[..., 0, 0], state["classifier.3.weight"])
     assert torch.equal(net.encoder.features[0].weight, state["features.0.weight"])
+
+
+def test_fully_connected_layers_of_published_weights(monkeypatch):
+    """smp's copy of a VGG's weights lacks them: they come from torchvision's file, here made up."""
+    encoder, _, _ = make_encoder("vgg11", None)
+    asked = []
+    published = {"classifier.0.bias": torch.arange(4096.0), "classifier.3.bias": torch.ones(4096), "features.0.bias": 1}
+    published["classifier.0.weight"] = torch.zeros(1).expand(4096, 512 * 49)
+    published["classifier.3.weight"] = torch.ones(1).expand(4096, 4096)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **_: asked.append(url) or published)
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.get_encoder", lambda *_, **__: encoder)
+    seen = {"input_space": "RGB", "input_range": [0, 1], "mean": [0.5] * 3, "std": [0.2] * 3}
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.get_preprocessing_params", lambda *_: seen)
+    net = FCN(3, 32, "vgg11", "imagenet", width=16)
+    assert net.hidden[0].bias.tolist() == list(range(0, 4096, 256))
+    assert torch.equal(net.hidden[3].weight, torch.ones(16, 16, 1, 1))
+    (url,) = asked
+    assert url.startswith("https://download.pytorch.org/models/vgg11-")
+    with pytest.raises(InputError, match="width 5000 is more than the 4096 units of vgg11"):
+        FCN(3, 32, "vgg11", "imagenet", width=5000)
 
 
 def test_a_file_without_fully_connected_layers_will_do(tmp_path):

@@ -33,6 +33,24 @@ def test_fcn_8s_on_vgg_16_has_the_published_number_of_parameters():
     assert count(convolutions) == pytest.approx(134.5e6, rel=0.002)  # Zhang 2019, table VIII
 
 
+def test_skips_of_a_vgg_come_from_its_poolings():
+    """Of 256 and 512 channels at strides 8 and 16 (pool3 and pool4), as in the paper; smp's maps are those before."""
+    net = FCN(3, 8, "vgg16", width=8).eval()
+    assert [score.in_channels for score in net.scores] == [8, 512, 256]
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        net.scores[2].weight.normal_()
+        found = net(image).features
+        x = net.prepare(image)
+        pools = 0
+        for module in net.encoder.features:
+            x = module(x)
+            pools += isinstance(module, nn.MaxPool2d)
+            if pools == 3:
+                break
+    assert torch.equal(found, x)
+
+
 @pytest.mark.parametrize(("encoder", "trunk"), [("resnet50", 23.5e6), ("resnet101", 42.5e6)])
 def test_fcn_8s_on_a_resnet_adds_only_scores(encoder, trunk):
     """As the tables of Zhang 2019 have it: VGG's two large layers would be ten times the network."""

@@ -1,5 +1,6 @@
 """What Homayounfar 2020's best entry adds: WideResNet-38, deformable convolutions, PANet's path."""
 
+import re
 from collections import OrderedDict
 
 import pytest
@@ -49,6 +50,19 @@ def test_wide_resnet_takes_weights_from_a_file_only(tmp_path):
         make_encoder("wide_resnet38", "imagenet")
     with pytest.raises(InputError, match="'wide_resnet38' cannot be dilated"):
         make_encoder("wide_resnet38", None, 8)
+
+
+def test_names_of_batch_norms_with_their_activation_inside():
+    """As in-place batch-norm's release has them."""
+    with torch.device("meta"):
+        keys = WideResNet38().state_dict()
+    theirs = {re.sub(r"(bn\d|bn_out)\.0\.", r"\1.", key): key for key in keys}
+    assert "mod4.block2.convs.bn2.weight" in theirs
+    assert "bn_out.running_mean" in theirs
+    assert WideResNet38.own_names(theirs) == {key: key for key in keys}
+    wrapped = {f"module.{key}": own for key, own in theirs.items()}
+    assert WideResNet38.own_names(wrapped) == {f"module.{key}": key for key in keys}
+    assert WideResNet38.own_names(dict.fromkeys(keys)) == dict.fromkeys(keys)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "tu-test_resnet.r160_in1k"])

@@ -2,13 +2,13 @@ import pytest
 from torch import nn
 
 from lsseg.errors import InputError
-from lsseg.models import FCN
+from lsseg.models import FCN, DeepLabLargeFOV
 from lsseg.tasks.optimizer import Recipe
 
 
 def built(**options):
     net = nn.ModuleDict({"network": FCN(3, encoder_name="tu-test_resnet.r160_in1k", width=8)})
-    return net, Recipe(**options).build(net.named_parameters(), 10)["optimizer"]
+    return net, Recipe(**options).build(net, 10)["optimizer"]
 
 
 def test_one_rate_for_all_is_one_group():
@@ -20,7 +20,7 @@ def test_one_rate_for_all_is_one_group():
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_new_layers_have_a_rate_of_their_own_that_falls_alike(name):
     net = nn.ModuleDict({"network": FCN(3, encoder_name="tu-test_resnet.r160_in1k", width=8)})
-    made = Recipe(name, lr=0.1, new_layers=10, poly_power=1).build(net.named_parameters(), 10)
+    made = Recipe(name, lr=0.1, new_layers=10, poly_power=1).build(net, 10)
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     old, new = optimizer.param_groups
     assert {id(p) for p in old["params"]} == {id(p) for p in net["network"].encoder.parameters()}
@@ -32,13 +32,22 @@ def test_new_layers_have_a_rate_of_their_own_that_falls_alike(name):
     assert (old["lr"], new["lr"]) == pytest.approx((0.05, 0.5))
 
 
+@pytest.mark.parametrize(("make", "new"), [(FCN, "scores"), (DeepLabLargeFOV, "classifier")])
+def test_the_fully_connected_layers_of_a_vgg_are_not_new(make, new):
+    net = nn.ModuleDict({"network": make(3, encoder_name="vgg11", width=8)})
+    _, group = Recipe(new_layers=10).build(net, 10)["optimizer"].param_groups
+    names = {name for name, p in net.named_parameters() if any(p is other for other in group["params"])}
+    assert {name.split(".")[1] for name in names} <= {new, "enlarge"}
+    assert any(name.startswith(f"network.{new}") for name in names)
+
+
 def test_a_negative_factor_is_refused():
     with pytest.raises(InputError, match=r"model\.new_layers must not be negative"):
         Recipe(new_layers=-1)
 
 
 def rates(steps, **options):
-    made = Recipe(lr=1.0, momentum=0.0, **options).build(nn.Linear(2, 1).named_parameters(), steps)
+    made = Recipe(lr=1.0, momentum=0.0, **options).build(nn.Linear(2, 1), steps)
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     found = []
     for _ in range(steps):
