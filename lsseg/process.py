@@ -10,14 +10,17 @@ DIE_WITH_PARENT = "LSSEG_DIE_WITH_PARENT"
 
 
 def die_with_parent() -> None:
-    """In a process that a runner started: have the kernel end it when the runner is gone, however it went.
+    """In a process that a runner, or the first process of a run, started: have the kernel end it with that one.
 
-    Before anything heavy is imported, so that no moment is left in which the runner could go unnoticed.
+    However that one went: a killed one tells nobody, and the others would wait for its messages. Before anything heavy
+    is imported, so that no moment is left in which it could go unnoticed.
     """
     parent = os.environ.get(DIE_WITH_PARENT)
-    if parent and sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if sys.platform != "linux" or not (parent or "LOCAL_RANK" in os.environ):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if parent:
         # Processes further down (DDP's ranks) have another parent: they follow it, not the runner.
         os.environ[DIE_WITH_PARENT] = str(os.getpid())
         if os.getppid() != int(parent):

@@ -169,9 +169,9 @@ def _read(options: argparse.Namespace) -> tuple[Suite, Path]:
 
 
 def _again(options: argparse.Namespace) -> list[str]:
-    """Arguments that make another process read the same suite and use the same folder."""
-    configs = [f"--config={file}" for file in options.config]
-    return [str(options.spec), f"--root={options.root}", *configs]
+    """Arguments that make another process, wherever it starts, read the same suite and use the same folder."""
+    configs = [f"--config={file.resolve()}" for file in options.config]
+    return [str(options.spec.resolve()), f"--root={options.root.resolve()}", *configs]
 
 
 def _resources(pairs: list[str]) -> dict[str, Any]:
@@ -242,7 +242,10 @@ def _tell(outcomes: dict[str, Outcome], folder: Path, console: Console) -> None:
             console.print(f"{name} was not started: the run that it starts from is not finished", style="red")
         if outcome == "failed":
             log = folder / name / "log.txt"
-            last = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log.is_file() else []
+            if not log.is_file():
+                console.print(f"{name} failed: {log.parent} was deleted during the run", style="red", markup=False)
+                continue
+            last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
             console.print(f"{name} failed; the last lines of {log}:", style="red", markup=False)
             for line in last:
                 console.print(f"  {line}", markup=False, highlight=False)

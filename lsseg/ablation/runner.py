@@ -3,11 +3,11 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -88,7 +88,9 @@ class Runner:
         if self._stopping.is_set():
             return "failed"
         folder.mkdir(parents=True, exist_ok=True)
-        with self._lock(folder / ".lock", run.name) as lock:
+        locks = self.folder / ".locks"  # not in the run's folder: who deletes that one must not free the run
+        locks.mkdir(exist_ok=True)
+        with self._lock(locks / run.name, run.name) as lock:
             if lock is None:
                 return "busy"
             if (folder / "test.json").is_file():
@@ -128,14 +130,15 @@ class Runner:
         if run.name != self.agent_of:
             for key in OF_AN_AGENT:
                 environment.pop(key, None)
-        arguments.append(f"--wandb.id={_wandb_id(folder, environment.get('WANDB_RUN_ID'))}")
-        checkpoint = _checkpoint(folder)
+        checkpoint = self._checkpoint(folder, run.name)
         if checkpoint is not None:
             arguments.append(f"--ckpt_path={checkpoint}")
         else:  # interrupted before the first checkpoint: what it logged is no part of the run that starts now
             for name in STALE:
                 (folder / name).unlink(missing_ok=True)
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+            shutil.rmtree(folder / "wandb", ignore_errors=True)
+        arguments.append(f"--wandb.id={_wandb_id(folder, environment.get('WANDB_RUN_ID'))}")
+        threads = str(max(1, _cores() // jobs))
         environment.setdefault("OMP_NUM_THREADS", threads)
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -161,6 +164,20 @@ class Runner:
         self._processes.discard(process)
         return "done" if process.returncode == 0 and (folder / "test.json").is_file() else "failed"
 
+    def _checkpoint(self, folder: Path, name: str) -> Path | None:
+        """The last whole checkpoint of an interrupted run; a disk that failed can have torn the newest."""
+        from lsseg.tasks.start import read_checkpoint  # only now: it imports torch
+
+        for path in (folder / "last.ckpt", folder / "best.ckpt"):
+            if path.exists():
+                try:
+                    read_checkpoint(path)
+                except InputError as error:
+                    self.listener(name, f"{error}; it is left aside")
+                else:
+                    return path
+        return None
+
 
 def check_settings(folder: Path, runs: list[Run]) -> None:
     """Refuse a suite's folder in which a run was made with other settings: its table would mix the two.
@@ -176,9 +193,9 @@ def check_settings(folder: Path, runs: list[Run]) -> None:
             )
 
 
-def _checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint of an interrupted run; where /tmp is another disk, a kill can tear the newest."""
-    return next((path for path in (folder / "last.ckpt", folder / "best.ckpt") if zipfile.is_zipfile(path)), None)
+def _cores() -> int:
+    """Those that this process may use, which on a cluster are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _wandb_id(folder: Path, given: str | None) -> str:

@@ -25,7 +25,7 @@ def write_sweep(path: Path, name: str, runs: list[Run], suite: list[str]) -> Pat
         The path.
     """
     text = yaml.safe_dump(describe_sweep(name, runs, suite), sort_keys=False, allow_unicode=True, width=110)
-    write_text(path, f"# Written by lsseg ablate --sweep. Agents start where `lsseg ablate` would.\n{text}")
+    write_text(path, f"# Written by lsseg ablate --sweep, for agents that see these folders.\n{text}")
     return path
 
 

@@ -1,6 +1,6 @@
 """What draws, saves and watches a run."""
 
-from lsseg.callbacks.checkpoints import WholeCheckpoints
+from lsseg.callbacks.checkpoints import PeriodicCheckpoint, WholeCheckpoints
 from lsseg.callbacks.jsonl import JsonlLogger
 from lsseg.callbacks.official import OfficialScores
 from lsseg.callbacks.panels import Panels
@@ -15,6 +15,7 @@ __all__ = [
     "JsonlLogger",
     "OfficialScores",
     "Panels",
+    "PeriodicCheckpoint",
     "PlainProgress",
     "SavePredictions",
     "StepSeed",

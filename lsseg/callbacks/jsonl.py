@@ -27,6 +27,7 @@ class JsonlLogger(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.jsonl"
         self._started = False
+        self._file = (0, 0)
 
     @property
     def name(self) -> str:
@@ -55,9 +56,11 @@ class JsonlLogger(Logger):
         row = {"step": step or 0, **{name: float(value) for name, value in metrics.items()}}
         try:
             with self.path.open("r+") as file:  # not "a", which would make a new one
+                if self._identity(file.fileno()) != self._file:
+                    raise FileNotFoundError
                 file.seek(0, os.SEEK_END)
                 file.write(json.dumps(row) + "\n")
-        except FileNotFoundError as error:  # what followed would look like a whole run
+        except FileNotFoundError as error:  # what followed would look like a whole run, or be another run's
             raise InputError(f"{self.path} is gone: it was deleted or moved during the run") from error
 
     def _start(self) -> None:
@@ -69,6 +72,13 @@ class JsonlLogger(Logger):
             content = file.read()
             if content and not content.endswith(b"\n"):
                 file.write(b"\n")
+            self._file = self._identity(file.fileno())
+
+    @staticmethod
+    def _identity(descriptor: int) -> tuple[int, int]:
+        """Which file it is, whatever its name."""
+        status = os.fstat(descriptor)
+        return status.st_dev, status.st_ino
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -66,6 +66,8 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
         raise InputError(f"{file}: give a file that ends in .onnx or .pt2")
     if not file.parent.is_dir():
         raise InputError(f"{file.parent} is not a folder")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: give a file")
     if min(shape) < 1:
         raise InputError(f"--batch and --size must be at least 1, not {shape}")
     task, _ = load_run(run, checkpoint)
@@ -75,7 +77,11 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
     network = Scores(task.network).eval()
     with torch.no_grad():
         expected = network(image)
-        program = torch.export.export(network, (image,))
+        try:
+            program = torch.export.export(network, (image,))
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"torch.export cannot take {type(task.network).__name__}: {reason}") from error
     write = _write_onnx if file.suffix == ".onnx" else _write_pt2
     temporary = file.with_name(f"part-{file.name}")
     try:

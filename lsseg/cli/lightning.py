@@ -1,5 +1,7 @@
 """``lsseg fit | validate | test | predict``: LightningCLI with this project's classes, loggers and run folder."""
 
+import fcntl
+import itertools
 import logging
 import os
 import re
@@ -8,7 +10,6 @@ import sys
 import time
 import traceback
 import warnings
-import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from lsseg.callbacks import (
     JsonlLogger,
     Panels,
+    PeriodicCheckpoint,
     SavePredictions,
     StepSeed,
     Stopwatch,
@@ -91,8 +93,9 @@ class LssegCLI(LightningCLI):
             "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
         )
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, held: ExitStack, **options: Any) -> None:
         self._new: Path | None = None  # the run's folder, where this command is the one to make it
+        self._held = held
         with ExitStack() as on_failure:
             on_failure.callback(self._leave_nothing_half_done)
             super().__init__(*args, **options)
@@ -105,7 +108,7 @@ class LssegCLI(LightningCLI):
         # Below the folder only: its own path may well hold a folder of that name.
         inside = [path.relative_to(self._new) for path in self._new.rglob("*") if path.is_file()]
         made = [path for path in inside if path.parts[0] != "wandb"]
-        if all(path.name in ("config.yaml", "environment.json") for path in made):
+        if all(path.name in ("config.yaml", "environment.json", ".lock") for path in made):
             shutil.rmtree(self._new, ignore_errors=True)
 
     def _parse_ckpt_path(self) -> None:
@@ -118,36 +121,58 @@ class LssegCLI(LightningCLI):
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):
             if not Path(checkpoint).is_file():
                 raise InputError(f"ckpt_path {checkpoint} is not a file")
-            if not zipfile.is_zipfile(checkpoint):
-                raise InputError(f"ckpt_path {checkpoint} is no checkpoint, or a torn one")
             drop_weights(config.model)
         elif self.subcommand != "fit":
             raise InputError(f"{self.subcommand} needs --ckpt_path: the checkpoint of a run, such as RUN/last.ckpt")
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = self._new_folder(config, checkpoint)
         folder = Path(config.trainer.default_root_dir)
-        self._new = None if folder.exists() else folder
-        if self.subcommand == "fit" and not checkpoint and (folder / "metrics.jsonl").exists():
+        if not folder.exists():
+            self._new = folder
+        requeued = any(folder.glob("hpc_ckpt_*.ckpt"))  # by Lightning, in a SLURM job whose time was up: it goes on
+        if self.subcommand == "fit" and not checkpoint and (folder / "metrics.jsonl").exists() and not requeued:
             last = folder / "last.ckpt"
             advice = f"continue it with --ckpt_path {last}" if last.exists() else "delete it (it has no checkpoint)"
             raise InputError(
                 f"trainer.default_root_dir {folder} already holds a run: choose another folder, or {advice}"
             )
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            self._hold(folder)
+
+    def _hold(self, folder: Path) -> None:
+        """Lock the run's folder until this command ends, however it does: no other may train into it."""
+        if rank_zero_only.rank:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = self._held.enter_context((folder / ".lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._new = None  # it is the other's
+            raise InputError(f"another process is training in {folder}: choose another folder") from None
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
         # Processes of one run must agree on the name: those that DDP starts find it in their environment, those of a
         # SLURM step take its number for the time.
+        if RUN_FOLDER in os.environ:
+            return os.environ[RUN_FOLDER]
         now = time.strftime("%Y%m%d-%H%M%S")
         if SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:
             now = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
-        elif TorchElasticEnvironment.detect() and RUN_FOLDER not in os.environ:
+        elif TorchElasticEnvironment.detect():
             raise InputError("give --trainer.default_root_dir: processes that torchrun starts cannot agree on a folder")
         name = f"{self.subcommand}-{now}"
         if self.subcommand == "fit":
             files = [Path(str(path)).stem for path in config.get("config") or []]
             name = f"{files[-1] if files else 'fit'}-{name.partition('-')[2]}"
         parent = Path(checkpoint).parent if checkpoint and self.subcommand != "fit" else Path("runs")
-        return os.environ.setdefault(RUN_FOLDER, str(parent / name))
+        folder = parent / name
+        by_time = "." not in now  # not a SLURM step, which comes back to its own folder
+        others = (parent / f"{name}-{number}" for number in itertools.count(2))
+        while by_time and folder.exists():  # started in the same second
+            folder = next(others)
+        os.environ[RUN_FOLDER] = str(folder)
+        return str(folder)
 
     def instantiate_classes(self) -> None:
         """Raise an ``InputError`` of a class as it is, not wrapped in jsonargparse's account of what it tried."""
@@ -155,6 +180,8 @@ class LssegCLI(LightningCLI):
             super().instantiate_classes()
         self._check_kinds()
         if self._get(self.config_init, "compile"):
+            if self.model.kind == "instances":
+                raise InputError("compile is for networks of label maps: a detector's shapes change with every image")
             if getattr(self.model.network, "checkpoint", False):
                 raise InputError("compile does not go with model.network.checkpoint: choose one")
             self.model.network.compile()  # in place: the names in checkpoints stay what they are
@@ -177,10 +204,10 @@ class LssegCLI(LightningCLI):
         if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False and not trainer["fast_dev_run"]:
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             keep = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
-            kwargs["plugins"] = [*_listed(trainer["plugins"]), WholeCheckpoints()]
-            callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=every, **keep))
+            callbacks.append(PeriodicCheckpoint(filename="last", every_n_train_steps=every, **keep))
             callbacks.append(LastStep(folder))
             callbacks.append(ModelCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **keep))
+        kwargs["plugins"] = [*_listed(trainer["plugins"]), WholeCheckpoints()]
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._loggers(folder) if not trainer["fast_dev_run"] else False
         self.trainer_defaults["callbacks"] = callbacks
@@ -284,10 +311,12 @@ def main(argv: list[str]) -> int:
         logging.getLogger(name).addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")
     _check_files(argv)
+    held = ExitStack()
     try:
         LssegCLI(
             Task,
             DataModule,
+            held=held,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -316,5 +345,6 @@ def main(argv: list[str]) -> int:
             "go on with the same command and --ckpt_path RUN/last.ckpt"
         ) from error
     finally:
+        held.close()
         os.environ.pop(RUN_FOLDER, None)  # the next command of this process makes a folder of its own
     return 0

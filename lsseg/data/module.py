@@ -90,7 +90,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; an incomplete last batch is dropped."""
         source = self._filled("train")
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world, rank = self._place()
         per_epoch = len(source) // world // self.batch_size
         if per_epoch == 0:
             raise InputError(
@@ -124,8 +124,11 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         return self._eval_loader(self.test_split)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The images of ``data.images``, one at a time."""
-        return DataLoader(self.predict_images(), batch_size=1, num_workers=self.num_workers)
+        """The images of ``data.images``, one at a time, dealt out to the processes."""
+        images = self.predict_images()
+        world, rank = self._place()
+        own = range(rank, len(images), world)
+        return DataLoader(images, batch_size=1, sampler=own, num_workers=self.num_workers)
 
     def predict_images(self) -> Images:
         """The images of ``data.images``."""
@@ -146,13 +149,17 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
         source = self._filled(split)
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world, rank = self._place()
         return DataLoader(
             self.samples(source, training=False),
             self.eval_batch_size,
             sampler=EvalSampler(len(source), rank, world),
             **self._options(),
         )
+
+    def _place(self) -> tuple[int, int]:
+        """How many processes share the data, and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _filled(self, split: Split) -> S:
         source = self.source(split)

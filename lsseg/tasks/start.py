@@ -53,7 +53,9 @@ def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
         raise InputError(f"{what}{path} is not a file")
     broken = InputError(f"{what}{path} is no checkpoint of a run, or a torn one")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of a pickle of another kind is said below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise broken from error
     state = content.get("state_dict") if isinstance(content, dict) else None

@@ -111,7 +111,7 @@ def test_checkpoints(lsseg, refused, tmp_path, own_folder):
     assert refused(*test, "nowhere.ckpt") == "ckpt_path nowhere.ckpt is not a file"
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(checkpoint.read_bytes()[:5000])
-    assert refused(*test, torn) == f"ckpt_path {torn} is no checkpoint, or a torn one"
+    assert refused(*test, torn) == f"ckpt_path {torn} is no checkpoint of a run, or a torn one"
     other_data = ("--data", "FolderSegmentation", "--data.root", own_folder)
     assert refused(*test, checkpoint, *other_data) == "the checkpoint has 7 classes, but the data has 2"
     said = refused(*test, checkpoint, "--model.network.encoder_name", "resnet18")
