@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import wandb
 from pytorch_lightning.loggers import WandbLogger
@@ -63,4 +64,5 @@ def _mode(mode: str) -> str:
 def logged_in() -> bool:
     """Whether there is a key for W&B, in the environment or in the netrc file."""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text())
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and host in netrc.read_text().split())

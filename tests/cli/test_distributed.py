@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from lsseg.files import read_jsonl
 
@@ -152,6 +154,23 @@ def test_a_process_that_dies_takes_the_run_down_and_it_goes_on(tmp_path):
     steps = torch.load(checkpoint, weights_only=True)["global_step"]
     lsseg_process(*run, steps + 3, "--ckpt_path", checkpoint)
     assert torch.load(checkpoint, weights_only=True)["global_step"] == steps + 3
+
+
+@pytest.mark.slow
+def test_two_processes_share_what_is_predicted(tmp_path, alone):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "abc":
+        Image.fromarray(np.full((40, 50, 3), ord(name), np.uint8)).save(photos / f"{name}.png")
+    alone("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run")
+    predict = ("predict", "--config", TINY, "--ckpt_path", tmp_path / "run" / "last.ckpt", "--data.images")
+    alone(*predict, photos, "--predictions.output", tmp_path / "one")
+    ddp = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.default_root_dir")
+    lsseg_process(*predict, photos, "--predictions.output", tmp_path / "two", *ddp, tmp_path / "out")
+    lsseg_process(*predict, photos / "a.png", "--predictions.output", tmp_path / "single", *ddp, tmp_path / "out")
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two
+    assert sorted(path.name for path in (tmp_path / "single").iterdir()) == ["a.png", "a_overlay.png"]
 
 
 FROZEN = """

@@ -72,9 +72,28 @@ def test_onnx_runs_without_torch(lsseg, tmp_path):
         (("nowhere", "a.pth", "--size", "8", "8"), "a.pth: give a file that ends in .onnx or .pt2"),
         (("nowhere", "none/a.pt2", "--size", "8", "8"), "none is not a folder"),
         (("nowhere", "a.pt2", "--size", "0", "8"), "--batch and --size must be at least 1"),
+        (("nowhere", "there.pt2", "--size", "8", "8"), "there.pt2 is a folder: give a file"),
     ],
 )
 def test_what_cannot_be_exported(lsseg, arguments, message):
+    Path("there.pt2").mkdir()
     status, _, err = lsseg("export", *arguments)
     assert status == 1
     assert message in err
+
+
+def test_a_network_that_cannot_be_traced_is_named(lsseg, tmp_path, monkeypatch):
+    (tmp_path / "branches.py").write_text(
+        "from lsseg.models import SmpNet\n"
+        "class Branches(SmpNet):\n"
+        "    def forward(self, image):\n"
+        "        output = super().forward(image)\n"
+        "        return output if image.sum() > 0 else output._replace(logits=-output.logits)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(METHODS, "SegmentationTask", {**NETWORK, "class_path": "branches.Branches"})
+    run = trained(lsseg, tmp_path, "SegmentationTask")
+    status, _, err = lsseg("export", run, tmp_path / "net.pt2", "--size", "64", "64")
+    assert status == 1
+    assert err.strip().splitlines()[-1].startswith("lsseg: error: torch.export cannot take Branches: ")
+    assert not list(tmp_path.glob("*net.pt2"))

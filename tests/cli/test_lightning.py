@@ -373,6 +373,13 @@ def test_compiling_and_averaged_weights(trained, lsseg, tmp_path, monkeypatch):
     assert one == other
 
 
+def test_a_detector_is_not_compiled(lsseg, tmp_path):
+    fit = ("fit", "--config", Path(TINY).with_name("tiny_instances.yaml"), "--compile", "true")
+    status, _, err = lsseg(*fit, "--trainer.default_root_dir", tmp_path / "run")
+    assert (status, "compile is for networks of label maps" in err) == (1, True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_help_does_not_import_torch():
     import subprocess
     import sys

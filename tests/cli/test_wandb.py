@@ -28,6 +28,10 @@ def test_mode_is_offline_unless_the_user_is_logged_in(tmp_path, monkeypatch):
     assert _mode("auto") == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     assert _mode("auto") == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://own.example.net:8080")
+    assert _mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine own.example.net\n  login user\n  password secret\n")
+    assert _mode("auto") == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert _mode("auto") == "disabled"
     assert _mode("offline") == "offline"
@@ -71,6 +75,20 @@ def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
     scores = json.loads((folder / "test.json").read_text())["scores"]
     assert dict(table["data"]) == {name: pytest.approx(score) for name, score in scores.items()}
     assert sum("media/images/panels" in name for name in server.uploaded) == 3
+
+
+def test_a_sweep_is_registered(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.read_text())
+    suite = {"name": "mine", "base": ["tiny.yaml"], "variants": [{"name": "ce"}], "seeds": [0, 1]}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    command = [sys.executable, "-m", "lsseg", "ablate", "suite.yaml", "--sweep", "--create"]
+    with wandb_server.WandbServer() as server:
+        login = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": 40 * "a", "HOME": str(tmp_path), "COLUMNS": "200"}
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **login}, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wandb agent --project lsseg sweep0" in done.stdout
+    (sent,) = server.sweeps
+    assert yaml.safe_load(sent["config"]) == yaml.safe_load((tmp_path / "runs" / "mine" / "sweep.yaml").read_text())
 
 
 @pytest.mark.parametrize("text", ["2e372009", "12345678", "1e5", "nan", "true", "a: b", "plain"])

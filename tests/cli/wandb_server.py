@@ -14,10 +14,11 @@ class WandbServer:
         runs: Variables of every request to create or change a run.
         history: Rows of the run's log.
         uploaded: Files by name.
+        sweeps: Variables of every request to register a sweep.
     """
 
     def __init__(self):
-        self.runs, self.history, self.uploaded = [], [], {}
+        self.runs, self.history, self.uploaded, self.sweeps = [], [], {}, []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.address = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -44,6 +45,14 @@ class WandbServer:
         project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "someone"}}
         run = {"id": "r", "name": variables["name"], "displayName": "shown", "historyLineCount": 0, "project": project}
         return {"upsertBucket": {"bucket": {**run, "sweepName": None}, "inserted": True}}
+
+    def _Viewer(self, _):
+        return {"viewer": {"id": "u", "entity": "someone", "username": "someone", "flags": "{}", "teams": {"edges": []}}}
+
+    def _UpsertSweep(self, variables):
+        self.sweeps.append(variables)
+        project = {"id": "p", "name": variables["projectName"], "entity": {"id": "e", "name": "someone"}}
+        return {"upsertSweep": {"sweep": {"name": "sweep0", "project": project}, "configValidationWarnings": []}}
 
     def _CreateArtifact(self, variables):
         latest = {"id": "a", "versionIndex": 0}

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,18 @@ def test_evaluation_counts_every_image_once_on_equal_ranks(size, world):
         item = Samples(source, 7, eval_transform(None), 0)[index]
         assert item["index"] == -1
         assert (item["mask"] == 255).all()
+
+
+def test_what_is_predicted_is_dealt_out_to_the_processes(own_folder):
+    """Each image once, whatever their number: nothing is reduced over processes, so shares may differ."""
+    data = FolderSegmentation(str(own_folder), images=str(own_folder / "images"), num_workers=0)
+    dealt = []
+    for rank in range(3):
+        data.trainer = SimpleNamespace(world_size=3, global_rank=rank)
+        dealt.append([path for batch in data.predict_dataloader() for path in batch["path"]])
+    assert [len(paths) for paths in dealt] == [3, 3, 2]
+    data.trainer = None
+    assert sorted(path for paths in dealt for path in paths) == [b["path"][0] for b in data.predict_dataloader()]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
