@@ -126,7 +126,7 @@ DATA_SETS = {
         source="github.com/dsmlr/Car-Parts-Segmentation: train/, test/, annotations/instances_train.json, …_test.json",
     ),
     "coco": DataSet(
-        "CocoInstances",
+        "COCO2017",
         "coco",
         {
             "train2017": 118287,

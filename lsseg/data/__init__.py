@@ -3,7 +3,7 @@
 from lsseg.data.ade20k import ADE20K
 from lsseg.data.camvid import CamVid
 from lsseg.data.cityscapes import Cityscapes, CityscapesInstances
-from lsseg.data.coco import CarParts, CocoInstances
+from lsseg.data.coco import COCO2017, CarParts, CocoInstances
 from lsseg.data.folder import FolderSegmentation
 from lsseg.data.instances import InstanceData, Instances, InstanceSource
 from lsseg.data.lvis import LVIS
@@ -19,6 +19,7 @@ from lsseg.data.voc import VOC2012
 
 __all__ = [
     "ADE20K",
+    "COCO2017",
     "IGNORE_INDEX",
     "LVIS",
     "VOC2012",

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE
 from lsseg.data.folder import display_color
 from lsseg.data.instances import InstanceData, Instances, InstanceSource, from_masks
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import Split
-from lsseg.data.root import existing_root
+from lsseg.data.root import check_count, existing_root
 from lsseg.data.source import read_image
 from lsseg.errors import InputError
 
@@ -26,6 +27,7 @@ FIELDS: dict[str, dict[str, type]] = {
 }
 # A point farther out than this many image sides is a mistake; the library that fills polygons would not survive it.
 FAR = 4
+COUNTS_2017 = {"train": 118287, "val": 5000, "test": 5000}
 
 
 class CocoFile:
@@ -162,7 +164,9 @@ def _is_polygon(line: Any, limit: float) -> bool:
 
 
 class CocoInstances(InstanceData):
-    """Any data set in COCO's format; the defaults are those of COCO 2017, whose validation split is its test.
+    """Any data set in COCO's format; the defaults are the files of COCO 2017, whose validation split is its test.
+
+    (:class:`COCO2017` also knows its names, colours and counts.)
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/coco``, then ``data/coco``.
@@ -238,6 +242,29 @@ class CocoInstances(InstanceData):
         if name not in self._files:
             self._files[name] = CocoFile(self.root / name)
         return self._files[name]
+
+
+class COCO2017(CocoInstances):
+    """COCO 2017: ``train2017/``, ``val2017/`` and ``annotations/instances_{train,val}2017.json``; val is the test.
+
+    (The annotations of the official test images are not public.)
+
+    Args:
+        root: The folder; null looks in ``$LSSEG_DATA/coco``, then ``data/coco``.
+        partial: Accept a split that has not the official number of images.
+        **options: See :class:`InstanceData`.
+    """
+
+    def __init__(self, root: str | None = None, partial: bool = False, **options: Any) -> None:
+        super().__init__(root, categories=list(COCO_NAMES), **options)
+        self.palette = COCO_PALETTE
+        self.partial = partial
+
+    def source(self, split: Split) -> InstanceSource:
+        """The objects of a split; raises ``InputError`` where files are missing, broken, or too few."""
+        source = super().source(split)
+        check_count(self.root, f"{split} (2017)", len(source), COUNTS_2017[split], self.partial)
+        return source
 
 
 class CarParts(CocoInstances):

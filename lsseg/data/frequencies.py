@@ -1,6 +1,11 @@
 """How often the classes occur in a split, and the class weights that follow (Zhang 2019, eq. 12)."""
 
+import hashlib
+import json
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +13,7 @@ from rich.progress import track
 
 from lsseg.data.loading import check_labels
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
+from lsseg.files import write_json
 
 
 def class_frequencies(source: Source, num_classes: int, progress: bool = False) -> npt.NDArray[np.float64]:
@@ -37,6 +43,39 @@ def class_frequencies(source: Source, num_classes: int, progress: bool = False) 
             own += pixels
             where += pixels.sum() * (pixels > 0)
     return own / np.maximum(where, 1)
+
+
+def remembered_frequencies(source: Source, num_classes: int) -> npt.NDArray[np.float64]:
+    """:func:`class_frequencies` with a bar, counted once for the same files and classes on this machine.
+
+    Counts of large splits take minutes, and every run of a suite needs them: they are kept in
+    ``$XDG_CACHE_HOME/lsseg``, or ``~/.cache/lsseg``, under a name made of the masks' paths, sizes and times of change.
+    """
+    if not isinstance(source, FilePairs):
+        return class_frequencies(source, num_classes, progress=True)
+    path = _cache() / f"frequencies-{_fingerprint(source, num_classes)}.json"
+    try:
+        known = np.array(json.loads(path.read_text()), np.float64)
+        if known.shape == (num_classes,):
+            return known
+    except (OSError, ValueError):  # not there, or not to be read: it is counted again
+        pass
+    found = class_frequencies(source, num_classes, progress=True)
+    with suppress(OSError):  # a home that cannot be written to
+        write_json(path, found.tolist())
+    return found
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsseg"
+
+
+def _fingerprint(source: FilePairs, num_classes: int) -> str:
+    digest = hashlib.sha256(repr((type(source).__qualname__, source.labels, num_classes)).encode())
+    for _, mask in source.pairs:
+        status = mask.stat()
+        digest.update(f"{mask.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def median_frequency_weights(frequencies: npt.NDArray[np.float64]) -> list[float]:

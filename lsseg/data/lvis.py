@@ -4,35 +4,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lsseg.data.coco import CocoFile, CocoObjects
+from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE, COCO_SYNSETS
 from lsseg.data.folder import display_color
 from lsseg.data.instances import InstanceData, InstanceSource
 from lsseg.data.module import Split
-from lsseg.data.root import data_root, existing_root
+from lsseg.data.root import check_count, data_root, existing_root
 from lsseg.errors import InputError
 
-# LVIS's own table of COCO's categories: the name in COCO and the WordNet synset, by which LVIS knows its categories
-# (or the nearest that it has).
-TABLE = """
-    person:person.n.01, bicycle:bicycle.n.01, car:car.n.01, motorcycle:motorcycle.n.01, airplane:airplane.n.01,
-    bus:bus.n.01, train:train.n.01, truck:truck.n.01, boat:boat.n.01, traffic light:traffic_light.n.01, fire
-    hydrant:fireplug.n.01, stop sign:stop_sign.n.01, parking meter:parking_meter.n.01, bench:bench.n.01,
-    bird:bird.n.01, cat:cat.n.01, dog:dog.n.01, horse:horse.n.01, sheep:sheep.n.01, cow:beef.n.01,
-    elephant:elephant.n.01, bear:bear.n.01, zebra:zebra.n.01, giraffe:giraffe.n.01, backpack:backpack.n.01,
-    umbrella:umbrella.n.01, handbag:bag.n.04, tie:necktie.n.01, suitcase:bag.n.06, frisbee:frisbee.n.01,
-    skis:ski.n.01, snowboard:snowboard.n.01, sports ball:ball.n.06, kite:kite.n.03, baseball
-    bat:baseball_bat.n.01, baseball glove:baseball_glove.n.01, skateboard:skateboard.n.01,
-    surfboard:surfboard.n.01, tennis racket:tennis_racket.n.01, bottle:bottle.n.01, wine glass:wineglass.n.01,
-    cup:cup.n.01, fork:fork.n.01, knife:knife.n.01, spoon:spoon.n.01, bowl:bowl.n.03, banana:banana.n.02,
-    apple:apple.n.01, sandwich:sandwich.n.01, orange:orange.n.01, broccoli:broccoli.n.01, carrot:carrot.n.01,
-    hot dog:frank.n.02|sausage.n.01, pizza:pizza.n.01, donut:doughnut.n.02, cake:cake.n.03, chair:chair.n.01,
-    couch:sofa.n.01, potted plant:pot.n.04, bed:bed.n.01, dining table:dining_table.n.01, toilet:toilet.n.02,
-    tv:television_receiver.n.01, laptop:laptop.n.01, mouse:mouse.n.04, remote:remote_control.n.01,
-    keyboard:computer_keyboard.n.01, cell phone:cellular_telephone.n.01, microwave:microwave.n.02,
-    oven:oven.n.01, toaster:toaster.n.02, sink:sink.n.01, refrigerator:electric_refrigerator.n.01,
-    book:book.n.01, clock:clock.n.01, vase:vase.n.01, scissors:scissors.n.01, teddy bear:teddy.n.01, hair
-    drier:hand_blower.n.01, toothbrush:toothbrush.n.01
-"""
-COCO_SYNSETS = dict(entry.split(":") for entry in " ".join(TABLE.split()).split(", "))
+COUNTS = {"lvis_v1_train.json": 100170, "lvis_v1_val.json": 19809}
 
 
 class LvisFile(CocoFile):
@@ -83,6 +62,7 @@ class LVIS(InstanceData):
         val: Annotations of the validation split, which is the test, too.
         val_images: Only its images of this folder: ``val2017`` leaves out those that a network has seen that was
             trained on COCO (LVIS v1 divides COCO's images differently); null is all.
+        partial: Accept a file that has not the official number of images (100170, 19809).
         **options: See :class:`InstanceData`.
     """
 
@@ -94,6 +74,7 @@ class LVIS(InstanceData):
         train: str = "lvis_v1_train.json",
         val: str = "lvis_v1_val.json",
         val_images: Literal["train2017", "val2017"] | None = None,
+        partial: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -104,14 +85,15 @@ class LVIS(InstanceData):
             raise InputError(
                 f"data.coco_root {self.coco_root} is not a folder; it holds COCO's train2017/ and val2017/"
             )
-        self.val_images = val_images
+        self.val_images, self.partial = val_images, partial
         self.categories, self.splits = categories, {"train": train, "val": val, "test": val}
         self._files: dict[str, LvisFile] = {}
         if categories == "coco":
-            self.class_names: tuple[str, ...] = tuple(COCO_SYNSETS)
+            self.class_names: tuple[str, ...] = COCO_NAMES
+            self.palette = COCO_PALETTE
         else:
             self.class_names = tuple(str(category["name"]) for category in self.annotations("test").categories)
-        self.palette = tuple(display_color(1 + label) for label in range(len(self.class_names)))
+            self.palette = tuple(display_color(1 + label) for label in range(len(self.class_names)))
 
     def annotations(self, split: Split) -> LvisFile:
         """What the file of a split says; read once."""
@@ -129,6 +111,9 @@ class LVIS(InstanceData):
         """The objects of a split; raises ``InputError`` where files are missing or broken."""
         file = self.annotations(split)
         images = file.images
+        official = COUNTS.get(Path(self.splits[split]).name)
+        if official is not None:
+            check_count(self.root, split, len(images), official, self.partial)
         if self.val_images is not None and split != "train":
             images = [entry for entry in images if entry["file_name"].startswith(f"{self.val_images}/")]
             if not images:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsseg.data.frequencies import class_frequencies, median_frequency_weights
+from lsseg.data.frequencies import median_frequency_weights, remembered_frequencies
 from lsseg.errors import InputError
 from lsseg.files import write_json
 from lsseg.losses import LevelSetLoss, WeightedCrossEntropy
@@ -28,8 +28,8 @@ class DMLSTask(SegmentationTask):
         num_classes: C; the command line takes it from the data.
         network: Makes the network for C classes; null is :class:`~lsseg.models.DMLS` with its defaults.
         class_weights: ``median_frequency`` (counted over the training split when a training begins, noted in the run's
-            folder as ``class_weights.json``, kept in its checkpoints), such a file of another run (counting a large
-            split takes minutes), a list of C numbers, or null for equal weights.
+            folder as ``class_weights.json``, kept in its checkpoints; counting a large split takes minutes, once), such
+            a file of another run, a list of C numbers, or null for equal weights.
         boundary_weight: Added to the weight of ground-truth boundary pixels; 0 with equal weights is plain
             cross-entropy.
         deep_supervision: Whether every step is supervised, or only the final prediction.
@@ -123,7 +123,7 @@ class DMLSTask(SegmentationTask):
         return found
 
     def _count(self, data: Any) -> list[float]:
-        frequencies = class_frequencies(data.source("train"), self.num_classes, progress=True)
+        frequencies = remembered_frequencies(data.source("train"), self.num_classes)
         weights = dict(zip(data.class_names, median_frequency_weights(frequencies), strict=True))
         missing = [name for name, weight in weights.items() if weight == 0]
         if len(missing) == len(weights):

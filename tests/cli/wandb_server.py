@@ -47,7 +47,9 @@ class WandbServer:
         return {"upsertBucket": {"bucket": {**run, "sweepName": None}, "inserted": True}}
 
     def _Viewer(self, _):
-        return {"viewer": {"id": "u", "entity": "someone", "username": "someone", "flags": "{}", "teams": {"edges": []}}}
+        return {
+            "viewer": {"id": "u", "entity": "someone", "username": "someone", "flags": "{}", "teams": {"edges": []}}
+        }
 
     def _UpsertSweep(self, variables):
         self.sweeps.append(variables)

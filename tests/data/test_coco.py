@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lsseg.data import CarParts, CocoInstances
+from lsseg.data import COCO2017, CarParts, CocoInstances
+from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE
 from lsseg.errors import InputError
 
 REAL = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute()  # before a test hides it
@@ -74,6 +75,43 @@ def test_polygons_codes_and_crowds_are_read(tmp_path, masks_of):
     assert masks_of(second)[0].sum() == 60
     assert masks_of(second)[0][3:9, 5:15].all()
     assert len(source.read(2)[1].labels) == 0
+
+
+def write_coco_2017(root):
+    """A tiny copy of COCO 2017 as it unpacks: two images for training, one for validation."""
+    g = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    categories = [{"id": 1 + label, "name": name} for label, name in enumerate(COCO_NAMES)]
+    for split, count in (("train2017", 2), ("val2017", 1)):
+        (root / split).mkdir()
+        images = [{"id": i, "file_name": f"{i:012}.jpg", "height": 48, "width": 64} for i in range(count)]
+        for entry in images:
+            Image.fromarray(g.integers(0, 256, (48, 64, 3), np.uint8)).save(root / split / entry["file_name"])
+        square = [[8, 8, 40, 8, 40, 32, 8, 32]]
+        objects = [
+            {"id": i, "image_id": i, "category_id": 18, "iscrowd": 0, "segmentation": square} for i in range(count)
+        ]
+        content = {"images": images, "annotations": objects, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def test_coco_2017_has_its_names_colours_and_counts(tmp_path):
+    root = write_coco_2017(tmp_path)
+    data = COCO2017(str(root), partial=True)
+    assert (data.num_classes, data.class_names[17], data.palette[0]) == (80, "horse", (220, 20, 60))
+    assert [len(data.source(split)) for split in ("train", "val", "test")] == [2, 1, 1]
+    assert data.source("test").read(0)[1].labels.tolist() == [17]
+    with pytest.raises(InputError, match=r"the train \(2017\) split in .* has 2 images, the official one 118287"):
+        COCO2017(str(root)).source("train")
+
+
+@pytest.mark.skipif(not (REAL / "fixtures" / "coco_panoptic").is_dir(), reason="the fixtures are not here")
+def test_names_and_colours_are_those_of_the_official_file():
+    path = REAL / "fixtures" / "coco_panoptic" / "panoptic_coco_categories.json"
+    things = [category for category in json.loads(path.read_text()) if category["isthing"]]
+    assert tuple(category["name"] for category in things) == COCO_NAMES
+    assert tuple(tuple(category["color"]) for category in things) == COCO_PALETTE
 
 
 def test_without_a_validation_split_a_share_of_the_training_images_is_held_out(tmp_path):

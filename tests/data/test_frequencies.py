@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsseg.data.frequencies import class_frequencies, median_frequency_weights
+from lsseg.data.frequencies import class_frequencies, median_frequency_weights, remembered_frequencies
 from lsseg.data.source import FilePairs
 from lsseg.errors import InputError
 
@@ -32,6 +32,27 @@ def test_only_the_masks_of_a_folder_are_read(tmp_path):
     Image.fromarray(np.array([[0, 0, 1, 255]], np.uint8)).save(tmp_path / "mask.png")
     source = FilePairs([(tmp_path / "image.png", tmp_path / "mask.png")])
     np.testing.assert_allclose(class_frequencies(source, 2), [2 / 3, 1 / 3])
+
+
+def test_masks_are_counted_once_until_one_of_them_changes(tmp_path, monkeypatch):
+    def save(values):
+        Image.fromarray(np.array([values], np.uint8)).save(tmp_path / "mask.png")
+
+    save([0, 0, 1, 255])
+    source = FilePairs([(tmp_path / "image.png", tmp_path / "mask.png")])
+    first = remembered_frequencies(source, 2)
+    np.testing.assert_allclose(first, [2 / 3, 1 / 3])
+    (kept,) = (tmp_path / "cache" / "lsseg").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(FilePairs, "read_mask", None)
+        assert np.array_equal(remembered_frequencies(source, 2), first)
+    kept.write_text("torn")
+    assert np.array_equal(remembered_frequencies(source, 2), first)
+    save([0, 1, 1, 1, 1])
+    np.testing.assert_allclose(remembered_frequencies(source, 2), [1 / 5, 4 / 5])
+    np.testing.assert_allclose(remembered_frequencies(FilePairs(source.pairs, {0: 1, 1: 0}), 2), [4 / 5, 1 / 5])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mask.png"))  # nowhere to write
+    np.testing.assert_allclose(remembered_frequencies(source, 2), [1 / 5, 4 / 5])
 
 
 def test_weights_balance_by_the_median_and_leave_out_what_never_occurs():

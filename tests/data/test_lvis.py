@@ -1,13 +1,15 @@
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lsseg.data import LVIS
+from lsseg import data as official
 from lsseg.errors import InputError
 
 FIXTURES = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute() / "fixtures"
+LVIS = partial(official.LVIS, partial=True)  # the tiny copies have not the official number of images
 
 
 def test_the_categories_of_coco_in_its_order(tmp_path, write_lvis):
@@ -32,6 +34,12 @@ def test_all_categories(tmp_path, write_lvis):
     data = LVIS(str(write_lvis(tmp_path)), categories="all")
     assert data.class_names == ("acorn", "person", "dog")
     assert [data.class_names[k] for k in data.source("train").read(0)[1].labels] == ["dog", "acorn"]
+
+
+def test_another_number_of_images_than_the_official_one_is_refused(tmp_path, write_lvis):
+    root = write_lvis(tmp_path)
+    with pytest.raises(InputError, match=r"the train split in .* has 2 images, the official one 100170: get all of it"):
+        official.LVIS(str(root)).source("train")
 
 
 def test_what_lvis_lacks_is_named(tmp_path, monkeypatch, write_lvis):
