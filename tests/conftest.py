@@ -2,9 +2,11 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -96,6 +98,7 @@ def coco_files(root, splits, categories):
 def real_data(camvid):
     """A folder as LSSEG_DATA names it, with a tiny copy of every data set that a configuration reads."""
     from lsseg.data import CarParts
+    from lsseg.data.coco_classes import COCO_NAMES
 
     root = camvid.parent
     numbered(root / "dsb2018", "labels", [f"{i:02d}" for i in range(20)])
@@ -104,7 +107,7 @@ def real_data(camvid):
     files = [(f"annotations/instances_{split}.json", split) for split in ("train", "test")]
     coco_files(root / "car_parts", files, parts)
     files = [(f"annotations/instances_{split}2017.json", f"{split}2017") for split in ("train", "val")]
-    coco_files(root / "coco", files, [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}])
+    coco_files(root / "coco", files, [{"id": 1 + label, "name": name} for label, name in enumerate(COCO_NAMES)])
     return root
 
 
@@ -125,6 +128,34 @@ def own_folder(tmp_path):
         "classes:\n  ground: {value: 0}\n  cell: {value: 128, color: [9, 9, 9]}\nvoid: [7]\n"
     )
     return root
+
+
+@pytest.fixture
+def fits(lsseg, tmp_path):
+    """Trains and tests by a paper's configurations as they stand, on a tiny copy of their data and a tiny network."""
+
+    def run(paper, *files, root, **data):
+        folder = Path(__file__).parents[1] / "experiments" / paper
+        small = yaml.safe_load((folder / "small.yaml").read_text())
+        options = {"root": str(root), "partial": True, "num_workers": 0, "batch_size": 1, **data}
+        trainer = {
+            "log_every_n_steps": 1,
+            "max_steps": 1,
+            "max_epochs": None,
+            "val_check_interval": 1,
+            "check_val_every_n_epoch": None,
+        }
+        views = {} if paper == "homayounfar2020" else {"window": 64}
+        model = {"init_args": {**small["model"]["init_args"], **views}}
+        content = {"trainer": {**trainer, "accelerator": "cpu"}, "model": model, "data": {"init_args": options}}
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**content, "wandb": {"mode": "disabled"}}))
+        configs = [f"--config={folder / name}" for name in ("base.yaml", *files)]
+        arguments = (f"--config={tmp_path / 'tiny.yaml'}", "--test_after_fit=true", "--trainer.default_root_dir=run")
+        status, _, err = lsseg("fit", *configs, *arguments)
+        assert status == 0, err
+        return json.loads(Path("run/test.json").read_text())
+
+    return run
 
 
 @pytest.fixture

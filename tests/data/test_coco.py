@@ -106,6 +106,11 @@ def test_coco_2017_has_its_names_colours_and_counts(tmp_path):
         COCO2017(str(root)).source("train")
 
 
+def test_what_the_tables_on_coco_train_with(tmp_path, fits):
+    tested = fits("homayounfar2020", root=write_coco_2017(tmp_path / "coco"), short_side=64, longest_side=96)
+    assert (tested["test_images"], len(tested["classes"])) == (1, 80)
+
+
 @pytest.mark.skipif(not (REAL / "fixtures" / "coco_panoptic").is_dir(), reason="the fixtures are not here")
 def test_names_and_colours_are_those_of_the_official_file():
     path = REAL / "fixtures" / "coco_panoptic" / "panoptic_coco_categories.json"

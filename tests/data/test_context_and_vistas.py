@@ -55,6 +55,11 @@ def test_context_has_59_classes_with_or_without_background(tmp_path, converted):
     assert bare.num_classes == len(bare.palette) == 59
 
 
+def test_what_the_tables_on_context_train_with(tmp_path, fits):
+    tested = fits("kim2019", "data/pascal_context.yaml", root=write_context(tmp_path / "context"), crop_size=[64, 64])
+    assert (tested["test_images"], len(tested["classes"])) == (1, 60)
+
+
 def test_what_context_lacks_is_named(tmp_path):
     root = write_context(tmp_path)
     data = PascalContext(str(root))
@@ -84,6 +89,11 @@ def test_vistas_has_65_classes_and_void(tmp_path, folder):
     assert data.num_classes == len(data.palette) == len(set(data.class_names)) == 65
     assert data.source("train").read(0)[1][0].tolist() == [*range(65), 255]
     assert data.source("test").name(0) == "validation_1"
+
+
+def test_what_the_tables_on_vistas_train_with(tmp_path, fits):
+    tested = fits("zhang2019", "data/vistas.yaml", root=write_vistas(tmp_path / "vistas"), resize=[32, 64])
+    assert (tested["test_images"], len(tested["classes"])) == (1, 65)
 
 
 def test_vistas_without_labels_is_said(tmp_path):

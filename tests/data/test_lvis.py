@@ -42,6 +42,12 @@ def test_another_number_of_images_than_the_official_one_is_refused(tmp_path, wri
         official.LVIS(str(root)).source("train")
 
 
+def test_what_ap_star_is_measured_with(tmp_path, fits, write_lvis):
+    tested = fits("homayounfar2020", "lvis.yaml", root=write_lvis(tmp_path / "lvis"), short_side=64, longest_side=96)
+    assert (tested["test_images"], len(tested["classes"])) == (1, 80)
+    assert "official_ap" in tested["scores"]
+
+
 def test_what_lvis_lacks_is_named(tmp_path, monkeypatch, write_lvis):
     root = write_lvis(tmp_path / "lvis")
     with pytest.raises(InputError, match=r"data\.coco_root .*nowhere is not a folder"):

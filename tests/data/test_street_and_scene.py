@@ -19,6 +19,7 @@ CityscapesInstances = partial(official.CityscapesInstances, partial=True)
 
 
 def save(path, values):
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(values, np.uint8)).save(path)
 
@@ -62,6 +63,39 @@ def test_coarse_annotations_and_training_labels_in_files(tmp_path):
         Cityscapes(str(root), train_set="train_extra")
 
 
+@pytest.mark.parametrize(
+    ("paper", "files"),
+    [
+        ("kim2019", ["data/cityscapes.yaml"]),
+        ("zhang2019", ["data/cityscapes.yaml"]),
+        ("zhang2019", ["data/cityscapes.yaml", "data/cityscapes_coarse.yaml"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:no pixel of")
+def test_what_the_tables_on_cityscapes_train_with(tmp_path, fits, paper, files):
+    pytest.importorskip("cityscapesscripts", reason="needs the extra cityscapes")
+    root = write_cityscapes(tmp_path / "city")
+    for ids in root.glob("*/*/*/*labelIds.png"):  # the official scores count objects, too, and know no label 255
+        values = np.asarray(Image.open(ids))
+        save(ids, values * (values < 34))
+        save(str(ids).replace("labelIds", "instanceIds"), values * (values < 34))
+    tested = fits(paper, *files, root=root, crop_size=[64, 64])
+    assert (tested["test_images"], len(tested["classes"])) == (1, 19)
+    assert "official_miou" in tested["scores"]
+
+
+def test_what_the_tables_on_cityscapes_instances_train_with(tmp_path, fits):
+    pytest.importorskip("cityscapesscripts", reason="needs the extra cityscapes")
+    root = write_cityscapes(tmp_path / "city")
+    for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "frankfurt")):
+        ids = np.zeros((8, 50), np.uint16)
+        ids[:7, 5:25] = 26000  # official scores leave out objects of less than 100 pixels
+        Image.fromarray(ids).save(root / "gtFine" / split / city / f"{city}_000000_000019_gtFine_instanceIds.png")
+    tested = fits("homayounfar2020", "cityscapes.yaml", root=root, short_side=64, longest_side=128)
+    assert (tested["test_images"], len(tested["classes"])) == (1, 8)
+    assert "official_ap" in tested["scores"]
+
+
 def test_what_cityscapes_lacks_is_named(tmp_path):
     root = write_cityscapes(tmp_path)
     next((root / "gtFine" / "train" / "bochum").glob("*labelIds.png")).unlink()
@@ -100,6 +134,16 @@ def test_ade20k_shifts_labels_and_zero_is_void(tmp_path):
     assert data.source("test").name(0) == "ADE_validation_1"
     assert len(data.source("train")) == 1
     assert len(ADE20K(str(tmp_path), train_set="trainval").source("train")) == 2
+
+
+@pytest.mark.parametrize("files", [["data/ade20k.yaml"], ["data/ade20k.yaml", "data/ade20k_trainval.yaml"]])
+def test_what_the_tables_on_ade20k_train_with(tmp_path, fits, files):
+    root = tmp_path / "ADEChallengeData2016"
+    for split in ("training", "validation"):
+        save(root / "images" / split / f"ADE_{split}_1.jpg", np.zeros((8, 151, 3)))
+        save(root / "annotations" / split / f"ADE_{split}_1.png", np.tile(np.arange(151), (8, 1)))
+    tested = fits("zhang2019", *files, root=root, resize=[32, 64])
+    assert (tested["test_images"], len(tested["classes"])) == (1, 150)
 
 
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files (LSSEG_DATA)")

@@ -46,6 +46,11 @@ def write_voc(root, merged=False, sbd=True):
     return voc
 
 
+def test_what_the_tables_on_voc_train_with(tmp_path, fits):
+    tested = fits("kim2019", root=write_voc(tmp_path), sbd=str(tmp_path / "sbd"), crop_size=[64, 64])
+    assert (tested["test_images"], len(tested["classes"])) == (2, 21)
+
+
 def test_lsseg_data_looks_where_the_loader_does(tmp_path):
     from lsseg.cli.data import DATA_SETS, _incomplete, _lacking
 
