@@ -88,8 +88,8 @@ SCORES = {
     "official_category_iiou": "category iIoU",
     "mask_ap": "AP",
     "initial_mask_ap": "AP of φ⁰",
-    "official_ap": "test AP",
-    "official_ap50": "test AP50",
+    "official_ap": "official AP",
+    "official_ap50": "official AP50",
     "af1": "AF1",
     "af2": "AF2",
 }

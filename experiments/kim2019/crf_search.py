@@ -1,6 +1,6 @@
 """Searches weight and widths of the dense CRF of a run on its validation split, as DeepLab does; writes the best.
 
-python experiments/kim2019/crf_search.py RUN [--out crf.yaml] [--images 50]
+python experiments/kim2019/crf_search.py RUN [--out crf.yaml] [--batches 50]
 
 RUN is a finished run of a network without CRF. VOC's validation split is its test split, too: numbers there with widths
 that were searched on all of it are tuned on the test (DeepLab takes 100 images of it). What is written is a
@@ -10,14 +10,17 @@ lsseg test --config RUN/config.yaml --config crf.yaml --ckpt_path RUN/last.ckpt
 """
 
 import argparse
+import contextlib
+import io
 import itertools
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import yaml
+
+from lsseg.cli import main as lsseg
 
 ITERATIONS = 10
 GRID = {"appearance_weight": (3, 4, 6), "appearance_xy": (15, 49, 80), "appearance_rgb": (3, 5, 10)}
@@ -28,16 +31,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("crf.yaml"))
-    parser.add_argument("--images", type=int, default=50, help="batches of the validation split to score (default: 50)")
+    parser.add_argument("--batches", type=int, default=50, help="of the validation split to score (default: 50)")
     options = parser.parse_args()
     if not (options.run / "last.ckpt").is_file():
         sys.exit(f"{options.run} is no finished run: it has no last.ckpt")
-    plain = miou(options.run, {}, options.images)
+    plain = miou(options.run, {}, options.batches)
     print(f"without: validation mIoU {100 * plain:.2f}")
     best, chosen = -1.0, {}
     for values in itertools.product(*GRID.values()):
         point = dict(zip(GRID, values, strict=True))
-        score = miou(options.run, point, options.images)
+        score = miou(options.run, point, options.batches)
         print(f"{point}: {100 * score:.2f}")
         if score > best:
             best, chosen = score, point
@@ -50,14 +53,15 @@ def main() -> None:
 
 def miou(run: Path, crf: dict[str, int], batches: int) -> float:
     """Validation mIoU of a run with a CRF behind it."""
-    command = [sys.executable, "-m", "lsseg", "validate", "--config", run / "config.yaml"]
+    command: list[object] = ["validate", "--config", run / "config.yaml"]
     command += ["--ckpt_path", run / "last.ckpt", f"--trainer.limit_val_batches={batches}", "--panels.images=0"]
     command += [f"--model.crf_iterations={ITERATIONS if crf else 0}"]
     with tempfile.TemporaryDirectory() as folder:
         command += [f"--trainer.default_root_dir={folder}/validated", *(f"--model.crf.{k}={v}" for k, v in crf.items())]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr.strip())
+        with contextlib.redirect_stdout(io.StringIO()):
+            status = lsseg([str(part) for part in command])
+        if status:
+            sys.exit(status)
         rows = (Path(folder) / "validated" / "metrics.jsonl").read_text().splitlines()
     return next(float(row["val/miou"]) for row in map(json.loads, reversed(rows)) if "val/miou" in row)
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lsseg.ablation.results import Result, kind_of_results
+from lsseg.ablation.results import Result, by_class_of, kind_of_results
 from lsseg.files import read_jsonl
 
 COLORS = ("#4c6a92", "#d1742f", "#3f8f5f", "#9b4f96", "#b3a02b", "#5b9bb5", "#a4483f", "#666666")
@@ -119,7 +119,7 @@ def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, st
     """The scores of every class, mean over seeds."""
     classes = results[0].summary["classes"]
     figure = _figure(max(8, 0.35 * len(classes) * (len(labels) + 1) / 2 + 3), 5.5)
-    by_class = kind_of_results(results).by_class
+    by_class = by_class_of(results)
     axes = figure.subplots(len(by_class), 1, sharex=True, squeeze=False)[:, 0]
     width = 0.8 / len(labels)
     for axis, (score, title) in zip(axes, by_class.items(), strict=True):

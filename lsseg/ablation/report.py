@@ -12,7 +12,15 @@ from rich.table import Table
 
 from lsseg.ablation.figures import draw_figures
 from lsseg.ablation.page import write_latex, write_page
-from lsseg.ablation.results import Result, kind_of_results, load_description, load_results, run_table, variant_table
+from lsseg.ablation.results import (
+    Result,
+    by_class_of,
+    kind_of_results,
+    load_description,
+    load_results,
+    run_table,
+    variant_table,
+)
 from lsseg.ablation.scores import COSTS, Kind
 from lsseg.errors import InputError
 from lsseg.files import write_text
@@ -40,7 +48,7 @@ def write_report(folder: Path, console: Console) -> None:
     shown = _shown(table, description, kind)
     figures = draw_figures(folder, results, description, table)
     caption, note = _caption(results, description), _note(description)
-    by_class = {f"{title} by class": _by_class(results, description, s) for s, title in kind.by_class.items()}
+    by_class = {f"{title} by class": _by_class(results, description, s) for s, title in by_class_of(results).items()}
     tables = {"": shown, **by_class}
     write_text(folder / "results.md", _markdown(description["name"], caption, note, tables, figures))
     labels = {variant["name"]: variant["label"] for variant in description["variants"]}

@@ -183,6 +183,12 @@ def _load_result(run: Path, variant: str, seed: int) -> Result:
     return kind(variant, seed, run, summary, *_read(run / "test_images.npz", counts, advice))
 
 
+def by_class_of(results: list[Result]) -> dict[str, str]:
+    """The scores that classes have in some of the runs, and their titles."""
+    known = {key.partition("/")[0] for result in results for key in result.summary["scores"] if "/" in key}
+    return {score: title for score, title in kind_of_results(results).by_class.items() if score in known}
+
+
 def kind_of_results(results: list[Result]) -> Kind:
     """The scores that all runs have."""
     return kind_of({result.summary.get("kind", "semantic") for result in results})

@@ -13,7 +13,7 @@ class Kind(NamedTuple):
         titles: Of every score, in the order of the table; the first one is what methods are compared by.
         compared: Scores whose differences to the baseline have an interval.
         second: Beside the first, the one whose difference the table shows.
-        by_class: Scores that every class has, and the title of their table.
+        by_class: Scores that classes may have, and the title of their table.
         curves: Validation scores worth a curve, and their titles.
     """
 
@@ -61,7 +61,7 @@ KINDS = {
         },
         compared=("mask_ap", "af1", "af2"),
         second="af1",
-        by_class={"mask_ap": "AP"},
+        by_class={"mask_ap": "AP", "official_ap": "Official AP"},
         curves={"val/mask_ap": "validation AP (%)", "val/mask_ap75": "validation AP75 (%)"},
     ),
 }
