@@ -119,6 +119,23 @@ def test_names_and_colours_are_those_of_the_official_file():
     assert tuple(tuple(category["color"]) for category in things) == COCO_PALETTE
 
 
+@pytest.mark.skipif(not (REAL / "fixtures" / "coco_panoptic").is_dir(), reason="the fixtures are not here")
+def test_real_images_of_coco_and_their_run_length_codes(masks_of):
+    root = REAL / "fixtures" / "coco_panoptic" / "sample_data"
+    files = dict.fromkeys(("train", "val", "test"), "panoptic_coco_detection_format.json")
+    folders = dict.fromkeys(("train_images", "val_images", "test_images"), "input_images")
+    data = CocoInstances(str(root), **files, **folders, num_workers=0)
+    source = data.source("test")
+    assert [source.name(i) for i in range(len(source))] == ["000000142238", "000000439180"]
+    for i in range(2):
+        image, found = source.read(i)
+        masks = np.stack(masks_of(found))
+        assert masks.shape[1:] == image.shape[:2]
+        assert masks.sum(0).max() == 1  # a panoptic annotation: no pixel is of two
+        assert masks.any(0).mean() > 0.9
+    assert [data.class_names[k] for k in found.labels].count("person") == 14
+
+
 def test_without_a_validation_split_a_share_of_the_training_images_is_held_out(tmp_path):
     data = coco(write_coco(tmp_path), split_seed=1)
     assert data.class_names == ("background", "cat", "dog")  # by id

@@ -147,12 +147,19 @@ def test_what_the_tables_on_ade20k_train_with(tmp_path, fits, files):
 
 
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files (LSSEG_DATA)")
-def test_real_files():
+def test_real_files(tmp_path):
     data = ADE20K(str(FIXTURES / "ADEChallengeData2016"))
     _, labels = data.source("val").read(0)
     names = {data.class_names[label] for label in np.unique(labels) if label != 255}
     assert {"sky", "sea"} & names or {"wall", "floor"} & names or {"building", "tree"} & names
     layout = FIXTURES / "synthetic_layouts" / "cityscapes_dataset" / "train_dataset"
-    city = Cityscapes(str(layout / "imgsFine"))
     with pytest.raises(InputError, match="gtFine"):  # this copy keeps the annotations elsewhere
-        city.source("val")
+        Cityscapes(str(layout / "imgsFine")).source("val")
+    (tmp_path / "leftImg8bit").symlink_to(layout / "imgsFine" / "leftImg8bit")
+    (tmp_path / "gtFine").symlink_to(layout / "gtFine")
+    source = CityscapesInstances(str(tmp_path)).source("train")
+    image, found = source.read(0)
+    assert (source.name(0), image.shape) == ("defaultcity_000002_000045_leftImg8bit", (1, 5, 3))
+    assert found.layers.shape[1:] == (1, 5)
+    with pytest.raises(InputError, match="holds the value 19, which is no class"):  # its training labels are made up
+        Cityscapes(str(tmp_path)).source("train").read(0)
