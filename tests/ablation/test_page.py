@@ -2,17 +2,21 @@
 
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from lsseg.ablation.page import write_latex, write_page
 from lsseg.ablation.results import SemanticResult
 from lsseg.callbacks.gallery import image_scores
 
+TINY = Path(__file__).parents[1] / "cli" / "tiny.yaml"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -114,6 +118,53 @@ def test_without_pictures_there_is_no_gallery(tmp_path, browser):
     tab = browser.new_page()
     tab.goto((tmp_path / "r.html").as_uri())
     assert not tab.locator("#gallery").is_visible()
+    tab.close()
+
+
+@pytest.fixture
+def real_page(lsseg, tmp_path):
+    """The page of a suite whose runs have been trained: two methods that refine, a baseline with a paper's number."""
+    shutil.copy(TINY, tmp_path / "tiny.yaml")
+    plain = yaml.safe_load(TINY.read_text())["model"]["init_args"]["network"]
+    dmls = {"class_path": "DMLS", "init_args": {"steps": 2, "network": plain}}
+    head = {"class_path": "ChanVeseNet", "init_args": {"features": 4, "steps": 3, "network": plain}}
+    variants = [
+        {"name": "ce", "label": "Cross-entropy", "paper": {"miou": 76.5}},
+        {"name": "dmls", "label": "DMLS", "set": {"model": "DMLSTask", "model.network": dmls}},
+        {"name": "cv", "label": "Chan–Vese", "set": {"model": "ChanVeseTask", "model.network": head}},
+    ]
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"name": "real", "base": ["tiny.yaml"], "variants": variants}))
+    _, out, _ = lsseg("ablate", suite, "--dry-run")
+    for command in (shlex.split(line) for line in out.splitlines() if line.startswith("lsseg fit ")):
+        status, _, err = lsseg(*command[1:])
+        assert status == 0, err
+    assert lsseg("ablate", suite)[0] == 0
+    return tmp_path / "runs" / "real" / "report.html"
+
+
+def test_the_page_of_trained_methods(real_page, browser):
+    tab = browser.new_page()
+    problems = []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.goto(real_page.as_uri())
+    rows = tab.locator("#scores tbody tr").all_inner_texts()
+    assert [row.split("\t")[0] for row in rows] == ["Cross-entropy", "DMLS", "Chan–Vese"]
+    assert "76.5" in rows[0]
+    assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", rows[1])
+    pictures = tab.evaluate("[...document.images].map(image => [image.alt, image.naturalWidth])")
+    assert all(width > 0 for _, width in pictures)
+    assert {"Scores", "Learning curves", "By class", "Examples"} <= {alt for alt, _ in pictures}
+    for method, steps in (("DMLS", 2), ("Chan–Vese", 4)):
+        tab.select_option("#method", label=method)
+        worst = tab.locator("#worst figure").first
+        seen = set()
+        for step in range(steps):
+            worst.locator("input").fill(str(step))
+            seen.add((worst.locator("figcaption").inner_text(), worst.locator("img").get_attribute("src")))
+        assert len(seen) == steps
+        assert int(worst.locator("input").get_attribute("max")) == steps - 1
+    assert problems == []
     tab.close()
 
 
