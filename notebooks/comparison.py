@@ -75,10 +75,15 @@ run_table(results).iloc[:, :6]
 # %% [markdown]
 # ## The same from Weights & Biases
 #
-# Runs of a suite share a group there, and their configuration is under `cfg`. This needs a login, so it is only shown:
-#
-# ```python
-# import wandb
-# runs = wandb.Api().runs("ENTITY/lsseg", {"group": "quickstart"})
-# pd.DataFrame({run.name: run.summary.get("test/miou") for run in runs}.items())
-# ```
+# Runs of a suite share a group there, the variant is their tag, and their configuration is under `cfg`. This needs a
+# login, and `LSSEG_WANDB` in the environment: ENTITY/PROJECT.
+
+# %%
+PROJECT = os.environ.get("LSSEG_WANDB")
+if PROJECT:
+    import wandb
+
+    runs = wandb.Api().runs(PROJECT, {"group": description["name"]})
+    scores = [{"variant": run.tags[0], "miou": 100 * run.summary["test/miou"]} for run in runs]
+    online = pd.DataFrame(scores).groupby("variant")["miou"].agg(["mean", "std", "count"])
+    print(online)
