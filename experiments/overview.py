@@ -37,6 +37,8 @@ SHOWN = {
         "Figure 3 (level-set functions)": f"{FIGURES} maps R/fcn32s-seed0 R/fcn32s_ls-seed0 --class car`, "
         "R being `runs/kim2019-table1-small`, or `runs/kim2019-table1` with `--class bird`",
         "Figure 4 (losses while training)": "figure4.yaml",
+        "Figure 4 (curves)": f"{FIGURES} curves R/cross_entropy-seed0 R/level_set-seed0`, R being "
+        "`runs/kim2019-figure4`",
         "Figure 6 (pictures)": f"{FIGURES} pictures R/fcn32s-seed0 R/fcn8s-seed0 R/fcn32s_ls-seed0`, R as above",
         "Figure 7 (pictures)": f"{FIGURES} pictures R/deeplab_v2-seed0 R/deeplab_v2_crf-seed0 R/deeplab_v2_ls-seed0`, "
         "R as above",

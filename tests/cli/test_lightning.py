@@ -1,8 +1,6 @@
 """fit, validate, test and predict through the real command line."""
 
-import importlib.util
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -17,15 +15,6 @@ from lsseg.errors import InputError
 from lsseg.files import read_jsonl
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
-
-
-@pytest.fixture
-def trained(lsseg, tmp_path):
-    """A finished tiny run."""
-    folder = tmp_path / "run"
-    status, _, err = lsseg("fit", "--config", TINY, "--trainer.default_root_dir", folder, "--test_after_fit", "true")
-    assert status == 0, err
-    return folder
 
 
 def test_a_run_leaves_everything_in_its_folder(trained):
@@ -166,45 +155,6 @@ def test_predict_writes_labels_overlays_and_phi(trained, lsseg, tmp_path):
         assert phi.shape == size
         assert np.abs(phi).max() <= 0.5
         assert ((phi > 0) <= (np.asarray(labels) == 2)).all()  # P > ½ is the label
-
-
-def test_a_dense_crf_stands_behind_the_network_when_it_is_tested(trained, lsseg, tmp_path):
-    pytest.importorskip("pydensecrf", reason="needs the extra crf")
-    test = ("test", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt")
-    plain, refined = tmp_path / "plain", tmp_path / "refined"
-    assert lsseg(*test, "--trainer.default_root_dir", plain)[0] == 0
-    status, _, err = lsseg(*test, "--trainer.default_root_dir", refined, "--model.crf_iterations", 2)
-    assert status == 0, err
-    scores = [json.loads((folder / "test.json").read_text())["scores"]["accuracy"] for folder in (plain, refined)]
-    assert scores[0] != scores[1]
-    status, _, err = lsseg(*test, "--trainer.default_root_dir", tmp_path / "wrong", "--model.crf_iterations", -1)
-    assert status == 1
-    assert "model.crf_iterations must not be negative, not -1" in err
-
-
-def test_the_widths_of_a_crf_are_searched_on_validation_images(trained, lsseg, tmp_path, monkeypatch, capfd):
-    pytest.importorskip("pydensecrf", reason="needs the extra crf")
-    path = Path(__file__).parents[2] / "experiments" / "kim2019" / "crf_search.py"
-    spec = importlib.util.spec_from_file_location("crf_search", path)
-    search = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(search)
-    grid = {"appearance_weight": (3,), "appearance_xy": (15,), "appearance_rgb": (3, 200)}
-    monkeypatch.setattr(search, "GRID", grid)
-    monkeypatch.setattr("sys.argv", ["crf_search.py", str(trained), "--out", str(tmp_path / "crf.yaml")])
-    search.main()
-    scores = re.findall(r"(without|3\}|200\}): .*?([\d.]+)\n", capfd.readouterr().out)
-    best = max(("3}", "200}"), key=dict(scores).get)
-    found = yaml.safe_load((tmp_path / "crf.yaml").read_text())["model"]["init_args"]
-    assert found == {
-        "crf_iterations": 10,
-        "crf": {"appearance_weight": 3, "appearance_xy": 15, "appearance_rgb": int(best[:-1])},
-    }
-    # What is written goes behind a run's own configuration.
-    again = ("--config", tmp_path / "crf.yaml", "--ckpt_path", trained / "last.ckpt", "--data.test_split", "val")
-    run = ("--trainer.default_root_dir", tmp_path / "again")
-    assert lsseg("test", "--config", trained / "config.yaml", *again, *run)[0] == 0
-    score = json.loads((tmp_path / "again" / "test.json").read_text())["scores"]["miou"]
-    assert 100 * score == pytest.approx(float(dict(scores)[best]), abs=0.006)
 
 
 def test_several_views_are_looked_at_when_it_is_tested(trained, lsseg, tmp_path):

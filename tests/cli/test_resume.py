@@ -100,15 +100,6 @@ DAMAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    from lsseg.cli import main
-
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["fit", "--config", str(TINY), "--trainer.default_root_dir", str(folder)]) == 0
-    return folder
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(trained, lsseg, tmp_path, damage):
     run = tmp_path / "suite" / "ce-seed0"
@@ -133,9 +124,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(trained, l
     assert runner._checkpoint(run, "ce-seed0") is None
 
 
-def test_a_job_that_slurm_requeued_goes_on_from_lightnings_checkpoint(trained, lsseg, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
+def test_a_job_that_slurm_requeued_goes_on_from_lightnings_checkpoint(trained, lsseg):
+    run = trained
     fit = ("fit", "--config", TINY, "--trainer.default_root_dir", run, "--trainer.max_steps", 6)
     status, _, err = lsseg(*fit)
     assert (status, "already holds a run" in err) == (1, True)
