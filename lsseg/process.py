@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-# Set by the runner of a suite for the processes it starts: its own process id.
+# Set by what starts processes of its own (the runner of a suite, the first process of a run): its process id.
 DIE_WITH_PARENT = "LSSEG_DIE_WITH_PARENT"
 
 
@@ -16,11 +16,9 @@ def die_with_parent() -> None:
     is imported, so that no moment is left in which it could go unnoticed.
     """
     parent = os.environ.get(DIE_WITH_PARENT)
-    if sys.platform != "linux" or not (parent or "LOCAL_RANK" in os.environ):
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if parent:
+    if parent and int(parent) != os.getpid() and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         # Processes further down (DDP's ranks) have another parent: they follow it, not the runner.
         os.environ[DIE_WITH_PARENT] = str(os.getpid())
         if os.getppid() != int(parent):

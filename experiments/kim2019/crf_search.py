@@ -54,6 +54,7 @@ def main() -> None:
 def miou(run: Path, crf: dict[str, int], batches: int) -> float:
     """Validation mIoU of a run with a CRF behind it."""
     command: list[object] = ["validate", "--config", run / "config.yaml"]
+    command += ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]  # this process and no other
     command += ["--ckpt_path", run / "last.ckpt", f"--trainer.limit_val_batches={batches}", "--panels.images=0"]
     command += [f"--model.crf_iterations={ITERATIONS if crf else 0}"]
     with tempfile.TemporaryDirectory() as folder:

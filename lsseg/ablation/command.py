@@ -243,7 +243,8 @@ def _tell(outcomes: dict[str, Outcome], folder: Path, console: Console) -> None:
         if outcome == "failed":
             log = folder / name / "log.txt"
             if not log.is_file():
-                console.print(f"{name} failed: {log.parent} was deleted during the run", style="red", markup=False)
+                said = f"{name} failed and left no log: it did not start, or {log.parent} was deleted"
+                console.print(said, style="red", markup=False)
                 continue
             last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
             console.print(f"{name} failed; the last lines of {log}:", style="red", markup=False)

@@ -174,8 +174,10 @@ class Runner:
                     read_checkpoint(path)
                 except InputError as error:
                     self.listener(name, f"{error}; it is left aside")
-                else:
-                    return path
+                    continue
+                except (OSError, RuntimeError):  # of the disk or the memory: the run's own process will say it
+                    pass
+                return path
         return None
 
 

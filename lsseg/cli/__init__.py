@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = importlib.import_module(COMMANDS[command][0])
     try:
         status: int = module.main(argv)
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
         return status
     except InputError as error:
         return _fail(_original(error))
@@ -74,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reader_is_gone() -> bool:
     """Whether nobody reads standard output any more; then nothing is written to it at the end, either."""
-    output = sys.stdout.fileno()
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError):  # there is none
+        return False
     poll = select.poll()
     poll.register(output, 0)
     gone = any(event & select.POLLERR for _, event in poll.poll(0))

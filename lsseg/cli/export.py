@@ -80,7 +80,7 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
         try:
             program = torch.export.export(network, (image,))
         except (RuntimeError, TypeError, ValueError, AssertionError) as refusal:
-            reason = str(refusal).strip().splitlines()[0]
+            reason = (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
             raise InputError(f"torch.export cannot take {type(task.network).__name__}: {reason}") from refusal
     write = _write_onnx if file.suffix == ".onnx" else _write_pt2
     temporary = file.with_name(f"part-{file.name}")

@@ -44,9 +44,11 @@ from lsseg.cli.parser import ConfigDumper, Parser, own_errors
 from lsseg.data import DataModule
 from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
+from lsseg.process import DIE_WITH_PARENT
 from lsseg.tasks import Task
 
 RUN_FOLDER = "LSSEG_RUN_FOLDER"
+RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of processes that nothing else tells apart so early
 CHATTERS = (
     "pytorch_lightning.utilities.rank_zero",
     "lightning_fabric.utilities.rank_zero",
@@ -129,8 +131,12 @@ class LssegCLI(LightningCLI):
         folder = Path(config.trainer.default_root_dir)
         if not folder.exists():
             self._new = folder
-        requeued = any(folder.glob("hpc_ckpt_*.ckpt"))  # by Lightning, in a SLURM job whose time was up: it goes on
-        if self.subcommand == "fit" and not checkpoint and (folder / "metrics.jsonl").exists() and not requeued:
+        if (
+            self.subcommand == "fit"
+            and not checkpoint
+            and (folder / "metrics.jsonl").exists()
+            and not _requeued(folder)
+        ):
             last = folder / "last.ckpt"
             advice = f"continue it with --ckpt_path {last}" if last.exists() else "delete it (it has no checkpoint)"
             raise InputError(
@@ -141,15 +147,19 @@ class LssegCLI(LightningCLI):
 
     def _hold(self, folder: Path) -> None:
         """Lock the run's folder until this command ends, however it does: no other may train into it."""
-        if rank_zero_only.rank:
+        if rank_zero_only.rank or any(os.environ.get(name, "0") != "0" for name in RANKS):
             return
         folder.mkdir(parents=True, exist_ok=True)
         lock = self._held.enter_context((folder / ".lock").open("w"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which a loader's processes do not inherit
+        except (BlockingIOError, PermissionError):
             self._new = None  # it is the other's
             raise InputError(f"another process is training in {folder}: choose another folder") from None
+        except OSError:
+            warnings.warn(
+                f"{folder} cannot be locked there: nothing keeps another process from training in it", stacklevel=2
+            )
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
         # Processes of one run must agree on the name: those that DDP starts find it in their environment, those of a
@@ -167,10 +177,11 @@ class LssegCLI(LightningCLI):
             name = f"{files[-1] if files else 'fit'}-{name.partition('-')[2]}"
         parent = Path(checkpoint).parent if checkpoint and self.subcommand != "fit" else Path("runs")
         folder = parent / name
-        by_time = "." not in now  # not a SLURM step, which comes back to its own folder
-        others = (parent / f"{name}-{number}" for number in itertools.count(2))
-        while by_time and folder.exists():  # started in the same second
-            folder = next(others)
+        if "." not in now and not config.trainer.fast_dev_run:  # a SLURM step comes back to its own folder
+            others = (parent / f"{name}-{number}" for number in itertools.count(2))
+            while not _made(folder):  # another was started in the same second
+                folder = next(others)
+            self._new = folder
         os.environ[RUN_FOLDER] = str(folder)
         return str(folder)
 
@@ -250,6 +261,22 @@ class LastStep(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
+def _made(folder: Path) -> bool:
+    """Make a folder; False where it is there already."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _requeued(folder: Path) -> bool:
+    """Whether Lightning goes on by itself: from what it saved when the time of this SLURM job was up."""
+    saved = [path.stat().st_mtime for path in folder.glob("hpc_ckpt_*.ckpt")]
+    last = folder / "last.ckpt"
+    return SLURMEnvironment.detect() and bool(saved) and (not last.exists() or max(saved) >= last.stat().st_mtime)
+
+
 def _check_files(argv: list[str]) -> None:
     """Name the configuration file that is no YAML; the parser's own message does not."""
     for name, value in zip(argv, [*argv[1:], ""], strict=True):
@@ -312,6 +339,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("WANDB_SILENT", "true")
     _check_files(argv)
     held = ExitStack()
+    first = os.environ.setdefault(DIE_WITH_PARENT, str(os.getpid())) == str(os.getpid())  # DDP's others end with it
     try:
         LssegCLI(
             Task,
@@ -346,5 +374,7 @@ def main(argv: list[str]) -> int:
         ) from error
     finally:
         held.close()
+        if first:
+            os.environ.pop(DIE_WITH_PARENT)
         os.environ.pop(RUN_FOLDER, None)  # the next command of this process makes a folder of its own
     return 0

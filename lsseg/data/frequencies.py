@@ -15,6 +15,8 @@ from lsseg.data.loading import check_labels
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
 from lsseg.files import write_json
 
+VERSION = 1  # of how it is counted
+
 
 def class_frequencies(source: Source, num_classes: int, progress: bool = False) -> npt.NDArray[np.float64]:
     """f_c: pixels of class c ÷ valid pixels of the images in which c occurs; 0 for a class that never occurs.
@@ -48,12 +50,17 @@ def class_frequencies(source: Source, num_classes: int, progress: bool = False) 
 def remembered_frequencies(source: Source, num_classes: int) -> npt.NDArray[np.float64]:
     """:func:`class_frequencies` with a bar, counted once for the same files and classes on this machine.
 
-    Counts of large splits take minutes, and every run of a suite needs them: they are kept in
-    ``$XDG_CACHE_HOME/lsseg``, or ``~/.cache/lsseg``, under a name made of the masks' paths, sizes and times of change.
+    (Not of a user's own reader, which may read the same files in other ways.) Counts of large splits take minutes, and
+    every run of a suite needs them: they are kept in ``$XDG_CACHE_HOME/lsseg``, or ``~/.cache/lsseg``, under a name
+    made of the masks' paths, sizes and times of change.
     """
-    if not isinstance(source, FilePairs):
+    if not isinstance(source, FilePairs) or not type(source).__module__.startswith("lsseg."):
         return class_frequencies(source, num_classes, progress=True)
-    path = _cache() / f"frequencies-{_fingerprint(source, num_classes)}.json"
+    name = f"frequencies-{_fingerprint(source, num_classes)}.json"
+    try:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsseg" / name
+    except RuntimeError:  # no home
+        return class_frequencies(source, num_classes, progress=True)
     try:
         known = np.array(json.loads(path.read_text()), np.float64)
         if known.shape == (num_classes,):
@@ -66,12 +73,8 @@ def remembered_frequencies(source: Source, num_classes: int) -> npt.NDArray[np.f
     return found
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsseg"
-
-
 def _fingerprint(source: FilePairs, num_classes: int) -> str:
-    digest = hashlib.sha256(repr((type(source).__qualname__, source.labels, num_classes)).encode())
+    digest = hashlib.sha256(repr((VERSION, type(source).__qualname__, source.labels, num_classes)).encode())
     for _, mask in source.pairs:
         status = mask.stat()
         digest.update(f"{mask.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

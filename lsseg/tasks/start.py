@@ -1,5 +1,6 @@
 """Starting from what another run has learnt, on other classes or with another head."""
 
+import errno
 import pickle
 import warnings
 from pathlib import Path
@@ -53,10 +54,11 @@ def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
         raise InputError(f"{what}{path} is not a file")
     broken = InputError(f"{what}{path} is no checkpoint of a run, or a torn one")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it says of a pickle of another kind is said below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        # What a disk or too little memory says tells nothing of the file; of a torn one torch makes EINVAL.
+        if "allocate" in str(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise
         raise broken from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):

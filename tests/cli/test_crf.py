@@ -34,7 +34,7 @@ def test_the_widths_of_a_crf_are_searched_on_validation_images(trained, lsseg, t
     monkeypatch.setattr("sys.argv", ["crf_search.py", str(trained), "--out", str(tmp_path / "crf.yaml")])
     search.main()
     scores = re.findall(r"(without|3\}|200\}): .*?([\d.]+)\n", capfd.readouterr().out)
-    best = max(("3}", "200}"), key=dict(scores).get)
+    best = max(("3}", "200}"), key=lambda end: float(dict(scores)[end]))
     found = yaml.safe_load((tmp_path / "crf.yaml").read_text())["model"]["init_args"]
     assert found == {
         "crf_iterations": 10,

@@ -105,8 +105,6 @@ def test_two_nodes_of_torchrun_train_and_score_like_one_process(tmp_path, alone)
             "--master-port",
             port,
             *fit,
-            "--test_after_fit",
-            "true",
         ]
         nodes.append(subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     said = [node.communicate(timeout=600)[0].decode() for node in nodes]

@@ -19,7 +19,6 @@ import yaml
 
 from lsseg.ablation.runner import Runner
 from lsseg.callbacks import StepSeed
-from lsseg.files import read_jsonl
 
 TINY = Path(__file__).with_name("tiny.yaml")
 NETWORK = yaml.safe_load(TINY.read_text())["model"]["init_args"]["network"]
@@ -101,6 +100,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(trained, lsseg, tmp_path, damage):
     run = tmp_path / "suite" / "ce-seed0"
     shutil.copytree(trained, run)
@@ -124,29 +124,48 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(trained, l
     assert runner._checkpoint(run, "ce-seed0") is None
 
 
-def test_a_job_that_slurm_requeued_goes_on_from_lightnings_checkpoint(trained, lsseg):
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # it is a copy
+def test_a_job_that_slurm_requeued_goes_on_from_lightnings_checkpoint(trained, lsseg, monkeypatch):
     run = trained
     fit = ("fit", "--config", TINY, "--trainer.default_root_dir", run, "--trainer.max_steps", 6)
     status, _, err = lsseg(*fit)
     assert (status, "already holds a run" in err) == (1, True)
     (run / "last.ckpt").rename(run / "hpc_ckpt_1.ckpt")
+    status, _, err = lsseg(*fit)  # not in a job of SLURM
+    assert (status, "already holds a run" in err) == (1, True)
+    job = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     status, _, err = lsseg(*fit)
     assert status == 0, err
-    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl") if "train/loss" in row] == [0, 1, 2, 3, 4, 5]
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert [row["step"] for row in rows if "train/loss" in row] == [0, 1, 2, 3, 4, 5]
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 6
 
 
 def test_two_trainings_do_not_share_a_folder(lsseg, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    with (folder / ".lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        fit = ("fit", "--config", TINY, "--trainer.default_root_dir", folder)
+    fit = ("fit", "--config", TINY, "--trainer.default_root_dir", folder)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    command = [sys.executable, "-c", hold, folder / ".lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
         status, _, err = lsseg(*fit)
-        assert status == 1
-        assert f"another process is training in {folder}: choose another folder" in err
-        assert [path.name for path in folder.iterdir()] == [".lock"]
+        other.stdin.close()
+    assert status == 1
+    assert f"another process is training in {folder}: choose another folder" in err
+    assert [path.name for path in folder.iterdir()] == [".lock"]
     assert lsseg(*fit, "--trainer.max_steps", 1, "--trainer.val_check_interval", 1)[0] == 0
+
+
+def test_folders_of_the_same_second_have_other_names(lsseg, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda *_: "20260102-030405")
+    for _ in range(2):
+        fit = ("fit", "--config", TINY, "--trainer.max_steps", 1, "--trainer.val_check_interval", 1)
+        assert lsseg(*fit)[0] == 0
+    assert lsseg("fit", "--config", TINY, "--data.batch_size", 99)[0] == 1  # leaves nothing behind
+    assert {path.name for path in Path("runs").iterdir()} == {"tiny-20260102-030405", "tiny-20260102-030405-2"}
 
 
 @pytest.fixture
@@ -197,7 +216,8 @@ def test_a_folder_that_was_deleted_during_the_run_is_said(suite, lsseg, tmp_path
     monkeypatch.setenv("COLUMNS", "300")
     status, out, _ = lsseg("ablate", suite, "--root", tmp_path / "runs")
     assert status == 1
-    assert f"ce-seed0 failed: {tmp_path / 'runs' / 'tiny' / 'ce-seed0'} was deleted during the run" in out
+    folder = tmp_path / "runs" / "tiny" / "ce-seed0"
+    assert f"ce-seed0 failed and left no log: it did not start, or {folder} was deleted" in out
 
 
 def test_every_process_of_a_run_draws_its_own_numbers():
@@ -211,20 +231,33 @@ def test_every_process_of_a_run_draws_its_own_numbers():
         assert len({drawn(rank, step) for rank in (0, 1) for step in (3, 4)}) == 4
 
 
-def test_further_processes_of_a_run_end_with_the_first(tmp_path):
+def test_further_processes_of_a_run_end_with_the_first():
     """A killed one tells nobody."""
     child = "from lsseg.process import die_with_parent as d; d(); import time; print(1, flush=True); time.sleep(100)"
     start = f"c = s.Popen([sys.executable, '-c', {child!r}]); print(c.pid, flush=True); c.wait()"
-    parent = f"import subprocess as s, sys; {start}"
-    first = subprocess.Popen(
-        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, env={**os.environ, "LOCAL_RANK": "1"}
-    )
+    parent = f"import os, subprocess as s, sys; os.environ['LSSEG_DIE_WITH_PARENT'] = str(os.getpid()); {start}"
+    first = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     said = {first.stdout.readline().strip() for _ in range(2)}
     (pid,) = said - {"1"}
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     first.stdout.close()
     end = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+    while running(pid):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_first_process_of_a_run_asks_for_that(lsseg, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(StepSeed, "on_train_batch_start", lambda *_: asked.append(os.environ["LSSEG_DIE_WITH_PARENT"]))
+    assert lsseg("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run")[0] == 0
+    assert set(asked) == {str(os.getpid())}
+    assert "LSSEG_DIE_WITH_PARENT" not in os.environ
