@@ -17,5 +17,8 @@ class StepSeed(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Seed this step."""
-        step = trainer.fit_loop.epoch_loop.total_batch_idx
+        loop = trainer.fit_loop.epoch_loop
+        # The step under which Lightning logs; going on from a run that had ended, it counts one too many.
+        loop._batches_that_stepped = trainer.global_step
+        step = loop.total_batch_idx
         torch.manual_seed(derived_seed(global_seed(), step, trainer.global_rank))

@@ -223,7 +223,7 @@ def test_a_folder_that_was_deleted_during_the_run_is_said(suite, lsseg, tmp_path
 def test_every_process_of_a_run_draws_its_own_numbers():
     def drawn(rank, step):
         loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=step))
-        StepSeed().on_train_batch_start(SimpleNamespace(fit_loop=loop, global_rank=rank), None)
+        StepSeed().on_train_batch_start(SimpleNamespace(fit_loop=loop, global_rank=rank, global_step=step), None)
         return float(torch.rand(()))
 
     with torch.random.fork_rng():
