@@ -64,7 +64,6 @@ def _mode(mode: str) -> str:
 def logged_in() -> bool:
     """Whether there is a key for W&B, in the environment or in the netrc file."""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    return bool(os.environ.get("WANDB_API_KEY")) or (
-        netrc.is_file() and any(host == word or "wandb" in word for word in netrc.read_text().split())
-    )
+    own = os.environ.get("WANDB_BASE_URL")
+    host = urlsplit(own).hostname if own else "wandb"  # `wandb login --host` names it in settings of its own
+    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and str(host) in netrc.read_text())

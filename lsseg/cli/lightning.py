@@ -157,9 +157,7 @@ class LssegCLI(LightningCLI):
             self._new = None  # it is the other's
             raise InputError(f"another process is training in {folder}: choose another folder") from None
         except OSError:
-            warnings.warn(
-                f"{folder} cannot be locked there: nothing keeps another process from training in it", stacklevel=2
-            )
+            warnings.warn(f"{folder} cannot be locked: nothing keeps another process from training in it", stacklevel=2)
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
         # Processes of one run must agree on the name: those that DDP starts find it in their environment, those of a
