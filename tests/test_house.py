@@ -77,7 +77,14 @@ def smaller(path):
     return tuple(path.parent.glob("small.yaml"))
 
 
-QUANTITIES = ("model.lr", "trainer.max_steps", "trainer.val_check_interval", "data.test_split")
+QUANTITIES = (
+    "data.test_split",
+    "model.epsilon",
+    "model.level_set_weight",
+    "model.lr",
+    "trainer.max_steps",
+    "trainer.val_check_interval",
+)
 
 
 def merged(low, high):

@@ -85,6 +85,13 @@ def test_values_survive_the_command_line(suite, tmp_path):
     assert {key: yaml.safe_load(text) for key, text in flags.items()} == values
 
 
+def test_what_starts_from_another_run_comes_behind_those_that_wait_for_nothing(suite):
+    variants = [{"name": "a"}, {"name": "b", "start": "a"}, {"name": "c", "start": "b"}, {"name": "d"}]
+    variants.append({"name": "e", "start": "a"})
+    names = [run.name for run in expand(suite(variants=variants, seeds=[0, 1]))]
+    assert names == [f"{name}-seed{seed}" for seed in (0, 1) for name in "adbec"]
+
+
 def test_the_fingerprint_holds_that_of_its_start(suite, tmp_path):
     variants = [{"name": "x", "set": {"model.lr": 1}}, {"name": "y", "start": "x"}]
     before = expand(suite(variants=variants))[1]
