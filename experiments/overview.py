@@ -118,7 +118,7 @@ one GPU; behind it `--config experiments/PAPER/small.yaml` makes it fit two CPU 
 small size, on small data (Kim and Zhang: CamVid at 120×160, from random weights; Homayounfar: what the column names):
 compare the shape with the paper's, not the numbers. Percent, mean ± standard deviation over seeds where there are
 several; Δ: paired difference to the row's baseline with a 95 % interval over test images, which says nothing of other
-seeds.
+seeds, and where there are three or more a second one over seeds.
 
 """
 
@@ -164,18 +164,9 @@ def _compared(title: str, path: Path) -> list[str]:
         trained = [f"{row['set']['model.lr']:g}", f"{row['set'].get('trainer.max_steps', small)}"]
         cells = [row["label"], *trained]
         for score in scores:
-            cells += [_spread(results[row["name"]], score), _both_intervals(results[row["name"]], score)]
+            cells += [_cell(results[row["name"]], score), _cell(results[row["name"]], f"{score}{DIFFERENCE}")]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
-
-
-def _both_intervals(row: dict[str, str], score: str) -> str:
-    """A difference with its intervals over images and over seeds."""
-    name = f"{score}{DIFFERENCE}"
-    if not row.get(f"{name}_seeds_low"):
-        return _spread(row, name)
-    over_seeds = (float(row[f"{name}_seeds_{end}"]) for end in ("low", "high"))
-    return f"{_spread(row, name)} [{', '.join(f'{end:+.2f}' for end in over_seeds)}]"
 
 
 def _suite(paper: str, name: str, path: Path) -> list[str]:
@@ -191,7 +182,7 @@ def _suite(paper: str, name: str, path: Path) -> list[str]:
     titles |= {score: score.partition("/")[2] for score in cited if "/" in score}  # of a class
     scores = [score for score in titles if score in cited]
     costs = [score for score in scores if score in COSTS]
-    shown = {where: _columns(rows, costs) for where, rows in results.items()}
+    shown = {where: _columns(rows, costs, len(scores)) for where, rows in results.items()}
     head = ["", *(f"paper: {titles[s]}" for s in scores)]
     head += [f"{where}: {_title(s)}" for where in results for s in shown[where]]
     link = f"[{paper}/{path.name}]({paper}/{path.name})"
@@ -202,7 +193,7 @@ def _suite(paper: str, name: str, path: Path) -> list[str]:
         ran = False
         for where, rows in results.items():
             own = rows.get(row.name, {})
-            cells += [_spread(own, s) for s in shown[where]]
+            cells += [_cell(own, s) for s in shown[where]]
             ran |= any(own.get(s) for s in shown[where])
         lines.append(f"| {' | '.join([*cells, 'citation' if row.cite else 'run' if ran else 'ready to run'])} |")
     return [*lines, ""]
@@ -237,8 +228,10 @@ def _picture(paper: str, name: str) -> list[str]:
     return ["", f"On the small data: ![{name}]({paper}/{path.name})"] if path.is_file() else []
 
 
-def _columns(rows: dict[str, dict[str, str]], costs: list[str]) -> list[str]:
+def _columns(rows: dict[str, dict[str, str]], costs: list[str], cited: int) -> list[str]:
     """What is shown of a table of results: three scores, the difference of the first to the baseline, costs."""
+    if costs and len(costs) == cited:
+        return costs
     first, *others = [score for score in SCORES if any(row.get(score) for row in rows.values())][:3]
     difference = [f"{first}{DIFFERENCE}"] if any(row.get(f"{first}{DIFFERENCE}") for row in rows.values()) else []
     return [first, *difference, *others, *costs]
@@ -261,13 +254,16 @@ def _number(row: Mapping[str, float], score: str) -> str:
     return f"{1000 * row[score]:g}" if score in COSTS else str(row[score])
 
 
-def _spread(row: dict[str, str], score: str) -> str:
+def _cell(row: dict[str, str], score: str) -> str:
+    """A score with its spread over seeds, a difference with its intervals over images and over seeds, or a cost."""
     if not row.get(score):
         return ""
     if score in COSTS:
         return f"{1000 * float(row[score]):.1f}"
     if score.endswith(DIFFERENCE):
-        return f"{float(row[score]):+.2f} [{float(row[f'{score}_low']):+.2f}, {float(row[f'{score}_high']):+.2f}]"
+        ends = [[row.get(f"{score}{kind}_{end}") for end in ("low", "high")] for kind in ("", "_seeds")]
+        intervals = (f"[{float(low):+.2f}, {float(high):+.2f}]" for low, high in ends if low and high)
+        return " ".join([f"{float(row[score]):+.2f}", *intervals])
     spread = row.get(f"{score}_std")
     return f"{float(row[score]):.2f}" + (f" ± {float(spread):.2f}" if spread else "")
 
