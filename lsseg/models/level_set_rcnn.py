@@ -12,15 +12,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from lsseg.errors import InputError, require
 from lsseg.functional import Delta, blocks, chan_vese_evolve
 from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
+from lsseg.models.box_heads import box_heads, proposal_network
 from lsseg.models.fpn import BoxPooler, PyramidEncoder
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
 from lsseg.models.mask_heads import EdgeHead, FeatureHead, MaskHead, PooledHead, enlarged
@@ -31,6 +29,14 @@ EDGE_STEP = 0.5
 EDGE_SCALE = 0.25 / 2**0.5
 # Boxes at a time in evaluation on a CPU: what lies between two layers stays in its cache.
 CHUNK = 8
+CHOICES: dict[str, tuple[object, ...]] = {
+    "batch_norm": ("frozen", "trained"),
+    "target": ("tsdf", "binary"),
+    "evolution": ("chan_vese", "delse", "none"),
+    "resolution": (28, 56, 112, 224),
+    "hyperparameters": ("adaptive", "global", "fixed"),
+    "delta": ("printed", "derivative"),
+}
 
 
 class Pyramid(NamedTuple):
@@ -164,18 +170,12 @@ class LevelSetRCNN(nn.Module):
         detections: int = 100,
     ) -> None:
         super().__init__()
-        ones = {"num_classes": num_classes, "steps": steps, "features": features, "width": width}
-        ones |= {"mask_width": mask_width, "box_width": box_width, "proposals": proposals, "detections": detections}
-        for least, counts in ((1, ones), (2, {"rpn_samples": rpn_samples, "box_samples": box_samples})):
-            for name, count in counts.items():
-                require(count >= least, f"model.network.{name}", count, f"must be at least {least}")
+        _check_counts(1, num_classes=num_classes, steps=steps, features=features, proposals=proposals)
+        _check_counts(1, width=width, mask_width=mask_width, box_width=box_width, detections=detections)
+        _check_counts(2, rpn_samples=rpn_samples, box_samples=box_samples)
+        _check_choices(batch_norm=batch_norm, resolution=resolution, delta=delta)
+        _check_choices(target=target, evolution=evolution, hyperparameters=hyperparameters)
         _check_switches(target, evolution, hyperparameters)
-        for name, value, values in (
-            ("batch_norm", batch_norm, ("frozen", "trained")),
-            ("resolution", resolution, (28, 56, 112, 224)),
-            ("delta", delta, ("printed", "derivative")),
-        ):
-            require(value in values, f"model.network.{name}", value, f"must be {_either(values)}")
         require(eta > 0, "model.network.eta", eta, "must be positive")
         require(0 <= score_threshold < 1, "model.network.score_threshold", score_threshold, "must lie in [0, 1)")
         self.num_classes = num_classes
@@ -191,23 +191,27 @@ class LevelSetRCNN(nn.Module):
                 f"model.network.anchor_sizes must be {len(strides) + 1} positive lengths, one for each level of "
                 f"{encoder_name}, not {list(anchor_sizes)}"
             )
-        self.rpn = _proposal_network(width, anchor_sizes, proposals, rpn_samples)
-        head = TwoMLPHead(width * 7 * 7, box_width), BoxPredictor(box_width, num_classes + 1)
-        self.boxes = _box_heads(strides, *head, box_samples, score_threshold, detections)
+        self.rpn = proposal_network(width, anchor_sizes, proposals, rpn_samples)
+        pool = BoxPooler(strides, 7)
+        self.boxes = box_heads(pool, width, box_width, num_classes, box_samples, score_threshold, detections)
         self.pool = BoxPooler(strides, 14)
         self.mask_head = MaskHead(width, num_classes, resolution if target == "binary" else 28, mask_width)
-        if evolution != "none":
-            self.thin = nn.Conv2d(width, features, 1)
-            self.pool_fine = BoxPooler(strides, 28)
-        if evolution == "chan_vese":
-            self.feature_head = FeatureHead(features, features)
-        if evolution == "delse":
-            self.edge_head = EdgeHead(features, resolution)
         self.hyperparameters: Hyperparameters | None = None
-        if evolution != "none" and hyperparameters != "fixed":
+        if evolution != "none":
+            self._build_evolution(width, features, hyperparameters)
+
+    def _build_evolution(self, width: int, features: int, hyperparameters: str) -> None:
+        """What evolving masks need beside initial ones."""
+        self.thin = nn.Conv2d(width, features, 1)
+        self.pool_fine = BoxPooler(self.encoder.strides, 28)
+        if self.evolution == "chan_vese":
+            self.feature_head = FeatureHead(features, features)
+        else:
+            self.edge_head = EdgeHead(features, self.resolution)
+        if hyperparameters != "fixed":
             adaptive = hyperparameters == "adaptive"
             self.pooled_head = PooledHead(width) if adaptive else None
-            self.hyperparameters = Hyperparameters(64, steps, adaptive)
+            self.hyperparameters = Hyperparameters(64, self.steps, adaptive)
 
     def forward(self, images: Sequence[Tensor]) -> list[Detections]:
         """The objects in images of 3×H×W in [0, 1], of any sizes."""
@@ -322,69 +326,19 @@ class LevelSetRCNN(nn.Module):
         return Masks(initial, final, None, numbers, velocity)
 
 
-class ProposalHead(RPNHead):
-    """torchvision's; boxes are not computed in half precision, whatever the convolutions are."""
-
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Scores and box deltas of every level."""
-        scores, deltas = super().forward(x)
-        return [score.to(level.dtype) for score, level in zip(scores, x, strict=True)], [
-            delta.to(level.dtype) for delta, level in zip(deltas, x, strict=True)
-        ]
+def _check_counts(least: int, **counts: int) -> None:
+    for name, count in counts.items():
+        require(count >= least, f"model.network.{name}", count, f"must be at least {least}")
 
 
-class BoxPredictor(FastRCNNPredictor):
-    """torchvision's; the same of boxes and scores."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Class scores and box deltas."""
-        scores, deltas = super().forward(x)
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        return scores.to(wide), deltas.to(wide)
-
-
-def _proposal_network(width: int, sizes: Sequence[int], proposals: int, samples: int) -> RegionProposalNetwork:
-    anchors = AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
-    return RegionProposalNetwork(
-        anchors,
-        ProposalHead(width, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=samples,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": 2 * proposals, "testing": proposals},
-        post_nms_top_n={"training": 2 * proposals, "testing": proposals},
-        nms_thresh=0.7,
-    )
-
-
-def _box_heads(
-    strides: Sequence[int], head: nn.Module, predictor: nn.Module, samples: int, threshold: float, detections: int
-) -> RoIHeads:
-    return RoIHeads(
-        BoxPooler(strides, 7),
-        head,
-        predictor,
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=samples,
-        positive_fraction=0.25,
-        bbox_reg_weights=None,
-        score_thresh=threshold,
-        nms_thresh=0.5,
-        detections_per_img=detections,
-    )
+def _check_choices(**choices: object) -> None:
+    for name, value in choices.items():
+        require(value in CHOICES[name], f"model.network.{name}", value, f"must be {_either(CHOICES[name])}")
 
 
 def _check_switches(target: str, evolution: str, hyperparameters: str) -> None:
-    """Each by itself, and which of them go together."""
+    """Which of them go together."""
     key = "model.network"
-    for name, value, values in (
-        ("target", target, ("tsdf", "binary")),
-        ("evolution", evolution, ("chan_vese", "delse", "none")),
-        ("hyperparameters", hyperparameters, ("adaptive", "global", "fixed")),
-    ):
-        require(value in values, f"{key}.{name}", value, f"must be {_either(values)}")
     alone = evolution == "none" or target == "tsdf"
     require(alone, f"{key}.evolution", evolution, f"needs {key}.target tsdf; with target binary it must be none")
     learnt = (hyperparameters, evolution) != ("fixed", "chan_vese")
