@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 import pandas as pd
+from pylatexenc.latexencode import RULE_DICT, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
 from lsseg.ablation.results import Result
 from lsseg.errors import InputError
@@ -19,12 +20,11 @@ BY_IMAGE = {
     "semantic": "the mean IoU of the classes in an image",
     "instances": "F1 of the objects found with a score of at least one half, mean over IoU thresholds",
 }
-ESCAPED = {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
-LATEX = {
-    "ᴺ": "$^N$", "²": "$^2$", "κ": r"$\kappa$", "μ": r"$\mu$", "γ": r"$\gamma$", "ρ": r"$\rho$", "τ": r"$\tau$",
-    "±": r"$\pm$", "Δ": r"$\Delta$", "φ": r"$\phi$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "⁰": "$^0$",
-    "–": "--", "−": "$-$", "×": r"$\times$", "½": r"$\frac12$", "¼": r"$\frac14$", "¾": r"$\frac34$", "→": r"$\to$",
-}  # fmt: skip
+LATEX = UnicodeToLatexEncoder(
+    conversion_rules=[UnicodeToLatexConversionRule(RULE_DICT, {ord("ᴺ"): r"\ensuremath{^N}"}), "defaults"],
+    unknown_char_policy="keep",  # other scripts, which XeLaTeX sets
+    unknown_char_warning=False,
+)
 
 
 def write_page(
@@ -80,14 +80,8 @@ def write_latex(path: Path, table: pd.DataFrame, caption: str) -> None:
 
 
 def _latex_row(cells: Any) -> str:
-    return " & ".join(_latex(str(cell)) for cell in cells) + r" \\"
-
-
-def _latex(text: str) -> str:
-    escaped = "".join(ESCAPED.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text.replace("\\", "/"))
-    for character, command in LATEX.items():
-        escaped = escaped.replace(character, command)
-    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
+    signs = (re.sub(r"(?<![\w-])-(?=\d)", "−", str(cell)) for cell in cells)  # a hyphen is no minus sign
+    return " & ".join(LATEX.unicode_to_latex(cell) for cell in signs) + r" \\"
 
 
 def _table(table: pd.DataFrame) -> str:

@@ -170,7 +170,7 @@ def test_the_page_of_trained_methods(real_page, browser):
 
 def test_latex_is_ascii_with_everything_escaped(tmp_path):
     table = pd.DataFrame(
-        {"method": ["a_b & {c} #1 $ L^AD~", "φ⁰ ± λ × ½"], "Δ mIoU [95 %]": ["-2.72 [-4.94, +0.72]", "–"]}
+        {"method": ["a_b & {c} #1 $ L^AD~", "φᴺ ± λ ≥ σ"], "Δ mIoU [95 %]": ["-2.72 [-4.94, +0.72]", "–"]}
     )
     write_latex(tmp_path / "t.tex", table, "suite: 3 images")
     text = (tmp_path / "t.tex").read_text()
@@ -178,9 +178,12 @@ def test_latex_is_ascii_with_everything_escaped(tmp_path):
     lines = text.splitlines()
     assert lines[0].startswith("%")
     assert lines[1] == r"\begin{tabular}{lr}"
-    assert lines[3] == r"method & $\Delta$ mIoU [95 \%] \\"
-    assert lines[5] == r"a\_b \& \{c\} \#1 \$ L\textasciicircum{}AD\textasciitilde{} & $-$2.72 [$-$4.94, +0.72] \\"
-    assert lines[6] == r"$\phi$$^0$ $\pm$ $\lambda$ $\times$ $\frac12$ & -- \\"
+    assert lines[3] == r"method & \ensuremath{\Delta} mIoU [95 \%] \\"
+    minus = r"\ensuremath{-}"
+    name = r"a\_b \& \{c\} \#1 \$ L{\textasciicircum}AD{\textasciitilde}"
+    assert lines[5] == rf"{name} & {minus}2.72 [{minus}4.94, +0.72] \\"
+    phi, *signs = (rf"\ensuremath{{{sign}}}" for sign in (r"\varphi", "^N", r"\pm", r"\lambda", r"\geq", r"\sigma"))
+    assert lines[6] == rf"{phi}{' '.join(signs)} & {{\textendash}} \\"
     assert not re.search(r"(?<!\\)[&%#_]", lines[5].replace(" & ", " "))
 
 
