@@ -6,20 +6,20 @@ from lsseg.data.module import SegmentationData, Split
 from lsseg.data.root import check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
 
-# The official names and colours, by label; the 66th, Unlabeled, is void.
+# The official names and colours, by label; the 66th, Unlabeled, is void. (In the first release some classes share one.)
 TABLE = """
-    Bird:a52a2a, Ground Animal:00c000, Curb:c4c4c4, Fence:be9999, Guard Rail:b4a5b4, Barrier:66669c,
+    Bird:a52a2a, Ground Animal:00c000, Curb:c4c4c4, Fence:be9999, Guard Rail:b4a5b4, Barrier:5a7896,
     Wall:66669c, Bike Lane:8040ff, Crosswalk - Plain:8c8cc8, Curb Cut:aaaaaa, Parking:faaaa0, Pedestrian
     Area:606060, Rail Track:e6968c, Road:804080, Service Lane:6e6e6e, Sidewalk:f423e8, Bridge:966464,
-    Building:464646, Tunnel:96785a, Person:dc143c, Bicyclist:ff0000, Motorcyclist:ff0000, Other Rider:ff0000,
-    Lane Marking - Crosswalk:c88080, Lane Marking - General:ffffff, Mountain:40aa40, Sand:804040, Sky:4682b4,
-    Snow:ffffff, Terrain:98fb98, Vegetation:6b8e23, Water:00aa1e, Banner:ffff80, Bench:fa001e, Bike Rack:000000,
-    Billboard:dcdcdc, Catch Basin:aaaaaa, CCTV Camera:de2828, Fire Hydrant:64aa1e, Junction Box:282828,
-    Mailbox:212121, Manhole:aaaaaa, Phone Booth:00008e, Pothole:aaaaaa, Street Light:d2aa64, Pole:999999,
-    Traffic Sign Frame:808080, Utility Pole:00008e, Traffic Light:faaa1e, Traffic Sign (Back):c0c0c0, Traffic
-    Sign (Front):dcdc00, Trash Can:b4a5b4, Bicycle:770b20, Boat:00008e, Bus:003c64, Car:00008e, Caravan:00005a,
-    Motorcycle:0000e6, On Rails:005064, Other Vehicle:804040, Trailer:00006e, Truck:000046, Wheeled Slow:0000c0,
-    Car Mount:202020, Ego Vehicle:000000
+    Building:464646, Tunnel:96785a, Person:dc143c, Bicyclist:ff0000, Motorcyclist:ff0064, Other Rider:ff00c8,
+    Lane Marking - Crosswalk:c88080, Lane Marking - General:ffffff, Mountain:40aa40, Sand:e6a032, Sky:4682b4,
+    Snow:beffff, Terrain:98fb98, Vegetation:6b8e23, Water:00aa1e, Banner:ffff80, Bench:fa001e, Bike
+    Rack:648cb4, Billboard:dcdcdc, Catch Basin:dc8080, CCTV Camera:de2828, Fire Hydrant:64aa1e, Junction
+    Box:282828, Mailbox:212121, Manhole:6480a0, Phone Booth:8e0000, Pothole:466496, Street Light:d2aa64,
+    Pole:999999, Traffic Sign Frame:808080, Utility Pole:000050, Traffic Light:faaa1e, Traffic Sign
+    (Back):c0c0c0, Traffic Sign (Front):dcdc00, Trash Can:8c8c14, Bicycle:770b20, Boat:9600ff, Bus:003c64,
+    Car:00008e, Caravan:00005a, Motorcycle:0000e6, On Rails:005064, Other Vehicle:804040, Trailer:00006e,
+    Truck:000046, Wheeled Slow:0000c0, Car Mount:202020, Ego Vehicle:780a0a
 """
 CLASSES = [entry.split(":") for entry in " ".join(TABLE.split()).split(", ")]
 FOLDERS = {"train": ("training", 18000), "val": ("validation", 2000), "test": ("validation", 2000)}
