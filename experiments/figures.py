@@ -3,10 +3,11 @@
 python experiments/figures.py pictures RUN RUN … [--out FILE]     image, every run's prediction, truth
 python experiments/figures.py maps RUN RUN … --class NAME         a class's level-set function and its zero contour
 python experiments/figures.py curves RUN RUN …                    losses and validation score while training
+python experiments/figures.py steps RUN                           a refining network's predictions, step by step
 
 pictures: Kim 2019, figures 6 and 7; Zhang 2019, figures 4, 5, 6 and 8; Homayounfar 2020, figures 2 and 3. Every tested
-run leaves its pictures in panels/ (key panels.images). maps: Kim 2019, figure 3. curves: Kim 2019, figure 4.
-Zhang 2019, figure 7, the steps of one network, are RUN/panels/test-NAME-steps.png, or of any image
+run leaves its pictures in panels/ (key panels.images). maps: Kim 2019, figure 3. curves: Kim 2019, figure 4. steps:
+Zhang 2019, figure 7; of any image by
 lsseg predict --config RUN/config.yaml --ckpt_path RUN/last.ckpt --data.images IMAGE --predictions.steps true
 """
 
@@ -28,7 +29,7 @@ from lsseg.files import read_jsonl
 def main() -> None:
     """Draw one figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["pictures", "maps", "curves"])
+    parser.add_argument("kind", choices=["pictures", "maps", "curves", "steps"])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--class", dest="name", help="maps: the class")
     parser.add_argument("--images", type=int, default=3, help="how many of the first test images (default: 3)")
@@ -45,8 +46,10 @@ def main() -> None:
     try:
         if options.kind == "maps":
             figure = maps(options.runs, options.name, options.images)
+        elif options.kind == "curves":
+            figure = curves(options.runs)
         else:
-            figure = pictures(options.runs, options.images) if options.kind == "pictures" else curves(options.runs)
+            figure = {"pictures": pictures, "steps": steps}[options.kind](options.runs, options.images)
     except InputError as error:
         sys.exit(f"figures.py: {error}")
     figure.savefig(path)
@@ -119,6 +122,22 @@ def curves(runs: list[Path]) -> Figure:
         axis.set_xlabel("update")
         axis.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def steps(runs: list[Path], count: int) -> Figure:
+    """The panels of steps that the test has left, one below the other."""
+    rows = []
+    for run in runs:
+        panels = sorted((run / "panels").glob("test-*-steps.png"))[:count]
+        if not panels:
+            raise InputError(f"{run} has no panels/test-NAME-steps.png: its network does not refine, or was not tested")
+        rows += [np.asarray(Image.open(panel)) for panel in panels]
+    figure = Figure(figsize=(16, sum(16 * row.shape[0] / row.shape[1] for row in rows)), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    for axis, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        axis.imshow(row)
+        axis.set_axis_off()
     return figure
 
 

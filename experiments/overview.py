@@ -11,20 +11,31 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from lsseg.ablation.spec import load_suite
 
 HERE = Path(__file__).parent
-FIGURES = "`python experiments/figures.py"
 PAPERS = {
     "kim2019": "Kim et al. 2019, CNN-based Semantic Segmentation using Level Set Loss",
     "zhang2019": "Zhang et al. 2019, Deep Multiphase Level Set for Scene Parsing",
     "homayounfar2020": "Homayounfar et al. 2020, LevelSet R-CNN: A Deep Variational Method for Instance Segmentation",
 }
+
+
+class Drawn(NamedTuple):
+    """A figure by figures.py: its kind, the runs below runs/ at the paper's size and at the small one, and options."""
+
+    kind: str
+    runs: str
+    small: str
+    options: str = ""
+
+
 # What a paper shows, and the suites, or what else makes it.
-SHOWN = {
+SHOWN: dict[str, dict[str, str | Drawn]] = {
     "kim2019": {
         "Table 1 (networks, VOC)": "table1.yaml",
         "Table 2 (PASCAL-Context)": "table2.yaml",
@@ -34,14 +45,28 @@ SHOWN = {
         "Figure 5 (Heaviside functions)": "figure5.yaml",
         "Section 4.7 (ε and λ)": "epsilon_lambda.yaml",
         "Section 4.3 (time of the loss)": "timing.yaml",
-        "Figure 3 (level-set functions)": f"{FIGURES} maps R/fcn32s-seed0 R/fcn32s_ls-seed0 --class car`, "
-        "R being `runs/kim2019-table1-small`, or `runs/kim2019-table1` with `--class bird`",
+        "Figure 3 (level-set functions)": Drawn(
+            "maps",
+            "kim2019-table1/{fcn32s,fcn32s_ls}-seed0",
+            "kim2019-table1-small/{fcn32s,fcn32s_ls}-seed0",
+            "--class car",
+        ),
         "Figure 4 (losses while training)": "figure4.yaml",
-        "Figure 4 (curves)": f"{FIGURES} curves R/cross_entropy-seed0 R/level_set-seed0`, R being "
-        "`runs/kim2019-figure4`",
-        "Figure 6 (pictures)": f"{FIGURES} pictures R/fcn32s-seed0 R/fcn8s-seed0 R/fcn32s_ls-seed0`, R as above",
-        "Figure 7 (pictures)": f"{FIGURES} pictures R/deeplab_v2-seed0 R/deeplab_v2_crf-seed0 R/deeplab_v2_ls-seed0`, "
-        "R as above",
+        "Figure 4 (curves)": Drawn(
+            "curves",
+            "kim2019-figure4/{cross_entropy,level_set}-seed0",
+            "kim2019-figure4-small/{cross_entropy,level_set}-seed0",
+        ),
+        "Figure 6 (pictures)": Drawn(
+            "pictures",
+            "kim2019-table1/{fcn32s,fcn8s,fcn32s_ls}-seed0",
+            "kim2019-table1-small/{fcn32s,fcn8s,fcn32s_ls}-seed0",
+        ),
+        "Figure 7 (pictures)": Drawn(
+            "pictures",
+            "kim2019-table1/{deeplab_v2,deeplab_v2_crf,deeplab_v2_ls}-seed0",
+            "kim2019-table1-small/{deeplab_v2,deeplab_v2_crf,deeplab_v2_ls}-seed0",
+        ),
     },
     "zhang2019": {
         "Table I (Cityscapes)": "table1.yaml",
@@ -54,15 +79,27 @@ SHOWN = {
         "Batch-norm of the steps": "batch_norm.yaml",
         "The rate as printed": "recipe.yaml",
         "Table VIII (speed)": "table8.csv",
-        "Figure 4 (pictures, Cityscapes)": f"{FIGURES} pictures R/fcn8s_resnet50-seed0 R/dmls_resnet101-seed0`, "
-        "R being `runs/zhang2019-table1`",
-        "Figure 5 (pictures, ADE20K)": f"{FIGURES} pictures R/fcn8s_resnet101-seed0 R/dmls_resnet101-seed0`, R being "
-        "`runs/zhang2019-table4`",
-        "Figure 6 (level sets)": f"{FIGURES} pictures R/mls-seed0 R/fcn8s-seed0`, R being `runs/zhang2019-table6`",
-        "Figure 7 (steps)": "`runs/zhang2019-table6/all-seed0/panels/test-NAME-steps.png`; of any image by "
-        "`lsseg predict … --predictions.steps true`",
-        "Figure 8 (deep supervision)": f"{FIGURES} pictures R/rfcn-seed0 R/rfcn_wce-seed0 R/rfcn_dsl-seed0 "
-        "R/rfcn_dsl_wce-seed0 R/all-seed0`, R being `runs/zhang2019-table6`",
+        "Figure 4 (pictures, Cityscapes)": Drawn(
+            "pictures",
+            "zhang2019-table1/{fcn8s_resnet50,dmls_resnet101}-seed0",
+            "zhang2019-table6-small/{fcn8s,all}-seed0",
+        ),
+        "Figure 5 (pictures, ADE20K)": Drawn(
+            "pictures",
+            "zhang2019-table4/{fcn8s_resnet101,dmls_resnet101}-seed0",
+            "zhang2019-table6-small/{dfcn,all}-seed0",
+        ),
+        "Figure 6 (level sets)": Drawn(
+            "pictures", "zhang2019-table6/{mls,fcn8s}-seed0", "zhang2019-table6-small/{mls,fcn8s}-seed0"
+        ),
+        "Figure 7 (steps)": Drawn(
+            "steps", "zhang2019-table6/all-seed0", "zhang2019-table6-small/all-seed0", "--images 1"
+        ),
+        "Figure 8 (deep supervision)": Drawn(
+            "pictures",
+            "zhang2019-table6/{rfcn,rfcn_wce,rfcn_dsl,rfcn_dsl_wce,all}-seed0",
+            "zhang2019-table6-small/{rfcn,rfcn_wce,rfcn_dsl,rfcn_dsl_wce,all}-seed0",
+        ),
     },
     "homayounfar2020": {
         "Table 1 (Cityscapes test)": "table1.yaml",
@@ -75,10 +112,16 @@ SHOWN = {
         "Hyperparameter head": "hyperparameters.yaml",
         "Resolution": "resolution.yaml",
         "Inference time": "time.csv",
-        "Figure 2 (pictures, Cityscapes)": f"{FIGURES} pictures R/mask_rcnn-seed0 R/level_set_rcnn-seed0`, R being "
-        "`runs/homayounfar2020-table2-cityscapes`",
-        "Figure 3 (pictures, COCO)": f"{FIGURES} pictures R/level_set_rcnn-seed0`, R being "
-        "`runs/homayounfar2020-table2`",
+        "Figure 2 (pictures, Cityscapes)": Drawn(
+            "pictures",
+            "homayounfar2020-table2-cityscapes/{mask_rcnn,level_set_rcnn}-seed0",
+            "homayounfar2020-table2-small-pennfudan/{mask_rcnn,level_set_rcnn}-seed0",
+        ),
+        "Figure 3 (pictures, COCO)": Drawn(
+            "pictures",
+            "homayounfar2020-table2/level_set_rcnn-seed0",
+            "homayounfar2020-table2-small-nuclei/level_set_rcnn-seed0",
+        ),
     },
 }
 SCORES = {
@@ -134,12 +177,12 @@ def page() -> str:
     for paper, title in PAPERS.items():
         lines += [f"## {title}", ""]
         for name, made_by in SHOWN[paper].items():
-            if made_by.endswith(".yaml"):
+            if isinstance(made_by, Drawn):
+                lines += _picture(paper, name, made_by)
+            elif made_by.endswith(".yaml"):
                 lines += _suite(paper, name, HERE / paper / made_by)
-            elif made_by.endswith(".csv"):
-                lines += _speed(name, HERE / paper / made_by)
             else:
-                lines += [f"### {name}", "", f"{made_by}.", *_picture(paper, name), ""]
+                lines += _speed(name, HERE / paper / made_by)
     lines += COMPARE_HEAD.splitlines()
     for data, name in COMPARED.items():
         for stage, equal in {"updates": "numbers of updates", "time": "training time"}.items():
@@ -221,11 +264,12 @@ def _speed(name: str, path: Path) -> list[str]:
     return [*lines, ""]
 
 
-def _picture(paper: str, name: str) -> list[str]:
-    """The figure itself, where one was made at the small size."""
-    number = re.match(r"Figure (\d+)", name)
-    path = HERE / paper / f"figure{number[1]}.png" if number else HERE
-    return ["", f"On the small data: ![{name}]({paper}/{path.name})"] if path.is_file() else []
+def _picture(paper: str, name: str, drawn: Drawn) -> list[str]:
+    """A figure's command, and the figure itself at the small size."""
+    file = "figure" + re.findall(r"\d+", name)[0] + ".png"
+    command = f"`python experiments/figures.py {drawn.kind} runs/{drawn.runs}{drawn.options and ' '}{drawn.options}"
+    lines = [f"### {name}", "", f"{command} --out {file}`; here of `runs/{drawn.small}`:", ""]
+    return [*lines, f"![{name}]({paper}/{file})", ""]
 
 
 def _columns(rows: dict[str, dict[str, str]], costs: list[str], cited: int) -> list[str]:

@@ -31,17 +31,15 @@ def test_the_widths_of_a_crf_are_searched_on_validation_images(trained, lsseg, t
     spec.loader.exec_module(search)
     grid = {"appearance_weight": (3,), "appearance_xy": (15,), "appearance_rgb": (3, 200)}
     monkeypatch.setattr(search, "GRID", grid)
-    monkeypatch.setattr("sys.argv", ["crf_search.py", str(trained), "--out", str(tmp_path / "crf.yaml")])
+    monkeypatch.setattr("sys.argv", ["crf_search.py", str(trained), "--out", str(tmp_path / "crf.yaml"), "--xy", "20"])
     search.main()
     scores = re.findall(r"(without|3\}|200\}): .*?([\d.]+)\n", capfd.readouterr().out)
     best = max(("3}", "200}"), key=lambda end: float(dict(scores)[end]))
     found = yaml.safe_load((tmp_path / "crf.yaml").read_text())["model"]["init_args"]
-    assert found == {
-        "crf_iterations": 10,
-        "crf": {"appearance_weight": 3, "appearance_xy": 15, "appearance_rgb": int(best[:-1])},
-    }
-    # What is written goes behind a run's own configuration.
+    # No iterations: behind a suite it must not put a CRF behind the rows without.
+    assert found == {"crf": {"appearance_weight": 3, "appearance_xy": 20, "appearance_rgb": int(best[:-1])}}
     again = ("--config", tmp_path / "crf.yaml", "--ckpt_path", trained / "last.ckpt", "--data.test_split", "val")
+    again += ("--model.crf_iterations", 10)
     run = ("--trainer.default_root_dir", tmp_path / "again")
     assert lsseg("test", "--config", trained / "config.yaml", *again, *run)[0] == 0
     score = json.loads((tmp_path / "again" / "test.json").read_text())["scores"]["miou"]

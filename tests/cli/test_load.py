@@ -93,6 +93,13 @@ def test_figures_of_two_runs(runs, figures):
         assert Path(f"{arguments[0]}.png").stat().st_size > 5000
     with pytest.raises(SystemExit, match=r"--class must be one of .*, not unicorn"):
         figures("maps", *runs, "--class", "unicorn")
+    with pytest.raises(SystemExit, match=r"ce-seed0 has no panels/test-NAME-steps\.png"):
+        figures("steps", runs[0])
+    for number in range(3):  # as a network that refines leaves them
+        Image.new("RGB", (80, 20)).save(runs[0] / "panels" / f"test-{number}-steps.png")
+    figures("steps", runs[0], "--images", 2)
+    width, height = Image.open("steps.png").size
+    assert height / width == pytest.approx(2 * 20 / 80, rel=0.05)
     for path in (runs[0] / "panels").iterdir():
         path.unlink()
     with pytest.raises(SystemExit, match="no tested image in common"):
