@@ -4,6 +4,7 @@ Legend: C classes, H×W pixels.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,14 +56,8 @@ class DenseCRF:
         Raises:
             InputError: If the package is not installed.
         """
-        try:
-            from pydensecrf.densecrf import DenseCRF2D
-        except ImportError as error:
-            raise InputError(
-                "a dense CRF (model.crf_iterations) needs the package pydensecrf2: pip install 'lsseg[crf]'"
-            ) from error
         classes, height, width = probabilities.shape
-        crf = DenseCRF2D(width, height, classes)
+        crf = lattice_crf()(width, height, classes)
         unary = -np.log(np.clip(probabilities, 1e-8, 1)).astype(np.float32)
         crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(classes, -1)))
         crf.addPairwiseGaussian(sxy=self.smoothness_xy, compat=self.smoothness_weight)
@@ -72,3 +67,14 @@ class DenseCRF:
         )
         refined: npt.NDArray[np.float32] = np.array(crf.inference(iterations), np.float32)
         return refined.reshape(classes, height, width)
+
+
+def lattice_crf() -> Any:
+    """The package's class; raises ``InputError`` where it is not installed."""
+    try:
+        from pydensecrf.densecrf import DenseCRF2D
+    except ImportError as error:
+        raise InputError(
+            "a dense CRF (model.crf_iterations) needs the package pydensecrf2: pip install 'lsseg[crf]'"
+        ) from error
+    return DenseCRF2D

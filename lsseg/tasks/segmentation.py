@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lsseg.errors import InputError
-from lsseg.functional.dense_crf import DenseCRF
+from lsseg.functional.dense_crf import DenseCRF, lattice_crf
 from lsseg.losses import CrossEntropyLoss
 from lsseg.metrics import BoundaryF1, Overlap, PerImage
 from lsseg.models import SegOutput, SmpNet, checked
@@ -84,6 +84,8 @@ class SegmentationTask(Task):
             raise InputError(f"model.window must be at least 32 pixels, not {window}")
         if crf_iterations < 0:
             raise InputError(f"model.crf_iterations must not be negative, not {crf_iterations}")
+        if crf_iterations:
+            lattice_crf()  # that it is missing is said before the training, not in the test behind it
         if not test_scales or not all(0 < scale < float("inf") for scale in test_scales):
             raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
         recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup)

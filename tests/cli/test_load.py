@@ -98,7 +98,8 @@ def test_figures_of_two_runs(runs, figures):
     for number in range(3):  # as a network that refines leaves them
         Image.new("RGB", (80, 20)).save(runs[0] / "panels" / f"test-{number}-steps.png")
     figures("steps", runs[0], "--images", 2)
-    width, height = Image.open("steps.png").size
+    with Image.open("steps.png") as picture:
+        width, height = picture.size
     assert height / width == pytest.approx(2 * 20 / 80, rel=0.05)
     for path in (runs[0] / "panels").iterdir():
         path.unlink()

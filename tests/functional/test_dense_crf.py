@@ -5,6 +5,7 @@ import pytest
 
 from lsseg.errors import InputError
 from lsseg.functional.dense_crf import DenseCRF
+from lsseg.tasks import SegmentationTask
 
 
 def mean_field(probabilities, image, crf, iterations):
@@ -74,3 +75,5 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r"pip install 'lsseg\[crf\]'"):
         DenseCRF()(*noisy_example()[:0:-1], 10)
+    with pytest.raises(InputError, match=r"pip install 'lsseg\[crf\]'"):
+        SegmentationTask(2, crf_iterations=10)  # before anything is trained
