@@ -1,4 +1,4 @@
-"""Plans the comparison of all methods, stage by stage; each stage is a suite for `lsseg ablate`.
+"""Plans the comparison of all methods, stage by stage; each stage is a suite for `lsseg ablate`, beside this file.
 
 python experiments/compare/plan.py rates camvid [--small]                        → camvid[-small]-rates.yaml
 python experiments/compare/plan.py updates runs/compare-camvid[-small]-rates     → camvid[-small]-updates.yaml
@@ -97,12 +97,9 @@ def main() -> None:
     parser.add_argument("what", help="rates: camvid or car_parts; else the folder of the stage before")
     parser.add_argument("--small", action="store_true", help="rates: for two CPU cores")
     parser.add_argument("--clock", type=Path, help="time: folder of short runs that were timed alone")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write into (default: beside this file)")
     options = parser.parse_args()
     if options.clock and options.stage != "time":
         parser.error("--clock belongs to the stage time")
-    if not options.out.is_dir():
-        sys.exit(f"--out {options.out} is not a folder")
     if options.stage == "rates":
         if options.what not in DATA:
             sys.exit(f"{options.what!r} is none of {', '.join(DATA)}")
@@ -117,7 +114,7 @@ def main() -> None:
         suite = yaml.safe_load(found.read_text())
         results = read_results(options.clock or Path(options.what), found, every_seed=not options.clock)
         suite = updates(suite, results) if options.stage == "updates" else equal_time(suite, results)
-    path = options.out / f"{name}-{options.stage}.yaml"
+    path = HERE / f"{name}-{options.stage}.yaml"
     head = f"# {HEADS[options.stage]}\n# Written by plan.py. lsseg ablate experiments/compare/{path.name}\n"
     title = {"name": f"compare-{name}-{options.stage}"}
     suite = title | suite | title  # first in the file, and not that of the stage before
