@@ -4,7 +4,7 @@ from lsseg.functional.boundary import boundary_counts, label_boundary
 from lsseg.functional.chan_vese import Delta, chan_vese_evolve
 from lsseg.functional.competition import competition
 from lsseg.functional.curvature import curvature
-from lsseg.functional.distance import signed_distance
+from lsseg.functional.distance import signed_distance, tsdf
 from lsseg.functional.heaviside import HeavisideKind, dirac, heaviside
 from lsseg.functional.level_set import Reduction, cross_entropy_level_set, level_set_energy
 from lsseg.functional.multiphase import Normalization, multiphase_evolve
@@ -36,4 +36,5 @@ __all__ = [
     "pixel_accuracy",
     "regions",
     "signed_distance",
+    "tsdf",
 ]

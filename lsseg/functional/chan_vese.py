@@ -5,13 +5,14 @@ groups of a block. φ > 0 inside.
 
     φ ← φ + Δt δ_ε(φ) [μ div(∇φ/|∇φ|) - λ1 ‖F - c1‖² + λ2 ‖F - c2‖²],    c1, c2 the means of F inside and outside
 
-With the squares expanded, ‖F‖² is needed once and an iteration is two matrix products with F; no D×H×W tensor is made.
+With the squares expanded, ‖F‖² is needed once and an iteration is two matrix products with F; no D×H×W tensor is made
+(but F less each object's mean, once: an offset of 100 would cost a fifth of the force in float32).
 The gradient by F is a product of two thin matrices for all iterations together. It also flows through c1 and c2. An
 opaque custom operator; on a CPU object by object, so that its features stay in the cache, elsewhere all at once.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,12 +30,13 @@ Delta = Literal["printed", "derivative"]
 def chan_vese_evolve(
     phi: Tensor,
     features: Tensor,
-    lambda1: Tensor,
-    lambda2: Tensor,
-    mu: Tensor,
-    epsilon: Tensor,
-    dt: Tensor,
+    lambda1: Tensor | float = 1.0,
+    lambda2: Tensor | float = 1.0,
+    mu: Tensor | float = 0.25,
+    epsilon: Tensor | float = 1.0,
+    dt: Tensor | float = 1.0,
     *,
+    steps: int | None = None,
     delta: Delta = "printed",
     eta: float = 0.03,
     stride: int = 1,
@@ -45,11 +47,12 @@ def chan_vese_evolve(
         phi: M×H×W, positive inside.
         features: M×D×H×W, or G×D×H×W where M is a multiple of G: then the first M/G objects share the first features,
             and so on. Of a stride s: M×D×⌈H/s⌉×⌈W/s⌉.
-        lambda1: M; λ1, how much the inside should be of one kind.
-        lambda2: M; λ2, how much the outside should.
-        mu: M; μ, weight of the contour's length.
-        epsilon: M×N, positive; ε of every iteration, in units of φ: the reach of its step.
-        dt: M×N; Δt of every iteration.
+        lambda1: M, or one number for all objects; λ1, how much the inside should be of one kind.
+        lambda2: M, or one number; λ2, how much the outside should.
+        mu: M, or one number; μ, weight of the contour's length.
+        epsilon: M×N, or one number, positive; ε of every iteration, in units of φ: the reach of its step.
+        dt: M×N, or one number; Δt of every iteration.
+        steps: N, where neither ε nor Δt says it.
         delta: δ_ε(z) = ε² / π(ε² + z²) as ``printed`` in eq. 4, whose peak is 1/π whatever ε; or the ``derivative`` of
             the step function, ε / π(ε² + z²).
         eta: η > 0, in units of φ per pixel: gradients much smaller have no direction (see :func:`curvature`).
@@ -65,11 +68,13 @@ def chan_vese_evolve(
     >>> features = torch.zeros(1, 1, 5, 6)
     >>> features[..., :4] = 1
     >>> phi = torch.tensor([-0.5, 0.5, 0.5, -0.5, -0.5, -0.5]).expand(1, 5, 6)  # two of four bright columns
-    >>> one = torch.ones(1)
-    >>> evolved = chan_vese_evolve(phi, features, one, one, 0.1 * one, torch.ones(1, 9), 2 * torch.ones(1, 9))
+    >>> evolved = chan_vese_evolve(phi, features, mu=0.1, dt=2.0, steps=9)
     >>> (evolved[0, 2] > 0).int().tolist()
     [1, 1, 1, 1, 0, 0]
     """
+    lambda1, lambda2, mu = (_filled(number, phi, phi.shape[:1]) for number in (lambda1, lambda2, mu))
+    shape = (*phi.shape[:1], _steps(epsilon, dt, steps))
+    epsilon, dt = (_filled(number, phi, shape) for number in (epsilon, dt))
     _check(phi, features, (lambda1, lambda2, mu), epsilon, dt, delta, eta, stride)
     tensors = (phi, features, lambda1, lambda2, mu, epsilon, dt)
     dtype = torch.float32
@@ -83,9 +88,32 @@ def chan_vese_evolve(
     groups = (len(features), len(phi) // len(features))
     numbers = torch.cat([torch.stack([lambda1, lambda2, mu], 1), epsilon, dt], 1)
     grouped = phi.reshape(*groups, *phi.shape[1:])
+    # What all features of an object have in common moves nothing, but squares of it drown the rest in rounding. As it
+    # moves nothing, the gradient by the features is that by the shifted ones.
+    features = features - features.detach().mean((2, 3), keepdim=True)
     with torch.autocast(phi.device.type, enabled=False):  # sums over 10⁴ pixels say little in half precision
         made = _evolve(grouped, features.contiguous(), numbers.view(*groups, -1), delta == "printed", eta, stride)
     return made[0].view(phi.shape)
+
+
+def _filled(number: Tensor | float, phi: Tensor, shape: Sequence[int]) -> Tensor:
+    """A number for each object (and iteration); tensors are left for the check of shapes."""
+    return number if isinstance(number, Tensor) and number.dim() else _full(number, phi, shape)
+
+
+def _full(number: Tensor | float, phi: Tensor, shape: Sequence[int]) -> Tensor:
+    dtype = phi.dtype if phi.is_floating_point() else torch.float32
+    return torch.as_tensor(number, dtype=dtype, device=phi.device).expand(shape)
+
+
+def _steps(epsilon: Tensor | float, dt: Tensor | float, steps: int | None) -> int:
+    """N."""
+    known = [x.shape[-1] for x in (epsilon, dt) if isinstance(x, Tensor) and x.dim() == 2]
+    if steps is None and not known:
+        raise ValueError("give steps, the number of iterations, or epsilon and dt for each of them, M×N")
+    if steps is not None and (steps < 0 or any(steps != count for count in known)):
+        raise ValueError(f"steps is {steps}, but epsilon and dt are for {known[0] if known else 'at least 0'}")
+    return known[0] if steps is None else steps
 
 
 def _check(

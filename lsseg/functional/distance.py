@@ -54,6 +54,22 @@ def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
     return distance.view(mask.shape)
 
 
+def tsdf(mask: Tensor, reach: float) -> Tensor:
+    """Truncated signed distance function of a mask, in [-1, 1]: 1 from ``reach`` pixels inside on (Homayounfar 2020).
+
+    Args:
+        mask: …×H×W bool.
+        reach: τ > 0 in pixels.
+
+    Returns:
+        …×H×W float32.
+
+    >>> tsdf(torch.tensor([[False, True, True, True]]), 2.0)
+    tensor([[-0.2500,  0.2500,  0.7500,  1.0000]])
+    """
+    return signed_distance(mask, reach).div_(reach)
+
+
 @torch.library.custom_op("lsseg::signed_distance", mutates_args=())
 def _by_library(mask: Tensor, limit: float) -> Tensor:
     """M×H×W on the CPU; a library routine for each mask and side, on no more of the image than τ makes necessary."""

@@ -3,9 +3,10 @@
 Legend: B images, C classes, K of them evolve, D features, N iterations, H×W pixels; h×w of the evolution's grid.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +15,35 @@ from torch import Tensor, nn
 from lsseg.errors import InputError, require
 from lsseg.functional import Delta, chan_vese_evolve
 from lsseg.functional.heaviside import arctan_step
+from lsseg.models.feature_head import SMALL, FeatureHead
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
-from lsseg.models.multiphase import enlarged
-from lsseg.models.output import SegOutput, Step, checked
+from lsseg.models.multiphase import enlarged, scaled
+from lsseg.models.output import SegOutput, Step, checked, made
 from lsseg.models.smp import SmpNet
+from lsseg.models.state import takes_relatives
 
-# φ of all classes compete as φ/T; with T the width of the step function in the loss.
+Initial = Literal["scores", "distances"]
+Refine = Literal["chan_vese", "convolution", "none"]
+
+# Where φ is a distance, all classes compete as φ/T; with T the width of the step function in the loss.
 TEMPERATURE = 0.1
+# A class that an image lacks reads its hyperparameters from the mean of the image.
+ABSENT = 1e-4
 
 
 class Parts(NamedTuple):
     """What an evolution starts from.
 
     Attributes:
+        logits: The scores before it, B×C×H×W.
         phi: φ⁰ of every class, B×C×H×W in (-1, 1).
         classes: B×K, which of them evolve.
         start: φ⁰ of those on the grid, (B·K)×h×w.
         features: B×D×h'×w', of the network's stride where that is the coarser one.
-        numbers: Hyperparameters of the B·K objects.
+        numbers: Hyperparameters of the B·K objects; of no use where a convolution takes the evolution's place.
     """
 
+    logits: Tensor
     phi: Tensor
     classes: Tensor
     start: Tensor
@@ -42,22 +52,34 @@ class Parts(NamedTuple):
 
 
 class ChanVeseNet(nn.Module):
-    """A network whose scores become signed distances, refined by N unrolled Chan-Vese iterations on learnt features.
+    """A network whose scores are refined by N unrolled Chan-Vese iterations on learnt features.
 
-    The network's own C-channel head, through tanh, regresses φ⁰; a second head on the decoder's features makes the D
-    channels F that all classes of an image share. Labels are by competition of φᴺ: the scores are φᴺ / 0.1.
+    With ``initial: scores`` the network keeps its scores, and what the evolution changes is added to them:
+
+        φ⁰ = 2 softmax(logits) - 1,    refined scores = logits + g · (φᴺ - φ⁰),    g learnt
+
+    Cross-entropy trains both. With ``initial: distances`` the head regresses truncated signed distances instead, as the
+    paper's does: φ⁰ = tanh(slope · logits), and the scores are φ / 0.1. A second head on the network's features makes
+    the D channels F, which all classes of an image share.
 
     Args:
         num_classes: C.
-        network: Makes the network for C classes, anything that returns ``SegOutput`` with features; null is
-            :class:`~lsseg.models.SmpNet`. In YAML a class path and its arguments without ``num_classes``.
+        network: Makes the network for C classes, anything that returns ``SegOutput`` with features, or is such a
+            network; null is :class:`~lsseg.models.SmpNet`. In YAML a class path and its arguments without
+            ``num_classes``.
+        initial: What φ⁰ is made of: ``scores`` or ``distances``.
+        refine: ``chan_vese``; ``convolution``, the control: a block of 1×1 convolutions with as many weights, on the
+            same features and φ⁰, in the evolution's place; or ``none``, which leaves the network as it is.
         steps: N ≥ 0; 3 in the paper; 0 leaves the evolution out.
         features: D; 64 in the paper.
         stride: Pixels per cell of the evolution's grid, a power of 2; null is that of the network's features.
         hyperparameters: ``adaptive``, of every class in every image; or ``global``, one learnt set.
         detach_init: Whether the final prediction's gradient stops at φ⁰.
         max_classes: K: at most so many classes of an image evolve, those with the largest φ⁰ somewhere (in training
-            those of the truth first); the others keep φ⁰.
+            those of the truth first); the others keep their scores.
+        gain: g at the start, for ``initial: scores``.
+        slope: Of ``initial: distances``. With 0.1 the scores start as the network's own; with 1, as in the first
+            version of this head, nearly every pixel starts at ±1, where tanh passes no gradient.
         delta: Of the evolution: ``printed`` or ``derivative``.
         eta: Of the evolution: slopes of φ much smaller have no direction.
 
@@ -70,32 +92,44 @@ class ChanVeseNet(nn.Module):
     (torch.Size([1, 3, 45, 70]), 2)
     """
 
+    rates = ("log_gain",)  # parameters with a learning rate of their own and no weight decay
+
     def __init__(
         self,
         num_classes: int,
-        network: Callable[[int], nn.Module] | None = None,
+        network: Callable[[int], nn.Module] | nn.Module | None = None,
+        initial: Initial = "scores",
+        refine: Refine = "chan_vese",
         steps: int = 3,
         features: int = 64,
         stride: int | None = None,
         hyperparameters: Literal["adaptive", "global"] = "adaptive",
         detach_init: bool = False,
         max_classes: int = 16,
+        gain: float = 10.0,
+        slope: float = 0.1,
         delta: Delta = "printed",
         eta: float = 0.03,
     ) -> None:
         super().__init__()
         key = "model.network"
+        for name, value, known in (
+            ("initial", initial, get_args(Initial)),
+            ("refine", refine, get_args(Refine)),
+            ("hyperparameters", hyperparameters, ("adaptive", "global")),
+            ("delta", delta, get_args(Delta)),
+        ):
+            require(value in known, f"{key}.{name}", value, f"must be one of {', '.join(known)}")
         require(steps >= 0, f"{key}.steps", steps, "must not be negative")
         require(features >= 1, f"{key}.features", features, "must be at least 1")
         require(stride in (None, 1, 2, 4, 8, 16, 32), f"{key}.stride", stride, "must be 1, 2, 4, 8, 16, 32 or null")
         require(max_classes >= 1, f"{key}.max_classes", max_classes, "must be at least 1")
-        known = hyperparameters in ("adaptive", "global")
-        require(known, f"{key}.hyperparameters", hyperparameters, "must be adaptive or global")
-        require(delta in ("printed", "derivative"), f"{key}.delta", delta, "must be printed or derivative")
-        require(eta > 0, f"{key}.eta", eta, "must be positive")
+        for name, number in (("gain", gain), ("slope", slope), ("eta", eta)):
+            require(0 < number < math.inf, f"{key}.{name}", number, "must be positive")
         self.num_classes = num_classes
-        self.network = (network or partial(SmpNet))(num_classes)
-        self.steps = steps
+        self.network = made(network or partial(SmpNet), num_classes)
+        self.initial, self.refine = initial, refine if steps else "none"
+        self.steps, self.slope = steps, slope
         self.detach_init = detach_init
         self.max_classes = min(max_classes, num_classes)
         self.delta: Delta = delta
@@ -103,36 +137,43 @@ class ChanVeseNet(nn.Module):
         channels, own_stride = self._features_of_network()
         self.feature_stride = own_stride
         self.stride = stride or own_stride
-        if steps:
-            self.feature_head = nn.Sequential(
-                nn.Conv2d(channels, features, 3, padding=1, bias=False),
-                nn.BatchNorm2d(features),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(features, features, 1),
-            )
-            self.hyperparameters = Hyperparameters(channels, steps, hyperparameters == "adaptive")
+        if self.refine != "none":
+            self._build_head(channels, features, hyperparameters == "adaptive", gain)
+        takes_relatives(self)
+
+    def _build_head(self, channels: int, features: int, adaptive: bool, gain: float) -> None:
+        self.feature_head = FeatureHead(channels, features, depth=1, norm=True)
+        numbers = Hyperparameters(channels, self.steps, adaptive)
+        if self.refine == "chan_vese":
+            self.hyperparameters = numbers
+        else:
+            self.block = pointwise_block(features, self.num_classes, sum(p.numel() for p in numbers.parameters()))
+        if self.initial == "scores":
+            # Its logarithm is what is learnt, so that it stays positive.
+            self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
 
     def forward(self, image: Tensor, present: Tensor | None = None) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]: the final ones, and as steps those of φ⁰ and φᴺ.
+        """Scores of a B×3×H×W image with values in [0, 1]: the final ones, and as steps those before and after.
 
         Args:
             image: B×3×H×W.
             present: B×C bool, classes that evolve before all others.
         """
-        parts = self.parts(image, present)
-        first = Step(parts.phi / TEMPERATURE)
-        if not self.steps:
-            return SegOutput(first.logits, (first,))
-        evolved = self._evolved(parts.start, parts.features, parts.numbers)
-        last = Step(self._refined(parts, evolved) / TEMPERATURE)
-        return SegOutput(last.logits, (first, last))
+        output = self._output(image)
+        first = Step(self._first_scores(output.logits))
+        if self.refine == "none":
+            return SegOutput(first.logits, (first,), auxiliary=output.auxiliary)
+        parts = self._parts(output, present)
+        change = self._convolved(parts) if self.refine == "convolution" else self._change(parts, self._final(parts))
+        last = Step(self._refined(parts, change))
+        return SegOutput(last.logits, (first, last), auxiliary=output.auxiliary)
 
     def evolution(self, image: Tensor) -> list[Tensor]:
-        """Scores from φ⁰ and after every iteration, N + 1 of B×C×H×W."""
+        """Scores before the evolution and after every iteration, N + 1 of B×C×H×W; without one, before and after."""
+        if self.refine != "chan_vese":
+            return [step.logits for step in self(image).steps]
         parts = self.parts(image)
-        if not self.steps:
-            return [parts.phi / TEMPERATURE]
-        return [self._refined(parts, phi) / TEMPERATURE for phi in self.history(parts)]
+        return [self._refined(parts, self._change(parts, phi)) for phi in self.history(parts)]
 
     def history(self, parts: Parts) -> list[Tensor]:
         """φ⁰ and φ after every iteration on the grid, N + 1 of (B·K)×h×w."""
@@ -141,57 +182,93 @@ class ChanVeseNet(nn.Module):
             phi.append(self._evolved(phi[-1], parts.features, numbers))
         return phi
 
+    def parts(self, image: Tensor, present: Tensor | None = None) -> Parts:
+        """What the evolution of an image starts from."""
+        return self._parts(self._output(image), present)
+
+    def _output(self, image: Tensor) -> SegOutput:
+        output = checked(self.network(image), self.network, image, self.num_classes)
+        if output.features is None:
+            raise InputError(f"model.network.network {type(self.network).__name__} returns no features")
+        return output._replace(logits=output.logits.to(torch.promote_types(output.logits.dtype, torch.float32)))
+
+    def _first_phi(self, logits: Tensor) -> Tensor:
+        if self.initial == "scores":
+            return 2 * torch.softmax(logits, 1) - 1
+        return torch.tanh(self.slope * logits)
+
+    def _first_scores(self, logits: Tensor) -> Tensor:
+        return logits if self.initial == "scores" else self._first_phi(logits) / TEMPERATURE
+
+    def _parts(self, output: SegOutput, present: Tensor | None) -> Parts:
+        assert output.features is not None
+        phi = self._first_phi(output.logits)
+        classes = self._likely(phi, present)
+        start = self._chosen(self._on_grid(phi.detach() if self.detach_init else phi, 1), classes)
+        decoded = self._on_grid(output.features, output.feature_stride)
+        features = self.feature_head(decoded)
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        coarse = max(1, output.feature_stride // self.stride)  # cells of the grid in one of the features
+        numbers = Numbers(*[phi.new_empty(0)] * 5)
+        if self.refine == "chan_vese":
+            numbers = self.hyperparameters(_pooled(decoded, self._share(start), coarse))
+        return Parts(output.logits, phi, classes, start.flatten(0, 1), wide, numbers)
+
+    def _share(self, phi: Tensor) -> Tensor:
+        """How much of each cell is a class's: what its features are pooled over."""
+        if self.initial == "scores":
+            return (phi + 1) / 2 + ABSENT
+        return arctan_step(phi, phi.new_tensor(TEMPERATURE))
+
+    def _final(self, parts: Parts) -> Tensor:
+        return self._evolved(parts.start, parts.features, parts.numbers)
+
     def _evolved(self, phi: Tensor, features: Tensor, numbers: Numbers) -> Tensor:
         coarse = max(1, self.feature_stride // self.stride)
         return chan_vese_evolve(phi, features, *numbers, delta=self.delta, eta=self.eta, stride=coarse)
 
-    def parts(self, image: Tensor, present: Tensor | None = None) -> Parts:
-        """φ⁰, features and hyperparameters; with N = 0 nothing but φ⁰ is worth looking at."""
-        output = checked(self.network(image), self.network, image, self.num_classes)
-        if output.features is None:
-            raise InputError(f"model.network.network {type(self.network).__name__} returns no features")
-        phi = torch.tanh(output.logits.to(torch.promote_types(output.logits.dtype, torch.float32)))
-        if not self.steps:
-            nothing = phi.new_empty(0)
-            return Parts(phi, nothing, nothing, nothing, Numbers(*[nothing] * 5))
-        classes = self._likely(phi, present)
-        start = self._on_grid(phi.detach() if self.detach_init else phi, 1)
-        start = self._chosen(start, classes)
-        decoded = self._on_grid(output.features, output.feature_stride)
-        coarse = max(1, output.feature_stride // self.stride)  # cells of the grid in one of the features
-        numbers = self.hyperparameters(_pooled(decoded, start, coarse))
-        features = self.feature_head(decoded)
-        wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        return Parts(phi, classes, start.flatten(0, 1), wide, numbers)
-
     def _likely(self, phi: Tensor, present: Tensor | None) -> Tensor:
-        if self.max_classes == self.num_classes:
+        if self._all_evolve:
             return torch.arange(self.num_classes, device=phi.device).expand(len(phi), -1)
         score = phi.detach().amax((2, 3))
         if present is not None:
             score = score + 10 * present
         return score.topk(self.max_classes, 1).indices
 
+    @property
+    def _all_evolve(self) -> bool:
+        return self.refine == "convolution" or self.max_classes == self.num_classes
+
     def _on_grid(self, values: Tensor, stride: int) -> Tensor:
         """Averages over the cells of the grid of what has a finer stride; a coarser one is left as it is."""
         return _averaged(values, max(1, self.stride // stride))
 
-    def _refined(self, parts: Parts, evolved: Tensor) -> Tensor:
-        """φ at full resolution; what the grid does not show of φ⁰ is kept."""
-        shape = (*parts.classes.shape, *parts.start.shape[1:])
+    def _change(self, parts: Parts, evolved: Tensor) -> Tensor:
+        """What the evolution has changed, B×C×H×W; 0 for classes that do not evolve."""
+        change = (evolved - parts.start).view(*parts.classes.shape, *parts.start.shape[1:])
+        change = enlarged(change, self.stride, parts.phi)
+        if self._all_evolve:
+            return change
+        index = parts.classes[..., None, None].expand_as(change)
+        return torch.zeros_like(parts.phi).scatter(1, index, change)
+
+    def _convolved(self, parts: Parts) -> Tensor:
+        """What the control changes in the evolution's place."""
+        start = parts.start.view(*parts.classes.shape, *parts.start.shape[1:])
+        features = enlarged(parts.features, max(1, self.feature_stride // self.stride), start)
+        return enlarged(self.block(torch.cat([features, start], 1)), self.stride, parts.phi)
+
+    def _refined(self, parts: Parts, change: Tensor) -> Tensor:
+        """Scores at full resolution; what the grid does not show of the first ones is kept."""
+        if self.initial == "scores":
+            logits = parts.logits.detach() if self.detach_init else parts.logits
+            return logits + scaled(change, self.log_gain.exp())
         phi = parts.phi.detach() if self.detach_init else parts.phi
-        if self.stride == 1:
-            final = evolved.view(shape)
-        else:
-            change = (evolved - parts.start).view(shape)
-            final = self._chosen(phi, parts.classes) + enlarged(change, self.stride, phi)
-        if self.max_classes == self.num_classes:
-            return final
-        return phi.scatter(1, parts.classes[..., None, None].expand_as(final), final)
+        return (phi + change) / TEMPERATURE
 
     def _chosen(self, values: Tensor, classes: Tensor) -> Tensor:
         """The B×K planes of B×C that evolve."""
-        if self.max_classes == self.num_classes:
+        if self._all_evolve:
             return values
         return values.gather(1, classes[..., None, None].expand(-1, -1, *values.shape[2:]))
 
@@ -209,6 +286,22 @@ class ChanVeseNet(nn.Module):
         return output.features.shape[1], output.feature_stride
 
 
+def pointwise_block(features: int, num_classes: int, weights: int) -> nn.Sequential:
+    """Two 1×1 convolutions from features and φ⁰ to a change of φ, with a given number of weights, as nearly as can be.
+
+    Args:
+        features: D.
+        num_classes: C.
+        weights: How many weights both have together.
+    """
+    inputs = features + num_classes
+    hidden = max(1, round((weights - num_classes) / (inputs + 1 + num_classes)))
+    last = nn.Conv2d(hidden, num_classes, 1)
+    nn.init.normal_(last.weight, std=SMALL)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Conv2d(inputs, hidden, 1), nn.ReLU(inplace=True), last)
+
+
 def _averaged(values: Tensor, factor: int) -> Tensor:
     """Means over cells of factor × factor; at the edge the last row and column are repeated."""
     if factor == 1:
@@ -218,15 +311,15 @@ def _averaged(values: Tensor, factor: int) -> Tensor:
     return F.avg_pool2d(padded, factor)
 
 
-def _pooled(features: Tensor, phi: Tensor, coarse: int) -> Tensor:
+def _pooled(features: Tensor, share: Tensor, coarse: int) -> Tensor:
     """Means of the features over every class's soft region, (B·K)×E.
 
     Args:
         features: B×E×h'×w'.
-        phi: B×K×h×w.
+        share: How much of each cell is a class's, B×K×h×w.
         coarse: Cells of φ's grid in one of the features, each way.
     """
-    with torch.autocast(phi.device.type, enabled=False):  # a sum over an image overflows float16
-        share = _averaged(arctan_step(phi, phi.new_tensor(TEMPERATURE)), coarse)
-        values, weights = features.to(share.dtype).flatten(2), share.flatten(2)
+    with torch.autocast(share.device.type, enabled=False):  # a sum over an image overflows float16
+        weights = _averaged(share, coarse).flatten(2)
+        values = features.to(weights.dtype).flatten(2)
         return (torch.bmm(weights, values.mT) / weights.sum(2, keepdim=True)).flatten(0, 1)

@@ -12,12 +12,15 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from lsseg.errors import InputError
 from lsseg.models.dfcn import DFCN
+from lsseg.models.encoder import EncoderNet
 from lsseg.models.multiphase import MultiphaseLevelSet
-from lsseg.models.output import SegOutput, Step, checked
+from lsseg.models.output import SegOutput, Step, checked, made
+from lsseg.models.state import takes_relatives
 from lsseg.models.step_norm import StepNorm, batch_norms, split_by_step, statistics_untouched
 
 
@@ -30,8 +33,9 @@ class DMLS(nn.Module):
 
     Args:
         num_classes: C.
-        network: Makes the network for C classes, anything that returns ``SegOutput``; null is
+        network: Makes the network for C classes, anything that returns ``SegOutput``, or is such a network; null is
             :class:`~lsseg.models.DFCN` on ResNet-50. In YAML a class path and its arguments without ``num_classes``.
+            One that resizes its input before its first convolution is refused at the first image.
         steps: K ≥ 1; 4 in the paper. 1 leaves out the recurrence.
         level_set: Whether the multiphase layer is on.
         batch_norm: Statistics of batch-norm over the steps: ``per_step`` (each step its own), ``shared``, or
@@ -39,6 +43,8 @@ class DMLS(nn.Module):
             frozen while a training batch (of one process) has a single image.
         checkpoint: Keep nothing of a step but its input and output, and compute it again in the backward pass: the
             memory of about one step, a third more time.
+        first: Name inside the network of the convolution that the previous prediction enters; null is the one that an
+            image reaches first.
         **options: Of the layer, see :class:`~lsseg.models.MultiphaseLevelSet`.
 
     Raises:
@@ -53,18 +59,19 @@ class DMLS(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        network: Callable[[int], nn.Module] | None = None,
+        network: Callable[[int], nn.Module] | nn.Module | None = None,
         steps: int = 4,
         level_set: bool = True,
         batch_norm: Literal["per_step", "shared", "frozen"] | None = None,
         checkpoint: bool = False,
+        first: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if steps < 1:
             raise InputError(f"model.network.steps must be at least 1, not {steps}")
         self.num_classes = num_classes
-        self.network = (network or partial(DFCN))(num_classes)
+        self.network = made(network or partial(DFCN), num_classes)
         if isinstance(self.network, DMLS):
             raise InputError("model.network.network is what DMLS runs several times, and cannot be DMLS itself")
         self.steps = steps
@@ -73,11 +80,13 @@ class DMLS(nn.Module):
         layer = MultiphaseLevelSet(**options)  # made in any case: a key that it does not know is an error
         self.level_set = layer if level_set else None
         self.feedback: nn.Conv2d | None = None
-        self._previous: Tensor | None = None
+        self._first = ""
         if steps > 1:
+            self._first = _first_convolution(self.network, first)
             self.feedback = self._feed_back(num_classes)
             if batch_norm in (None, "per_step"):
                 split_by_step(self.network, steps)
+        takes_relatives(self)
 
     def forward(self, image: Tensor) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1], and those of every step."""
@@ -91,18 +100,16 @@ class DMLS(nn.Module):
         return SegOutput(steps[-1].last, tuple(steps))
 
     def _step(self, number: int, image: Tensor, previous: Tensor | None) -> Step:
-        self._previous = previous
         for module in self.network.modules():
             if isinstance(module, StepNorm):
                 module.step = number
-        try:
-            output = checked(self.network(image), self.network, image, self.num_classes)
-        finally:  # whatever happens, no graph outlives the call
-            self._previous = None
+        # The previous prediction is an argument of this one call, as a buffer of the convolution that it enters.
+        given = {} if previous is None else {f"{self._first}.previous".lstrip("."): previous}
+        found = functional_call(self.network, given, (image,)) if given else self.network(image)
+        output = checked(found, self.network, image, self.num_classes)
         if self.level_set is None:
             return Step(output.logits)
-        phi = self.level_set(output.logits, image, output.features, output.feature_stride)
-        return Step(output.logits, self.level_set.scores(phi))
+        return Step(output.logits, self.level_set(output.logits, image, output.features, output.feature_stride))
 
     def _checkpointed(self, number: int, image: Tensor, previous: Tensor | None) -> Step:
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -117,29 +124,78 @@ class DMLS(nn.Module):
 
     def _feed_back(self, num_classes: int) -> nn.Conv2d:
         """W_P, whose response is added to that of the network's first convolution."""
-        convolutions = (m for m in self.network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
-        first = next(convolutions, None)
-        if first is None or first.groups != 1:
-            raise InputError(
-                f"model.network.network {type(self.network).__name__} has no convolution on the three channels of an "
-                "image, which the previous prediction could enter"
-            )
+        first = self.network.get_submodule(self._first)
+        assert isinstance(first, nn.Conv2d)
         # A copy, since the convolutions of some encoders are no plain ones and pad on their own.
         kernel = copy.deepcopy(first)
         kernel.in_channels, kernel.bias = num_classes, None
         kernel.weight = nn.Parameter(torch.zeros(first.out_channels, num_classes, *first.kernel_size))
+        first.register_buffer("previous", None, persistent=False)
         first.register_forward_hook(self._add_previous)
         return kernel
 
     def _add_previous(self, convolution: nn.Module, inputs: tuple[Tensor, ...], response: Tensor) -> Tensor:
-        if self._previous is None or self.feedback is None:
+        """The convolution's response to the image and, from the second step on, to the previous prediction."""
+        previous = convolution.previous
+        if previous is None or self.feedback is None:
             return response
-        (height, width), size = inputs[0].shape[-2:], self._previous.shape[-2:]
-        if height < size[0] or width < size[1]:
-            raise InputError(
-                f"model.network.network {type(self.network).__name__}: the previous prediction cannot enter its first "
-                f"convolution on three channels, which sees {height}×{width} pixels of {size[0]}×{size[1]}"
-            )
-        # The network has padded the image right and below; nothing is predicted there.
-        previous = F.pad(self._previous, (0, width - size[1], 0, height - size[0]))
-        return response + self.feedback(previous.to(self.feedback.weight.dtype))
+        assert isinstance(previous, Tensor)
+        return response + self.feedback(self._placed(previous, inputs[0]).to(self.feedback.weight.dtype))
+
+    def _placed(self, previous: Tensor, seen: Tensor) -> Tensor:
+        """The previous prediction where the first convolution sees the image."""
+        if seen.shape[-2:] == previous.shape[-2:]:
+            return previous
+        (height, width), (rows, columns) = previous.shape[-2:], seen.shape[-2:]
+        strides = [module.stride for module in self.network.modules() if isinstance(module, EncoderNet)]
+        if any((rows, columns) == (height + -height % s, width + -width % s) for s in strides):
+            # The network has padded the image right and below; nothing is predicted there.
+            return F.pad(previous, (0, columns - width, 0, rows - height))
+        raise InputError(
+            f"model.network.network {type(self.network).__name__}: the previous prediction cannot enter its first "
+            f"convolution on three channels, which sees {rows}×{columns} pixels of {height}×{width}; a network inside "
+            "DMLS must not resize or pad its input by itself (lsseg.models.encoder.EncoderNet.prepare pads)"
+        )
+
+
+def _first_convolution(network: nn.Module, name: str | None) -> str:
+    """The name of the convolution on three channels that an image reaches first, or the one that is asked for."""
+    candidates = {
+        place: module
+        for place, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1
+    }
+    shown = type(network).__name__
+    if name is not None and name not in candidates:
+        known = ", ".join(candidates) or "none"
+        raise InputError(f"model.network.first {name!r} is no convolution on three channels of {shown}; it has {known}")
+    if not candidates:
+        raise InputError(
+            f"model.network.network {shown} has no convolution on the three channels of an "
+            "image, which the previous prediction could enter"
+        )
+    if name is not None or len(candidates) == 1:
+        return name or next(iter(candidates))
+    return _reached_first(network, candidates)
+
+
+def _reached_first(network: nn.Module, candidates: dict[str, nn.Conv2d]) -> str:
+    """Which of several convolutions an image reaches first: seen by letting one through."""
+    reached: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, _inputs, place=place: reached.append(place))
+        for place, module in candidates.items()
+    ]
+    training = {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, 256, 256))  # no architecture finds it too small
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
+    if not reached:
+        shown = f"model.network.network {type(network).__name__}"
+        raise InputError(f"{shown} lets no image through {', '.join(candidates)}")
+    return reached[0]

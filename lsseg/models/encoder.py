@@ -16,7 +16,14 @@ from torchvision.models import get_model_weights
 
 from lsseg.errors import InputError
 from lsseg.models.output import SegOutput
-from lsseg.models.weights import classifier_of_file, is_file_name, load_encoder_file
+from lsseg.models.weights import (
+    classifier_of_file,
+    is_file_name,
+    load_encoder_file,
+    load_packaged,
+    packaged_weights,
+    where_to_fetch,
+)
 from lsseg.models.wide_resnet import NAME as WIDE_RESNET
 from lsseg.models.wide_resnet import WideResNet38
 
@@ -80,8 +87,7 @@ def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.M
     options: dict[str, Any] = {"depth": 4} if vgg else {"output_stride": stride} if stride < 32 else {}
     with readable_errors(name, weights):
         encoder = smp.encoders.get_encoder(name, weights=encoder_weights_for(name, weights), **options)
-    if is_file_name(weights):
-        load_encoder_file(encoder, str(weights))
+    load_local_weights(encoder, name, weights)
     if vgg:
         _dilate_vgg(encoder)
     channels = list(encoder.out_channels)
@@ -144,10 +150,26 @@ def _classifier_weights(name: str, weights: str | None) -> dict[str, Tensor] | N
 
 
 def encoder_weights_for(name: str, weights: str | None) -> Any:
-    """The weights as smp wants to hear of them: a timm encoder's go by its name (tu-NAME.TAG), a file is read later."""
-    if is_file_name(weights):
+    """The weights as smp wants to hear of them: a timm encoder's go by its name (tu-NAME.TAG).
+
+    Weights that lie on this disk are None to smp; :func:`load_local_weights` reads them once the encoder is made.
+    """
+    if is_file_name(weights) or packaged_weights(name, weights) is not None:
         return None
     return True if weights and name.startswith("tu-") else weights
+
+
+def load_local_weights(encoder: nn.Module, name: str, weights: str | None) -> None:
+    """Load weights that lie on this disk, in a file or in a package; others are smp's business.
+
+    Raises:
+        InputError: If they cannot be read, or are another encoder's.
+    """
+    package = packaged_weights(name, weights)
+    if package is not None:
+        load_packaged(encoder, package)
+    elif is_file_name(weights):
+        load_encoder_file(encoder, str(weights))
 
 
 def _dilate_vgg(encoder: Any) -> None:
@@ -181,7 +203,7 @@ def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
             raise InputError(f"encoder_name {encoder!r}: {str(error).splitlines()[0]}") from error
         raise InputError(
             f"encoder_weights: cannot fetch {weights!r} for {encoder} ({type(error).__name__}); "
-            "connect to the network once so that they are cached, or use null for random weights"
+            f"{where_to_fetch(encoder, weights)}, or use null for random weights"
         ) from error
 
 

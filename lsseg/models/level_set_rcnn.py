@@ -19,9 +19,10 @@ from lsseg.functional import Delta, blocks, chan_vese_evolve
 from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
 from lsseg.models.box_heads import box_heads, proposal_network
+from lsseg.models.feature_head import FeatureHead
 from lsseg.models.fpn import BoxPooler, PyramidEncoder
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
-from lsseg.models.mask_heads import EdgeHead, FeatureHead, MaskHead, PooledHead, enlarged
+from lsseg.models.mask_heads import EdgeHead, MaskHead, PooledHead, enlarged
 
 # Δt of DELSE with hand-set hyperparameters, and a factor of learnt ones, which come up to 2 · 2: a step is stable while
 # Δt (|V_x| + |V_y|), at most √2 Δt, is below 1.

@@ -3,7 +3,10 @@
 Legend: n boxes, E features of the pyramid, C classes, D features of the evolution, R×R cells.
 
 The paper leaves widths and depths to a supplement; here the mask head is Mask R-CNN's, and the others are as small as
-keeps the evolution's share of the time small: the dear convolutions run on coarse grids.
+keeps the evolution's share of the time small: the dear convolutions run on coarse grids. The evolution's features are
+made at 28×28 and are bilinear in between (and never enlarged). A box is pooled from the level of the pyramid on which
+it is 14 to 28 cells wide, so that nothing that the pyramid knows is lost. A transposed convolution in place of the
+interpolation leaves a checkerboard in F, and costs more.
 """
 
 import math
@@ -11,6 +14,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lsseg.models.feature_head import FeatureHead, convolution, initialise
 
 
 class MaskHead(nn.Module):
@@ -32,7 +37,7 @@ class MaskHead(nn.Module):
             *[nn.Sequential(nn.ConvTranspose2d(width, width, 2, 2), nn.ReLU(inplace=True)) for _ in range(doublings)]
         )
         self.scores = nn.Conv2d(width, num_classes, 1)
-        _initialise(self)
+        initialise(self)
         nn.init.normal_(self.scores.weight, std=0.001)  # every mask starts undecided
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
@@ -47,30 +52,6 @@ class MaskHead(nn.Module):
         return chosen
 
 
-class FeatureHead(nn.Module):
-    """Features of the evolution: convolutions on 28×28; n×D×28×28, bilinear in between (and never enlarged).
-
-    A box is pooled from the level of the pyramid on which it is 14 to 28 cells wide: nothing that the pyramid knows is
-    lost; a transposed convolution in place of the interpolation leaves a checkerboard in F, and costs more.
-
-    Args:
-        channels: Of the input.
-        features: D.
-    """
-
-    def __init__(self, channels: int, features: int) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(convolution(channels, features), convolution(features, features))
-        self.embed = nn.Conv2d(features, features, 1)
-        _initialise(self)
-        nn.init.normal_(self.embed.weight, std=0.05)  # forces start small
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """From n×channels×28×28."""
-        embedded: Tensor = self.embed(self.convolutions(pooled))
-        return embedded
-
-
 class PooledHead(nn.Module):
     """A vector for each box, from which its hyperparameters are read: convolutions, then the average; n×W.
 
@@ -82,7 +63,7 @@ class PooledHead(nn.Module):
     def __init__(self, channels: int, width: int = 64) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(convolution(channels, width), convolution(width, width))
-        _initialise(self)
+        initialise(self)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """From n×E×14×14."""
@@ -118,21 +99,8 @@ class EdgeHead(nn.Module):
         return unit, torch.sigmoid(planes[:, 2])
 
 
-def convolution(inputs: int, outputs: int) -> nn.Sequential:
-    """3×3 and ReLU."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True))
-
-
 def enlarged(x: Tensor, resolution: int) -> Tensor:
     """Bilinear, to R×R."""
     if x.shape[-1] == resolution:
         return x
     return F.interpolate(x, (resolution, resolution), mode="bilinear", align_corners=False)
-
-
-def _initialise(head: nn.Module) -> None:
-    for module in head.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

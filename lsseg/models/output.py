@@ -1,8 +1,9 @@
 """What every semantic network returns."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsseg.errors import InputError
 
@@ -55,3 +56,8 @@ def checked(output: Any, network: object, image: Tensor, num_classes: int) -> Se
     if output.logits.shape != expected:
         raise InputError(f"network {name} returned logits {tuple(output.logits.shape)}; expected {expected}: B×C×H×W")
     return output
+
+
+def made(network: Callable[[int], nn.Module] | nn.Module, num_classes: int) -> nn.Module:
+    """A network that is given as it is, or made for C classes."""
+    return network if isinstance(network, nn.Module) else network(num_classes)

@@ -6,9 +6,8 @@ import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
-from lsseg.models.encoder import EncoderNet, encoder_weights_for, readable_errors
+from lsseg.models.encoder import EncoderNet, encoder_weights_for, load_local_weights, readable_errors
 from lsseg.models.output import SegOutput
-from lsseg.models.weights import is_file_name, load_encoder_file
 
 
 class SmpNet(EncoderNet):
@@ -19,7 +18,8 @@ class SmpNet(EncoderNet):
         architecture: Any smp architecture: unet, unetplusplus, fpn, pspnet, deeplabv3plus, segformer, …
         encoder_name: Any smp encoder: resnet50, resnet101, mit_b0, …, and timm's as ``tu-NAME``.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder (fetched once, then cached by smp), a
-            file of weights, or null for random weights.
+            file of weights, or null for random weights. Those of ``tu-tf_efficientnet_lite0`` come with the extra
+            ``weights`` and need no network.
         decoder: Further arguments of the architecture, such as ``decoder_channels`` or ``encoder_depth``.
 
     Raises:
@@ -68,6 +68,5 @@ def _create(classes: int, architecture: str, encoder: str, weights: str | None, 
     with readable_errors(encoder, weights):
         given = encoder_weights_for(encoder, weights)
         net = smp.create_model(architecture, encoder_name=encoder, encoder_weights=given, classes=classes, **decoder)
-    if is_file_name(weights):
-        load_encoder_file(net.encoder, str(weights))
+    load_local_weights(net.encoder, encoder, weights)
     return net

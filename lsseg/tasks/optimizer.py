@@ -15,8 +15,8 @@ from lsseg.errors import InputError
 class Recipe:
     """SGD with momentum or AdamW, weight decay, and a rate that falls with every step or at a few.
 
-    The "poly" rate of Kim's and Zhang's papers is lr · (1 - step/steps)^power. With milestones, as in Homayounfar 2020,
-    it is lr, and a tenth of what it was from each of them on.
+    The "poly" rate of Kim 2019 is lr · (1 - step/steps)^power. With milestones, as in Homayounfar 2020 and in Zhang
+    2019 (after 20 of 40 epochs), it is lr, and a tenth of what it was from each of them on.
 
     Args:
         name: ``sgd`` or ``adamw``.
@@ -27,6 +27,8 @@ class Recipe:
         new_layers: Factor of the rate for what is no part of an encoder (a VGG's fully connected layers are).
         milestones: Shares of the training after which the rate falls to a tenth, instead of "poly"; null is "poly".
         warmup: Share of the training in which the rate rises to lr first, in a straight line.
+        scale_lr: Learning rate at the first step of learnt scales, such as the gain of refined scores. A module names
+            them in ``rates``. They are logarithms of numbers, of which 0 means 1: weight decay leaves them alone.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -37,10 +39,11 @@ class Recipe:
     new_layers: float = 1.0
     milestones: list[float] | None = None
     warmup: float = 0.0
+    scale_lr: float = 0.01
 
     def __post_init__(self) -> None:
         """Raise ``InputError`` for a value out of range."""
-        for key in ("lr", "weight_decay", "poly_power", "new_layers"):
+        for key in ("lr", "weight_decay", "poly_power", "new_layers", "scale_lr"):
             if not getattr(self, key) >= 0:
                 raise InputError(f"model.{key} must not be negative, not {getattr(self, key)}")
         if not 0 <= self.momentum < 1:
@@ -69,7 +72,7 @@ class Recipe:
                 "the learning rate falls to 0 at the last step: set trainer.max_steps or trainer.max_epochs"
             )
         optimizer: torch.optim.Optimizer
-        groups = self._groups(module)
+        groups = self.groups(module)
         if self.name == "sgd":
             optimizer = torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=self.weight_decay)
         else:
@@ -84,14 +87,21 @@ class Recipe:
             schedule = ChainedScheduler([LinearLR(optimizer, 1 / (rising + 1), 1.0, rising), schedule])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _groups(self, module: nn.Module) -> list[dict[str, Any]]:
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Parameters by learning rate and weight decay, in the form torch's optimisers take."""
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        if self.new_layers == 1:
-            return [{"params": list(parameters.values())}]
-        old = {name for name in parameters if ".encoder." in name}
+        old, scales = {name for name in parameters if ".encoder." in name}, set()
         for place, net in module.named_modules():
             for part in getattr(net, "pretrained_parts", ()):
                 old |= {name for name in parameters if name.startswith(f"{place}.{part}.")}
-        new = [parameter for name, parameter in parameters.items() if name not in old]
-        kept = [parameter for name, parameter in parameters.items() if name in old]
-        return [{"params": kept}, {"params": new, "lr": self.lr * self.new_layers}]
+            scales |= {f"{place}.{name}".lstrip(".") for name in getattr(net, "rates", ())} & parameters.keys()
+        if self.new_layers == 1:
+            old = set(parameters)
+        groups: list[dict[str, Any]] = [{"params": [p for name, p in parameters.items() if name in old - scales]}]
+        new = [p for name, p in parameters.items() if name not in old | scales]
+        if self.new_layers != 1:
+            groups.append({"params": new, "lr": self.lr * self.new_layers})
+        if scales:
+            own = [parameters[name] for name in sorted(scales)]
+            groups.append({"params": own, "lr": self.scale_lr, "weight_decay": 0.0})
+        return groups

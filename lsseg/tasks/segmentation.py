@@ -24,6 +24,7 @@ from lsseg.tasks.inference import mean_of_views, sliding_window
 from lsseg.tasks.optimizer import Recipe
 
 RADII = (1, 2, 3)
+IGNORE_INDEX = 255
 
 
 class SegmentationTask(Task):
@@ -45,6 +46,7 @@ class SegmentationTask(Task):
             they fit.
         new_layers: Factor of the learning rate for what is no part of an encoder (VGG's fully connected layers are);
             10 where encoders are pretrained, in DeepLab and Zhang 2019.
+        scale_lr: Learning rate at the first step of learnt scales (the gain or temperature of refined scores).
         window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
         test_flip: Whether ``test``, ``validate`` and ``predict`` also look at mirrored images (not the validations
             during training); scores are averaged over all views.
@@ -72,6 +74,7 @@ class SegmentationTask(Task):
         lr_warmup: float = 0.0,
         start: str | None = None,
         new_layers: float = 1.0,
+        scale_lr: float = 0.01,
         window: int | None = None,
         test_flip: bool = False,
         test_scales: tuple[float, ...] = (1.0,),
@@ -88,7 +91,9 @@ class SegmentationTask(Task):
             lattice_crf()  # that it is missing is said before the training, not in the test behind it
         if not test_scales or not all(0 < scale < float("inf") for scale in test_scales):
             raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
-        recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup)
+        recipe = Recipe(
+            optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup, scale_lr
+        )
         super().__init__(num_classes, (network or partial(SmpNet))(num_classes), recipe, start)
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
         self.window = window
@@ -98,6 +103,8 @@ class SegmentationTask(Task):
         self.val_loss = MeanMetric()
         self.val_scores = Scores(num_classes)
         self.test_scores = Scores(num_classes)
+        self.initial_scores = Scores(num_classes)
+        self.changed = MeanMetric()
         self.test_images = PerImage(num_classes, RADII)
 
     def forward(self, image: Tensor) -> SegOutput:
@@ -131,6 +138,7 @@ class SegmentationTask(Task):
             ) from error
         terms = self.losses(output, batch["mask"])
         self.log_losses(terms, len(batch["image"]))
+        self.log_scales()
         return terms["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -151,7 +159,17 @@ class SegmentationTask(Task):
         seconds = self.clock() - start
         self.test_scores.update(prediction, batch["mask"])
         self.test_images.update(prediction, batch["mask"], batch["index"])
+        unrefined = self.unrefined(batch["image"])
+        if unrefined is not None:
+            self._compare(unrefined.argmax(1), prediction, batch["mask"])
         return {"prediction": prediction, "logits": logits, "seconds": seconds}
+
+    def _compare(self, unrefined: Tensor, prediction: Tensor, target: Tensor) -> None:
+        """Score what a refining network had before, and the share of valid pixels whose label it changes."""
+        self.initial_scores.update(unrefined, target)
+        valid = target != IGNORE_INDEX
+        changed = (unrefined != prediction) & valid
+        self.changed.update(changed.sum() / valid.sum().clamp_min(1), valid.sum())
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Labels (B×H×W) and level-set functions (B×C×H×W) at the size of the image's file."""
@@ -162,8 +180,16 @@ class SegmentationTask(Task):
         return {"prediction": logits.argmax(1), "phi": self.phi(logits), "path": batch["path"]}
 
     def infer(self, image: Tensor) -> Tensor:
-        """Logits of whole images: in windows, from several views, and behind a CRF, where these are set."""
-        whole = partial(self._in_windows, lambda part: self(part).logits)
+        """Logits of whole images."""
+        return self.whole(lambda part: self(part).logits, image)
+
+    def unrefined(self, image: Tensor) -> Tensor | None:
+        """What a network that refines its scores had before, for a comparison on the same weights; None of others."""
+        return None
+
+    def whole(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        """Scores of whole images: in windows, from several views, and behind a CRF, where these are set."""
+        whole = partial(self._in_windows, scores)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             return whole(image)
         logits = mean_of_views(whole, image, self.test_flip, self.test_scales)
@@ -207,8 +233,14 @@ class SegmentationTask(Task):
         self.val_loss.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores over the test split."""
+        """Log the scores over the test split; ``initial_`` are those before a network refines its prediction."""
         self._log_scores("test", self.test_scores)
+        if self.changed.update_count:
+            means = {f"test/initial_{name}": mean for name, (mean, _) in self.initial_scores.compute().items()}
+            means["test/changed_pixels"] = self.changed.compute()
+            self.log_dict({name: value for name, value in means.items() if not bool(value.isnan())})
+            self.initial_scores.reset()
+            self.changed.reset()
 
     def _in_windows(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         if self.window is not None and max(image.shape[-2:]) > self.window:
@@ -231,7 +263,7 @@ class SegmentationTask(Task):
 
 
 def sum_of(losses: Iterable[Tensor]) -> Tensor:
-    """Of at least one scalar."""
+    """The sum of one scalar or more."""
     return torch.stack(list(losses)).sum()
 
 

@@ -17,12 +17,16 @@ TINY = str(Path(__file__).with_name("tiny.yaml"))
 
 @pytest.fixture
 def config(tmp_path):
-    """The tiny configuration with its network inside DMLS, K = 2."""
+    """The tiny configuration with its network inside DMLS, K = 2, and the paper's weights."""
     content = yaml.safe_load(Path(TINY).read_text())
     network = content["model"]["init_args"]["network"]
     content["model"] = {
         "class_path": "DMLSTask",
-        "init_args": {"network": {"class_path": "DMLS", "init_args": {"steps": 2, "network": network}}},
+        "init_args": {
+            "network": {"class_path": "DMLS", "init_args": {"steps": 2, "network": network}},
+            "class_weights": "median_frequency",
+            "boundary_weight": 1.0,
+        },
     }
     path = tmp_path / "dmls.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -46,7 +50,11 @@ def test_a_run_counts_its_classes_once_and_logs_every_step(fit, lsseg, config, t
     state = torch.load(run / "last.ckpt", weights_only=False)["state_dict"]
     np.testing.assert_allclose(state["criterion.class_weights"], list(weights.values()), rtol=1e-6)
     rows = [row for row in read_jsonl(run / "metrics.jsonl") if "train/step2" in row]
-    assert rows[0]["train/loss"] == pytest.approx(rows[0]["train/step1"] + rows[0]["train/step2"], rel=1e-5)
+    both = rows[0]["train/step1"] + rows[0]["train/step2"]  # of two predictions each
+    assert rows[0]["train/loss"] == pytest.approx(both / 4, rel=1e-5)
+    gains = [row["train/gain"] for row in rows]
+    assert gains[0] == pytest.approx(1)
+    assert gains[-1] != gains[0]
     assert (run / "panels" / "test-scene00000-steps.png").is_file()
     gallery = json.loads((run / "gallery" / "gallery.json").read_text())  # three images: one is the best, one the worst
     assert [entry["which"] for entry in gallery] == ["worst", "best"]

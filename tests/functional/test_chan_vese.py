@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.segmentation import chan_vese as skimage_chan_vese
 
-from lsseg.functional import blocks, chan_vese_evolve, curvature, signed_distance
+from lsseg.functional import blocks, chan_vese_evolve, curvature, tsdf
 
 _spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("chan_vese_reference.py"))
 reference = importlib.util.module_from_spec(_spec)
@@ -36,10 +36,6 @@ def problem(objects=3, groups=3, depth=3, size=(5, 8), steps=3, seed=0, dtype=to
     features = torch.randn(groups, depth, *size, generator=g, dtype=torch.float64).to(dtype)
     weights = [positive(objects) for _ in range(3)]
     return [phi, features, *weights, positive(objects, steps), positive(objects, steps)]
-
-
-def tsdf(mask, reach):
-    return signed_distance(mask, reach) / reach
 
 
 def disc(size=56, radius=15, reach=7.0):
@@ -226,6 +222,58 @@ def test_float32_is_close_to_float64():
     torch.testing.assert_close(
         single.double(), chan_vese_evolve(*problem(depth=32, size=(28, 28))), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("offset", [0.0, 10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("way", ["float32", "autocast"])
+def test_what_features_have_in_common_costs_no_accuracy(offset, scale, stride, way):
+    """The error is that of rounding the features themselves, at any offset and scale."""
+    phi, _, *numbers = problem(objects=4, groups=2, size=(14, 19))
+    g = torch.Generator().manual_seed(5)
+    variation = torch.randn(2, 6, -(-14 // stride), -(-19 // stride), generator=g, dtype=torch.float64)
+    features = (scale * (variation + offset)).float()  # what float32 holds is what both are given
+    numbers = [numbers[0] / scale**2, numbers[1] / scale**2, *numbers[2:]]
+    exact = chan_vese_evolve(phi, features.double(), *numbers, stride=stride)
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        ours = chan_vese_evolve(phi.float(), features, *[x.float() for x in numbers], stride=stride)
+    assert (exact - phi).abs().max() > 1
+    torch.testing.assert_close(ours.double(), exact, rtol=2e-4, atol=2e-4)
+
+
+def test_an_offset_changes_no_gradient():
+    inputs = [x.requires_grad_() for x in problem(objects=4, groups=2)]
+    weights = torch.randn(4, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad((chan_vese_evolve(*inputs) * weights).sum(), inputs)
+    moved = [inputs[0], inputs[1] + 100, *inputs[2:]]
+    shifted = torch.autograd.grad((chan_vese_evolve(*moved) * weights).sum(), inputs)
+    for one, other in zip(found, shifted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_numbers_serve_all_objects_and_iterations():
+    phi, features, *_ = problem(objects=3)
+    full = lambda x, *shape: torch.full(shape, x, dtype=torch.float64)  # noqa: E731
+    expected = chan_vese_evolve(
+        phi, features, full(0.7, 3), full(1.2, 3), full(0.2, 3), full(0.8, 3, 4), full(0.5, 3, 4)
+    )
+    given = {"mu": 0.2, "epsilon": 0.8, "dt": 0.5}
+    torch.testing.assert_close(chan_vese_evolve(phi, features, 0.7, 1.2, **given, steps=4), expected)
+    mixed = chan_vese_evolve(
+        phi, features, full(0.7, 3), torch.tensor(1.2, dtype=torch.float64), 0.2, full(0.8, 3, 4), 0.5
+    )
+    torch.testing.assert_close(mixed, expected)
+    for wrong, message in (
+        ({}, "give steps, the number of iterations"),
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": 3, "dt": full(0.5, 3, 4)}, "steps is 3, but epsilon and dt are for 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chan_vese_evolve(phi, features, 0.7, 1.2, **{**given, **wrong})
+    learnt = torch.tensor(0.5, requires_grad=True)
+    chan_vese_evolve(phi, features, dt=learnt, steps=2).sum().backward()
+    assert learnt.grad
 
 
 def test_no_objects_and_no_iterations():

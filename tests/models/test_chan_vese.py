@@ -16,7 +16,9 @@ def net(classes=4, **options):
     torch.manual_seed(0)
     options = {"network": TINY, "features": 6, **options}
     made = ChanVeseNet(classes, **options)
-    if made.steps and made.hyperparameters.layers is not None:  # as after some training: objects differ
+    if (
+        made.refine == "chan_vese" and made.steps and made.hyperparameters.layers is not None
+    ):  # as after some training: objects differ
         nn.init.normal_(made.hyperparameters.layers[-1].weight)
     return made
 
@@ -45,28 +47,93 @@ def test_global_hyperparameters_are_one_set():
     assert bool((head.shared.grad > 0).all())
 
 
+FORMS = {"scores": {"gain": 4.0}, "distances": {"initial": "distances"}}
+
+
 @pytest.mark.parametrize("stride", [None, 2, 4])
-def test_each_class_of_each_image_is_one_object(stride):
+@pytest.mark.parametrize("form", FORMS)
+def test_each_class_of_each_image_is_one_object(stride, form):
     """What comes out is what the evolution makes of every class by itself."""
-    made = net(stride=stride).eval()
+    made = net(stride=stride, **FORMS[form]).eval()
+    logits = made.network(image()).logits
     parts = made.parts(image())
     assert parts.classes.tolist() == [[0, 1, 2, 3]] * 2
+    assert parts.start.shape[-2:] == (-(-45 // made.stride), -(-70 // made.stride))
     by_itself = [
         chan_vese_evolve(
             parts.start[m : m + 1], parts.features[m // 4 : m // 4 + 1], *[x[m : m + 1] for x in parts.numbers]
         )
         for m in range(8)
     ]
-    final = made(image()).logits * 0.1
-    if stride is None:
-        torch.testing.assert_close(final.flatten(0, 1), torch.cat(by_itself), rtol=1e-4, atol=1e-4)
-    else:  # the change, enlarged, is added to what the network's own scores show
-        assert parts.start.shape[-2:] == (-(-45 // stride), -(-70 // stride))
-        change = torch.nn.functional.interpolate(
-            (torch.cat(by_itself) - parts.start)[:, None], scale_factor=stride, mode="bilinear"
-        )
-        expected = parts.phi.flatten(0, 1) + change[:, 0, :45, :70]
-        torch.testing.assert_close(final.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
+    change = (torch.cat(by_itself) - parts.start)[:, None]
+    if made.stride > 1:
+        change = torch.nn.functional.interpolate(change, scale_factor=made.stride, mode="bilinear")
+    change = change[:, 0, :45, :70].view(logits.shape)
+    assert change.abs().max() > 1e-3
+    if form == "scores":  # φ⁰ = 2 P - 1, and g times the change goes to the logits
+        torch.testing.assert_close(parts.phi, 2 * logits.softmax(1) - 1)
+        expected = logits + 4.0 * change
+    else:  # φ⁰ = tanh(logits / 10), and the scores are φ / 0.1
+        torch.testing.assert_close(parts.phi, torch.tanh(0.1 * logits))
+        expected = (parts.phi + change) / 0.1
+    torch.testing.assert_close(made(image()).logits, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_before_anything_is_learnt_the_scores_are_the_networks_own(form):
+    made = net(**FORMS[form]).eval()
+    logits = made.network(image()).logits
+    torch.testing.assert_close(made(image()).steps[0].logits, logits, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("stride", [None, 2])
+@pytest.mark.parametrize("features", [6, 32])
+def test_the_control_is_a_block_of_as_many_weights_on_the_same_features(stride, features):
+    evolving = net(stride=stride, features=features, classes=5)
+    control = net(stride=stride, features=features, classes=5, refine="convolution").eval()
+    theirs, ours = (sum(p.numel() for p in made.parameters()) for made in (evolving, control))
+    assert abs(theirs - ours) <= features + 5 + 1 + 5  # one hidden unit's weights
+    assert not any("hyperparameters" in name for name, _ in control.named_parameters())
+    parts = control.parts(image())
+    x = torch.cat([parts.features, parts.start.view(2, 5, *parts.start.shape[1:])], 1)
+    change = control.block(x)
+    if stride:
+        change = torch.nn.functional.interpolate(change, scale_factor=stride, mode="bilinear")[..., :45, :70]
+    expected = control.network(image()).logits + 10 * change
+    torch.testing.assert_close(control(image()).logits, expected, rtol=1e-4, atol=1e-4)
+    assert len(control.evolution(image())) == 2
+
+
+def test_without_refining_it_is_the_network():
+    made = net(refine="none").eval()
+    output = made(image())
+    torch.testing.assert_close(output.logits, made.network(image()).logits)
+    assert len(output.steps) == len(made.evolution(image())) == 1
+    assert all(name.startswith("network.") for name, _ in made.named_parameters())
+
+
+def test_a_network_may_be_given_instead_of_made():
+    own = TINY(4)
+    assert net(network=own).network is own
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_absent_class_has_finite_gradients(form):
+    """A class whose probability is 0 in float32, everywhere."""
+
+    class Sure(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.scores = nn.Conv2d(3, num_classes, 1)
+
+        def forward(self, x):
+            logits = self.scores(x) + torch.tensor([500.0, 0, -500, 3]).view(4, 1, 1)
+            return SegOutput(logits, features=torch.cat([x, x], 1))
+
+    made = net(network=Sure, **FORMS[form])
+    output = made(image())
+    output.logits.square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in made.parameters() if p.grad is not None)
 
 
 def test_evolution_shows_every_iteration():
@@ -75,12 +142,6 @@ def test_evolution_shows_every_iteration():
     assert len(scores) == 4
     torch.testing.assert_close(scores[0], output.steps[0].logits)
     torch.testing.assert_close(scores[-1], output.logits, rtol=1e-4, atol=1e-4)
-
-
-def test_initial_scores_are_the_networks_own_through_tanh():
-    made = net().eval()
-    output = made(image())
-    torch.testing.assert_close(output.steps[0].logits, torch.tanh(made.network(image()).logits) / 0.1)
 
 
 def test_only_the_most_likely_classes_evolve_and_those_of_the_truth_first():
@@ -110,7 +171,7 @@ def test_detached_the_final_loss_does_not_reach_the_initial_phi(max_classes):
         made(image()).logits.square().sum().backward()
         head = made.network.net.segmentation_head[0].weight.grad
         assert (head is None or not head.any()) == detach
-        assert made.feature_head[0].weight.grad.any()
+        assert made.feature_head.convolutions[0][0].weight.grad.any()
         assert made.hyperparameters.shared.grad.any()
 
 
@@ -155,6 +216,10 @@ def test_wrong_options_and_networks_are_named():
         ({"max_classes": 0}, "max_classes"),
         ({"delta": "sharp"}, "delta"),
         ({"eta": 0.0}, "eta"),
+        ({"gain": 0.0}, "gain"),
+        ({"slope": float("inf")}, "slope"),
+        ({"initial": "phi"}, "initial.*one of scores, distances"),
+        ({"refine": "evolution"}, "refine.*one of chan_vese, convolution, none"),
         ({"network": Featureless}, "Featureless must return SegOutput with features"),
     ):
         with pytest.raises(InputError, match=match):

@@ -93,7 +93,7 @@ def test_wraps_any_network_with_any_likelihood(network, likelihood):
     assert output.logits.shape == (2, 4, 45, 70)
     assert output.logits is output.steps[-1].refined
     output.logits.square().mean().backward()
-    for parameter in (net.feedback.weight, net.level_set.log_temperature):
+    for parameter in (net.feedback.weight, net.level_set.log_gain):
         assert torch.isfinite(parameter.grad).all()
         assert parameter.grad.any()
 
@@ -152,6 +152,113 @@ def test_a_network_without_features_cannot_have_their_likelihood():
 def test_networks_that_return_something_else(network, message):
     with pytest.raises(InputError, match=message):
         DMLS(3, network, steps=1)(image())
+
+
+class Resized(nn.Module):
+    """A network that changes the size of its input before its first convolution."""
+
+    def __init__(self, classes, change):
+        super().__init__()
+        self.change, self.conv = change, nn.Conv2d(3, classes, 3, padding=1)
+
+    def forward(self, x):
+        scores = self.conv(self.change(x))
+        return SegOutput(F.interpolate(scores, x.shape[-2:], mode="bilinear"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        partial(F.interpolate, scale_factor=2),
+        partial(F.interpolate, size=(64, 64)),
+        partial(F.interpolate, scale_factor=0.5),
+        lambda x: F.pad(x, (2, 2, 2, 2)),
+        lambda x: F.pad(x, (16, 0, 31, 0)),
+    ],
+)
+def test_a_network_that_resizes_its_input_is_refused(change):
+    """The previous prediction would lie somewhere else than the image."""
+    with pytest.raises(InputError, match="the previous prediction cannot enter its first convolution"):
+        DMLS(3, partial(Resized, change=change), steps=2)(image())
+
+
+class TwoEntries(nn.Module):
+    """Two convolutions on three channels, the one that is used first registered last."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.late = nn.Conv2d(3, classes, 3, padding=1)
+        self.early = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return SegOutput(self.late(self.early(x).relu()))
+
+
+def test_the_prediction_enters_where_an_image_arrives_first():
+    torch.manual_seed(0)
+    net = with_feedback(DMLS(4, TwoEntries, steps=2, level_set=False))
+    assert net.feedback.weight.shape == (3, 4, 3, 3)
+    first, second = (step.logits for step in net(image()).steps)
+    extra = F.conv2d(first.softmax(1), net.feedback.weight, padding=1)
+    early, late = net.network.early, net.network.late
+    torch.testing.assert_close(second, late((early(image()) + extra).relu()))
+    assert DMLS(4, TwoEntries, steps=2, first="late").feedback.weight.shape == (4, 4, 3, 3)
+    assert net.network.training
+    with pytest.raises(InputError, match=r"model\.network\.first 'conv' is no convolution .* it has late, early"):
+        DMLS(4, TwoEntries, steps=2, first="conv")
+
+
+def test_a_network_may_be_given_instead_of_made():
+    own = TwoEntries(4)
+    assert DMLS(4, own, steps=2).network is own
+
+
+def test_a_call_that_fails_leaves_nothing_behind():
+    """The previous prediction is an argument of a call: one that fails leaves none behind."""
+    torch.manual_seed(0)
+    net = with_feedback(make(steps=2, level_set=False)).eval()
+    expected = net(image()).logits
+    fails = net.network.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+    with pytest.raises(RuntimeError, match="no memory"):
+        net(image())
+    fails.remove()
+    torch.testing.assert_close(net(image()).logits, expected)
+
+
+# --- weights of relatives --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_more_steps_start_from_fewer(steps):
+    """Step k has its own statistics; those that are missing are the last ones that there are."""
+    torch.manual_seed(3)
+    few = make(steps=steps, level_set=False).train()
+    few(image(3, (64, 64)))  # statistics of its own
+    many = make(steps=4, level_set=False)
+    state = {**few.state_dict()}
+    if steps == 1:
+        state["feedback.weight"] = many.feedback.weight
+    many.load_state_dict(state)
+    few.eval(), many.eval()
+    for ours, theirs in zip(many(image()).steps[:steps], few(image()).steps, strict=True):
+        torch.testing.assert_close(ours.logits, theirs.logits)
+    norm = next(m for m in many.modules() if isinstance(m, StepNorm))
+    assert torch.equal(norm.norms[3].running_mean, norm.norms[steps - 1].running_mean)
+    assert norm.norms[0].running_mean.any()
+
+
+def test_fewer_steps_and_the_plain_network_take_the_first_ones():
+    many = make(steps=3, level_set=False).train()
+    many(image(3, (64, 64)))
+    many.eval()
+    fewer = make(steps=2, level_set=False)
+    fewer.load_state_dict(many.state_dict())
+    torch.testing.assert_close(fewer.eval()(image()).steps[0].logits, many(image()).steps[0].logits)
+
+
+def test_a_state_of_something_else_is_still_refused():
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        make(steps=2).load_state_dict({**make(steps=2).state_dict(), "other.weight": torch.zeros(1)})
 
 
 def test_a_first_convolution_that_does_not_see_the_image():
@@ -236,7 +343,7 @@ def test_nothing_of_a_graph_is_left_behind():
     net = with_feedback(DMLS(3, network, steps=2, level_set=False, checkpoint=True))
     net(image(2, (64, 64))).logits.mean().backward()
     assert net.network._features is None
-    assert net._previous is None
+    assert all(getattr(module, "previous", None) is None for module in net.modules())
     assert copy.deepcopy(net).steps == 2  # a tensor of a graph inside cannot be copied
 
 
@@ -257,22 +364,57 @@ def test_a_copy_is_independent():
 # --- the layer -------------------------------------------------------------------------------------------------------
 
 
+FORMS = {"residual": {"gain": 3.0}, "temperature": {"temperature": 0.5}}
+
+
 @pytest.mark.parametrize("likelihood", ["confidence", "colour", "features"])
-def test_layer_gradcheck(likelihood):
+@pytest.mark.parametrize("form", FORMS)
+def test_layer_gradcheck(likelihood, form):
     g = torch.Generator().manual_seed(3)
-    layer = MultiphaseLevelSet(likelihood, temperature=0.5).double()
+    layer = MultiphaseLevelSet(likelihood, **FORMS[form]).double()
     logits = torch.randn(1, 3, 5, 6, generator=g, dtype=torch.float64).mul(2).requires_grad_()
     values = torch.rand(1, 3, 5, 6, generator=g, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, v: layer(x, v, v), (logits, values))
 
-    assert torch.autograd.gradcheck(lambda x, v: layer.scores(layer(x, v, v)), (logits, values))
+
+def test_refined_scores_are_the_raw_ones_and_what_the_evolution_changes():
+    layer = MultiphaseLevelSet(gain=3.0, inner_steps=2)
+    logits = torch.randn(2, 4, 13, 9, generator=torch.Generator().manual_seed(2)) * 3
+    before, after = layer.levels(logits)
+    torch.testing.assert_close(layer(logits), logits + 3 * (after - before))
+    assert (after - before).abs().max() > 0.01
+    torch.testing.assert_close(MultiphaseLevelSet(temperature=0.5)(logits), after_of(logits) / 0.5)
 
 
-def test_layer_temperature_gradient():
-    layer = MultiphaseLevelSet(temperature=0.5).double()
-    phi = torch.randn(1, 3, 5, 6, dtype=torch.float64)
-    layer.scores(phi).square().sum().backward()
-    # d/dlogT Σ (φ/T)² = -2 Σ (φ/T)²
-    torch.testing.assert_close(layer.log_temperature.grad, -2 * (phi / 0.5).square().sum())
+def after_of(logits):
+    return MultiphaseLevelSet(temperature=1.0).levels(logits).after
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+def test_refined_scores_start_no_more_confident_than_the_raw_ones(scale):
+    """A network early in its training: its scores say something, and are often wrong."""
+    g = torch.Generator().manual_seed(4)
+    target = torch.randint(0, 5, (2, 6, 8), generator=g).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    signal = F.one_hot(target, 5).permute(0, 3, 1, 2).float()
+    noise = F.interpolate(torch.randn(2, 5, 9, 12, generator=g), target.shape[1:], mode="bilinear")
+    logits = scale * (signal + 1.5 * noise)
+    raw = F.cross_entropy(logits, target)
+    assert F.cross_entropy(MultiphaseLevelSet()(logits), target) < raw + 0.02
+    if scale == 1:  # at T = 0.1 they are worse than no knowledge at all
+        assert raw < torch.tensor(5.0).log() < F.cross_entropy(MultiphaseLevelSet(temperature=0.1)(logits), target)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layer_scale_gradient(form):
+    layer = MultiphaseLevelSet(**FORMS[form]).double()
+    logits = torch.randn(1, 3, 5, 6, dtype=torch.float64)
+    before, after = layer.levels(logits)
+    layer(logits).square().sum().backward()
+    refined = layer(logits)
+    if form == "temperature":  # d/dlogT Σ (φ/T)² = -2 Σ (φ/T)²
+        torch.testing.assert_close(layer.log_temperature.grad, -2 * (after / 0.5).square().sum())
+    else:
+        torch.testing.assert_close(layer.log_gain.grad, (2 * refined * 3 * (after - before)).sum())
 
 
 def test_layer_is_exact_under_autocast():
@@ -287,21 +429,23 @@ def test_layer_is_exact_under_autocast():
 @pytest.mark.parametrize(
     "logits", [torch.zeros(1, 3, 6, 6), torch.full((1, 3, 6, 6), 1e4) * torch.eye(3)[0].view(3, 1, 1)]
 )
-def test_undecided_and_one_class_images(logits):
-    layer = MultiphaseLevelSet()
+@pytest.mark.parametrize("form", FORMS)
+def test_undecided_and_one_class_images(logits, form):
+    layer = MultiphaseLevelSet(**FORMS[form])
     logits = logits.clone().requires_grad_()
-    phi = layer(logits)
-    layer.scores(phi).square().mean().backward()
-    assert torch.isfinite(phi).all()
+    refined = layer(logits)
+    refined.square().mean().backward()
+    assert torch.isfinite(refined).all()
     assert torch.isfinite(logits.grad).all()
-    assert (phi.argmax(1) == 0).all()
+    assert (refined.argmax(1) == 0).all()
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
         ("steps", 0), ("rho", 0.0), ("rho", 1.01), ("rho", float("nan")), ("truncation", 0.0), ("epsilon", -1.0),
-        ("dt", 0.7), ("inner_steps", 0), ("temperature", 0.0), ("epsilon", 2.1), ("epsilon", float("inf")),
+        ("dt", 0.7), ("inner_steps", 0), ("temperature", 0.0), ("gain", 0.0), ("epsilon", 2.1),
+        ("epsilon", float("inf")),
         ("truncation", float("inf")), ("likelihood", "feature"), ("normalize", "x"),
     ],
 )  # fmt: skip

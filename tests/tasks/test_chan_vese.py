@@ -5,7 +5,7 @@ import torch
 
 from lsseg.errors import InputError
 from lsseg.functional import signed_distance
-from lsseg.losses import LevelSetLoss, TSDFLoss
+from lsseg.losses import CrossEntropyLoss, LevelSetLoss, TSDFLoss
 from lsseg.models import DMLS, ChanVeseNet, SegOutput, SmpNet, Step
 from lsseg.tasks import ChanVeseTask
 
@@ -15,7 +15,8 @@ NETWORK = partial(ChanVeseNet, network=partial(SmpNet, encoder_name="tu-test_res
 @pytest.fixture(scope="module")
 def task():
     torch.manual_seed(0)
-    return ChanVeseTask(3, network=partial(NETWORK, stride=2), truncation=4.0)
+    made = partial(NETWORK, stride=2, initial="distances")
+    return ChanVeseTask(3, network=made, truncation=4.0, final_weight=5.0)
 
 
 def scene():
@@ -39,12 +40,31 @@ def test_loss_is_the_sum_over_both_and_void_counts_for_nothing(task):
     torch.testing.assert_close(task.losses(SegOutput(output.logits), target)["loss"], 5 * expected[1])
 
 
-def test_a_level_set_energy_goes_with_the_final_classes(task):
+def test_scores_have_cross_entropy_before_and_after():
     target, output = scene()
-    other = ChanVeseTask(3, network=partial(NETWORK, stride=2), truncation=4.0, level_set_weight=0.3)
-    terms = other.losses(output, target)
+    terms = ChanVeseTask(3, network=NETWORK, initial_weight=0.5, final_weight=2.0).losses(output, target)
+    before, after = (CrossEntropyLoss()(step.logits, target) for step in output.steps)
+    torch.testing.assert_close(terms["loss"], 0.5 * before + 2 * after)
+    plain = ChanVeseTask(3, network=partial(NETWORK, refine="none"), final_weight=2.0)
+    torch.testing.assert_close(plain.losses(SegOutput(output.logits), target)["loss"], after)
+    assert plain.unrefined(torch.rand(1, 3, 40, 40)) is None
+
+
+def test_a_level_set_energy_goes_with_the_final_scores():
+    target, output = scene()
+    plain = ChanVeseTask(3, network=NETWORK).losses(output, target)["loss"]
+    terms = ChanVeseTask(3, network=NETWORK, level_set_weight=0.3).losses(output, target)
     torch.testing.assert_close(terms["level_set"], LevelSetLoss()(output.logits, target))
-    torch.testing.assert_close(terms["loss"], task.losses(output, target)["loss"] + 0.3 * terms["level_set"])
+    torch.testing.assert_close(terms["loss"], plain + 0.3 * terms["level_set"])
+
+
+@pytest.mark.parametrize("initial", ["scores", "distances"])
+def test_what_was_before_the_evolution(initial):
+    made = ChanVeseTask(3, network=partial(NETWORK, initial=initial)).eval()
+    image = torch.rand(1, 3, 40, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(made.unrefined(image), made(image).steps[0].logits)
+        torch.testing.assert_close(made.evolution(image)[-1], made.infer(image), rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_that_is_all_void_costs_nothing(task):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lsseg.errors import InputError
-from lsseg.losses import LevelSetLoss, WeightedCrossEntropy
+from lsseg.losses import CrossEntropyLoss, LevelSetLoss, WeightedCrossEntropy
 from lsseg.models import DMLS, SegOutput, Step
 from lsseg.tasks import DMLSTask
 
@@ -18,7 +18,7 @@ def network(classes, **options):
 
 def task(**options):
     torch.manual_seed(0)
-    return DMLSTask(3, network, **{"class_weights": [0.5, 1.0, 2.0], **options})
+    return DMLSTask(3, network, **{"class_weights": [0.5, 1.0, 2.0], "boundary_weight": 1.0, **options})
 
 
 def example():
@@ -42,15 +42,23 @@ def test_without_deep_supervision_only_the_last_prediction_is():
     parts, target, output = example()
     terms = task(deep_supervision=False).losses(output, target)
     assert terms.keys() == {"loss"}
-    torch.testing.assert_close(terms["loss"], WeightedCrossEntropy([0.5, 1.0, 2.0])(parts[3], target))
+    torch.testing.assert_close(terms["loss"], WeightedCrossEntropy([0.5, 1.0, 2.0], 1.0)(parts[3], target))
 
 
 def test_without_level_sets_there_is_one_prediction_a_step():
     parts, target, _ = example()
     output = SegOutput(parts[1], (Step(parts[0]), Step(parts[1])))
-    terms = task().losses(output, target)
-    one, two = (WeightedCrossEntropy([0.5, 1.0, 2.0])(part, target) for part in parts[:2])
-    torch.testing.assert_close(terms["loss"], one + two)
+    made = DMLSTask(3, lambda classes: network(classes, level_set=False))
+    one, two = (CrossEntropyLoss()(part, target) for part in parts[:2])
+    torch.testing.assert_close(made.losses(output, target)["loss"], (one + two) / 2)
+
+
+def test_the_loss_is_a_mean_of_plain_cross_entropies_unless_weights_are_given():
+    parts, target, output = example()
+    mean = torch.stack([CrossEntropyLoss()(part, target) for part in parts]).mean()
+    torch.testing.assert_close(DMLSTask(3, network).losses(output, target)["loss"], mean)
+    printed = DMLSTask(3, network, step_weights=[1.0, 1.0]).losses(output, target)["loss"]
+    torch.testing.assert_close(printed, 4 * mean)
 
 
 @pytest.mark.parametrize("deep", [True, False])
@@ -59,20 +67,39 @@ def test_a_level_set_energy_goes_with_every_cross_entropy(deep):
     plain = task(deep_supervision=deep).losses(output, target)["loss"]
     both = task(deep_supervision=deep, level_set_weight=0.3).losses(output, target)["loss"]
     energies = [LevelSetLoss()(part, target) for part in (parts if deep else parts[3:])]
-    torch.testing.assert_close(both, plain + 0.3 * torch.stack(energies).sum())
+    torch.testing.assert_close(both, plain + 0.3 * torch.stack(energies).mean())
 
 
-def test_phi_is_positive_exactly_inside_each_region():
-    made = task()
-    made.network.level_set.log_temperature.data.fill_(-1.0)
+@pytest.mark.parametrize("temperature", [None, 0.4])
+def test_phi_is_positive_exactly_inside_each_region(temperature):
+    made = DMLSTask(3, lambda classes: network(classes, temperature=temperature))
     logits = example()[0][0]
     phi = made.phi(logits)
-    scaled = logits * torch.tensor(-1.0).exp()
+    scaled = logits * (temperature or 1.0)
     for label in range(3):
         rivals = scaled[:, [other for other in range(3) if other != label]].amax(1)
         torch.testing.assert_close(phi[:, label], scaled[:, label] - rivals)
     assert torch.equal((phi > 0).sum(1), torch.ones(2, 6, 7, dtype=torch.long))
     assert torch.equal((phi > 0).to(torch.uint8).argmax(1), logits.argmax(1))
+
+
+def test_the_prior_of_the_weights_is_taken_back():
+    made, other = task(test_prior=True, class_weights=[0.5, 0.0, 2.0]).eval(), task().eval()
+    image = torch.rand(1, 3, 20, 24)
+    with torch.no_grad():
+        prior = torch.tensor([0.5, 1.0, 2.0]).log().view(3, 1, 1)  # a class of weight 0 is left alone
+        torch.testing.assert_close(made.infer(image), other.infer(image) - prior)
+        torch.testing.assert_close(made.unrefined(image), other.unrefined(image) - prior)
+    with pytest.raises(InputError, match=r"model\.test_prior .* needs model\.class_weights"):
+        task(test_prior=True, class_weights=None)
+
+
+def test_what_was_before_the_evolution_is_the_last_steps_own_score():
+    made = task().eval()
+    image = torch.rand(1, 3, 20, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(made.unrefined(image), made(image).steps[-1].logits)
+    assert DMLSTask(3, lambda classes: network(classes, level_set=False)).unrefined(image) is None
 
 
 def test_phi_without_level_sets_is_that_of_the_probabilities():

@@ -1,8 +1,10 @@
+from functools import partial
+
 import pytest
 from torch import nn
 
 from lsseg.errors import InputError
-from lsseg.models import FCN, DeepLabLargeFOV
+from lsseg.models import DMLS, FCN, ChanVeseNet, DeepLabLargeFOV
 from lsseg.tasks.optimizer import Recipe
 
 
@@ -76,3 +78,17 @@ def test_the_rate_falls_with_every_step_or_at_milestones_and_rises_first():
 def test_a_schedule_that_cannot_be_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         Recipe(**options)
+
+
+@pytest.mark.parametrize("new_layers", [1.0, 10.0])
+@pytest.mark.parametrize("wrapped", [partial(DMLS, steps=2), partial(ChanVeseNet, features=4)])
+def test_learnt_scales_have_their_own_rate_and_no_weight_decay(wrapped, new_layers):
+    inner = partial(FCN, encoder_name="tu-test_resnet.r160_in1k", width=8)
+    net = nn.ModuleDict({"network": wrapped(3, network=inner)})
+    optimizer = Recipe(lr=0.1, weight_decay=0.3, scale_lr=0.02, new_layers=new_layers).build(net, 10)["optimizer"]
+    *others, scales = optimizer.param_groups
+    (gain,) = scales["params"]
+    assert gain is dict(net.named_parameters())[next(n for n, _ in net.named_parameters() if n.endswith("log_gain"))]
+    assert (scales["lr"], scales["weight_decay"]) == (0.02, 0.0)
+    assert [group["weight_decay"] for group in others] == [0.3] * len(others)
+    assert sum(len(group["params"]) for group in others) + 1 == len(list(net.parameters()))

@@ -1,0 +1,85 @@
+"""State dicts of relatives of a network: of another number of steps, with or without a wrapper, of an older version."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+# What DMLS, ChanVeseNet and MultiScale call the network inside them.
+INNER = "network."
+# Batch-norm layers of a StepNorm: one for each step.
+STEP = re.compile(r"\.norms\.(\d+)\.")
+# Names in checkpoints of older versions, and today's.
+RENAMED = {
+    "feature_head.0.": "feature_head.convolutions.0.0.",
+    "feature_head.1.": "feature_head.convolutions.0.1.",
+    "feature_head.3.": "feature_head.embed.",
+}
+
+
+def matched_state(state: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
+    """A state dict under the names that a related network has for the same tensors.
+
+    Statistics of batch-norm come from the same step; where there is no such step, from the last one before it. A plain
+    network's serve every step, and a network without steps takes those of the first. Names that mean nothing to the
+    network stay as they are, for the caller to refuse.
+
+    Args:
+        state: The tensors by name, of a checkpoint.
+        ours: The names of the network's own state dict.
+
+    >>> matched_state({"a.norms.0.weight": 1, "a.norms.1.weight": 2}, [f"a.norms.{k}.weight" for k in range(3)])
+    {'a.norms.0.weight': 1, 'a.norms.1.weight': 2, 'a.norms.2.weight': 2}
+    >>> matched_state({"a.weight": 1}, ["network.a.weight"])
+    {'network.a.weight': 1}
+    """
+    wanted = list(ours)
+    renamed = {old: new for old, new in RENAMED.items() if not any(old in key for key in wanted)}
+    theirs = _wrapped_alike({_today(key, renamed): value for key, value in state.items()}, wanted)
+    by_step: dict[str, dict[int, Tensor]] = {}
+    for key, value in theirs.items():
+        by_step.setdefault(_plain(key), {})[_step(key)] = value
+    matched = {}
+    for key in wanted:
+        steps = by_step.get(_plain(key))
+        if steps:
+            earlier = [step for step in steps if step <= _step(key)] or [min(steps)]
+            matched[key] = steps[max(earlier)]
+    known = {_plain(key) for key in wanted}
+    return matched | {key: value for key, value in theirs.items() if _plain(key) not in known}
+
+
+def takes_relatives(network: nn.Module) -> None:
+    """Let a network's ``load_state_dict`` take what :func:`matched_state` makes of a related network's."""
+
+    def match(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        inside = {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
+        matched = matched_state(inside, module.state_dict())
+        state.update({prefix + key: value for key, value in matched.items()})
+
+    network.register_load_state_dict_pre_hook(match)  # type: ignore[no-untyped-call]
+
+
+def _wrapped_alike(theirs: dict[str, Tensor], ours: list[str]) -> dict[str, Tensor]:
+    """The names with the prefix of a wrapper added or taken away, where more of them are known then."""
+    known = {_plain(key) for key in ours}
+    inner = {key.removeprefix(INNER): value for key, value in theirs.items() if key.startswith(INNER)}
+    outer = {INNER + key: value for key, value in theirs.items()}
+    return max((theirs, outer, inner), key=lambda names: sum(_plain(key) in known for key in names))
+
+
+def _today(key: str, renamed: dict[str, str]) -> str:
+    for old, new in renamed.items():
+        if old in key:
+            return key.replace(old, new)
+    return key
+
+
+def _plain(key: str) -> str:
+    return STEP.sub(".", key)
+
+
+def _step(key: str) -> int:
+    found = STEP.search(key)
+    return int(found[1]) if found else 0
