@@ -4,15 +4,17 @@ Legend: n boxes (left, top, right, bottom edges in pixels), H×W pixels, R×R ce
 that is cut out and pasted back stays where it was, to a fraction of a pixel.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from skimage.measure import find_contours
 from torch import Tensor
 from torchvision.ops import roi_align
+
+from lsseg.functional import blocks
+
+# Pixels of the images that masks are pasted into together, on a device that is not to be kept waiting.
+AT_ONCE = 2**27
 
 
 def crop_objects(layers: Tensor, layer: Tensor, objects: Tensor, boxes: Tensor, resolution: int) -> Tensor:
@@ -50,32 +52,55 @@ def paste_masks(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     >>> paste_masks(torch.ones(1, 2, 2), torch.tensor([[1.0, 0.0, 3.0, 1.0]]), (2, 4)).int().tolist()
     [[[0, 1, 1, 0], [0, 0, 0, 0]]]
     """
+    paste = _one_by_one if blocks.in_cache(phi.device) else _all_at_once
+    return paste(phi.float(), boxes.float(), size)
+
+
+def _one_by_one(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """No more of each image than its box is looked at."""
     masks = torch.zeros(len(phi), *size, dtype=torch.bool, device=phi.device)
-    for mask, plane, box in zip(masks, phi.float(), boxes.tolist(), strict=True):
-        left, top, right, bottom = box
-        # Pixels of which the centre is in the box; of a box too small for one, the pixel that it is in.
-        x0, x1 = _span(left, right, size[1])
-        y0, y1 = _span(top, bottom, size[0])
-        x = _grid(x0, x1, left, right, plane)
-        y = _grid(y0, y1, top, bottom, plane)
-        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]
-        inside = F.grid_sample(plane[None, None], grid, padding_mode="border", align_corners=False)[0, 0]
-        mask[y0:y1, x0:x1] = inside > 0
+    for mask, plane, rows, columns in zip(masks, phi, *_spans(boxes, size), strict=True):
+        y, x = slice(*rows[:2].int().tolist()), slice(*columns[:2].int().tolist())
+        mask[y, x] = _weights(rows, len(plane), y) @ plane @ _weights(columns, len(plane), x).T > 0
     return masks
 
 
-def _span(low: float, high: float, size: int) -> tuple[int, int]:
-    first, last = round(low), round(high)
-    if last <= first:
-        first = math.floor((low + high) / 2)
-    first = min(max(first, 0), size - 1)
-    return first, min(max(last, first + 1), size)
+def _all_at_once(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whole images, so many at a time as fit: nothing is asked of the device."""
+    masks = []
+    count = max(1, AT_ONCE // (size[0] * size[1]))
+    for start in range(0, len(phi), count):
+        part = slice(start, start + count)
+        inside, weights = [], []
+        for span, length in zip(_spans(boxes[part], size), size, strict=True):
+            place = torch.arange(length, device=phi.device)
+            inside.append((place >= span[:, :1]) & (place < span[:, 1:2]))
+            weights.append(_weights(span, phi.shape[-1], slice(0, length)))
+        values = weights[0] @ phi[part] @ weights[1].mT
+        masks.append((values > 0) & inside[0][:, :, None] & inside[1][:, None])
+    return torch.cat(masks) if masks else torch.zeros(0, *size, dtype=torch.bool, device=phi.device)
 
 
-def _grid(first: int, last: int, low: float, high: float, like: Tensor) -> Tensor:
-    """Where pixel centres lie in the box, from -1 to 1."""
-    centre = torch.arange(first, last, device=like.device, dtype=like.dtype) + 0.5
-    return (centre - low) * (2 / max(high - low, 1e-6)) - 1
+def _spans(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Rows and columns of every box, n×4 each: the first and the last but one pixel, and the box's edges.
+
+    Pixels whose centre is in the box are in the span; of a box too small for one, the pixel that it is in.
+    """
+    spans = []
+    for low, high, length in ((boxes[:, 1], boxes[:, 3], size[0]), (boxes[:, 0], boxes[:, 2], size[1])):
+        first, last = low.round(), high.round()
+        first = torch.where(last <= first, ((low + high) / 2).floor(), first).clamp(0, length - 1)
+        last = torch.minimum(torch.maximum(last, first + 1), torch.full_like(last, length))
+        spans.append(torch.stack([first, last, low, high], 1))
+    return spans[0], spans[1]
+
+
+def _weights(span: Tensor, cells: int, pixels: slice) -> Tensor:
+    """Shares of a box's cells in the values at pixel centres, bilinear between the cells' centres; …×pixels×cells."""
+    low, high = span[..., 2:3], span[..., 3:4]
+    centre = torch.arange(pixels.start, pixels.stop, device=span.device) + 0.5
+    place = ((centre - low) * (cells / (high - low).clamp_min(1e-6)) - 0.5).clamp(0, cells - 1)
+    return (1 - (place[..., None] - torch.arange(cells, device=span.device)).abs()).clamp_min(0)
 
 
 def subpixel_contours(phi: npt.NDArray[np.floating], box: npt.NDArray[np.floating]) -> list[npt.NDArray[np.float64]]:

@@ -151,6 +151,52 @@ def boundary_averages(detections: Tensor, num_classes: int, radii: int) -> tuple
     return cells.nanmean(1), cells[..., 0].isnan().sum()
 
 
+class TrueBoxScores(Metric):
+    """How well masks that are found in the objects' true boxes agree with the objects: means over all objects.
+
+    Average precision mixes how well boxes are found with how well they are filled. This is the second alone.
+
+    Args:
+        radius: Tolerance of the boundary score in pixels.
+
+    >>> metric = TrueBoxScores()
+    >>> truth = torch.zeros(1, 4, 4, dtype=torch.bool)
+    >>> truth[:, :2] = True
+    >>> metric.update([truth | True], [truth], torch.tensor([0]))
+    >>> {name: float(score) for name, score in metric.compute().items()}
+    {'true_box_iou': 0.5, 'true_box_f1': 0.0}
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self, radius: int = 1) -> None:
+        super().__init__()
+        self.radius = radius
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, found: Sequence[Tensor], truth: Sequence[Tensor], index: Tensor) -> None:
+        """Add images.
+
+        Args:
+            found: Of every image the masks that were found in its objects' boxes, m×H×W bool.
+            truth: Of every image its objects, m×H×W bool; an object without a pixel does not count.
+            index: The images' places in the data set (negative: do not count).
+        """
+        for image, own, theirs in zip(index.tolist(), found, truth, strict=True):
+            pairs = zip(own.cpu().numpy(), theirs.cpu().numpy(), strict=True)
+            rows = [(image, *self._scores(mine, known)) for mine, known in pairs if image >= 0 and known.any()]
+            self.rows.append(torch.tensor(rows, dtype=torch.float64, device=self.device).view(-1, 3))
+
+    def _scores(self, own: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> tuple[float, float]:
+        return float((own & theirs).sum() / (own | theirs).sum()), pair_boundary_f1(own, theirs, self.radius)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``true_box_iou`` and ``true_box_f1``; NaN without an object."""
+        iou, boundary = _ordered(self.rows, 3)[:, 1:].mean(0)
+        return {"true_box_iou": iou, "true_box_f1": boundary}
+
+
 def pair_boundary_f1(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], radius: int) -> float:
     """Boundary F of two H×W masks; 1 where neither has a boundary (both fill the image, whose edge is none)."""
     rows, columns = np.nonzero((one | other).any(1))[0], np.nonzero((one | other).any(0))[0]

@@ -3,6 +3,7 @@
 Legend: n boxes or images, D features, h×w cells.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The features' scale at the start: forces on the contours start small, whatever the network was trained to do before.
@@ -17,23 +18,29 @@ class FeatureHead(nn.Module):
         features: D.
         depth: The number of 3×3 convolutions, each with ReLU.
         norm: Whether batch-norm follows each of them.
+        enlarge: Factor by which the map is enlarged, bilinearly, before one more 3×3 convolution; 1 leaves both out.
 
     >>> import torch
     >>> FeatureHead(8, 4)(torch.rand(2, 8, 28, 28)).shape
     torch.Size([2, 4, 28, 28])
     """
 
-    def __init__(self, channels: int, features: int, depth: int = 2, norm: bool = False) -> None:
+    def __init__(self, channels: int, features: int, depth: int = 2, norm: bool = False, enlarge: int = 1) -> None:
         super().__init__()
+        self.enlarge = enlarge
         inputs = [channels, *[features] * (depth - 1)]
         self.convolutions = nn.Sequential(*[convolution(count, features, norm) for count in inputs])
+        self.fine = convolution(features, features, norm) if enlarge > 1 else None
         self.embed = nn.Conv2d(features, features, 1)
         initialise(self)
         nn.init.normal_(self.embed.weight, std=SMALL)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """The features of n×channels×h×w."""
-        embedded: Tensor = self.embed(self.convolutions(pooled))
+        x = self.convolutions(pooled)
+        if self.fine is not None:
+            x = self.fine(F.interpolate(x, scale_factor=self.enlarge, mode="bilinear", align_corners=False))
+        embedded: Tensor = self.embed(x)
         return embedded
 
 

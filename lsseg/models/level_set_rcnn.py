@@ -19,13 +19,14 @@ from lsseg.functional import Delta, blocks, chan_vese_evolve
 from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
 from lsseg.models.box_heads import box_heads, proposal_network
-from lsseg.models.feature_head import FeatureHead
+from lsseg.models.feature_head import SMALL, FeatureHead
 from lsseg.models.fpn import BoxPooler, PyramidEncoder
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
 from lsseg.models.mask_heads import EdgeHead, MaskHead, PooledHead, enlarged
 
 # Δt of DELSE with hand-set hyperparameters, and a factor of learnt ones, which come up to 2 · 2: a step is stable while
-# Δt (|V_x| + |V_y|), at most √2 Δt, is below 1.
+# Δt (|V_x| + |V_y|), at most √2 Δt, is below 1. So N steps move a contour by N / 2 cells at most: it takes 28 to cross
+# the 14 cells up to which distances count.
 EDGE_STEP = 0.5
 EDGE_SCALE = 0.25 / 2**0.5
 # Boxes at a time in evaluation on a CPU: what lies between two layers stays in its cache.
@@ -33,8 +34,9 @@ CHUNK = 8
 CHOICES: dict[str, tuple[object, ...]] = {
     "batch_norm": ("frozen", "trained"),
     "target": ("tsdf", "binary"),
-    "evolution": ("chan_vese", "delse", "none"),
+    "evolution": ("chan_vese", "delse", "convolution", "none"),
     "resolution": (28, 56, 112, 224),
+    "feature_resolution": (28, 56, 112),
     "hyperparameters": ("adaptive", "global", "fixed"),
     "delta": ("printed", "derivative"),
 }
@@ -92,7 +94,7 @@ class TrainOutput(NamedTuple):
     Attributes:
         losses: The detector's own, by name.
         masks: Of the boxes that hold an object.
-        target: How much of each cell the object covers, n×R×R in [0, 1].
+        target: How much of each cell the object covers, n×R'×R' in [0, 1]; R' is ``target_resolution``.
     """
 
     losses: dict[str, Tensor]
@@ -108,7 +110,8 @@ class LevelSetRCNN(nn.Module):
     Mask R-CNN                ``target: binary, evolution: none, resolution: 28``
     Mask R-CNN at 112×112     ``target: binary, evolution: none``
     TSDF target only          ``evolution: none``
-    DELSE                     ``evolution: delse, hyperparameters: fixed``; with the head ``hyperparameters: adaptive``
+    control of the evolution  ``evolution: convolution``, 1×1, on the same features and φ⁰
+    DELSE                     ``evolution: delse, hyperparameters: fixed, steps: 28``; with the head ``adaptive``
     one set for all objects   ``hyperparameters: global``
     φ⁰ detached               ``detach_init: true``
     ========================  =======================================================================================
@@ -119,16 +122,18 @@ class LevelSetRCNN(nn.Module):
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file of weights, or null.
         batch_norm: ``frozen`` (statistics, weight and bias stay as they are; for pretrained weights), or ``trained``.
         target: What the mask head is taught: ``tsdf``, truncated signed distances, or ``binary``.
-        evolution: ``chan_vese``, ``delse`` or ``none``.
+        evolution: ``chan_vese``, ``delse``, ``convolution`` (the control) or ``none``.
         resolution: R, of the masks and of the evolution; 14 · 2^k. The TSDF head itself works at 28.
         steps: N ≥ 1; 3 in the paper.
         features: D; 64 in the paper.
+        feature_resolution: Of F, at most R: 28, bilinear in between; or 112, enlarged and convolved as in the paper.
         hyperparameters: ``adaptive``, of each object; ``global``, one learnt set; ``fixed``, by hand (DELSE).
         detach_init: Whether the final mask's gradient stops at φ⁰.
         delta: Of the Chan-Vese evolution: ``printed`` or ``derivative``.
         eta: Of the evolution: slopes of φ much smaller have no direction.
         deformable: How many of the encoder's last stages have deformable convolutions; ResNets and wide_resnet38.
-        bottom_up: Whether PANet's path from fine to coarse follows the pyramid.
+        bottom_up: Whether PANet's path from fine to coarse follows the pyramid; boxes are still pooled from one level,
+            where PANet pools from all.
         width: Channels of the pyramid.
         mask_width: Channels of the mask head.
         box_width: Width of the box head's two layers.
@@ -150,10 +155,11 @@ class LevelSetRCNN(nn.Module):
         encoder_weights: str | None = None,
         batch_norm: Literal["frozen", "trained"] = "frozen",
         target: Literal["tsdf", "binary"] = "tsdf",
-        evolution: Literal["chan_vese", "delse", "none"] = "chan_vese",
+        evolution: Literal["chan_vese", "delse", "convolution", "none"] = "chan_vese",
         resolution: int = 112,
         steps: int = 3,
         features: int = 64,
+        feature_resolution: int = 28,
         hyperparameters: Literal["adaptive", "global", "fixed"] = "adaptive",
         detach_init: bool = False,
         delta: Delta = "printed",
@@ -174,13 +180,19 @@ class LevelSetRCNN(nn.Module):
         _check_counts(1, num_classes=num_classes, steps=steps, features=features, proposals=proposals)
         _check_counts(1, width=width, mask_width=mask_width, box_width=box_width, detections=detections)
         _check_counts(2, rpn_samples=rpn_samples, box_samples=box_samples)
-        _check_choices(batch_norm=batch_norm, resolution=resolution, delta=delta)
+        _check_choices(batch_norm=batch_norm, resolution=resolution, delta=delta, feature_resolution=feature_resolution)
+        fits = feature_resolution <= resolution or evolution in ("none", "delse")
+        require(
+            fits, "model.network.feature_resolution", feature_resolution, f"must be at most resolution {resolution}"
+        )
         _check_choices(target=target, evolution=evolution, hyperparameters=hyperparameters)
         _check_switches(target, evolution, hyperparameters)
         require(eta > 0, "model.network.eta", eta, "must be positive")
         require(0 <= score_threshold < 1, "model.network.score_threshold", score_threshold, "must lie in [0, 1)")
         self.num_classes = num_classes
         self.target, self.evolution, self.resolution = target, evolution, resolution
+        # Where a mask on few cells is cut at a half first, its distances are off by more than what is to be learnt.
+        self.target_resolution = resolution if target == "binary" else max(112, resolution)
         self.steps, self.detach_init, self.eta = steps, detach_init, eta
         self.delta: Delta = delta
         self.encoder = PyramidEncoder(
@@ -199,16 +211,21 @@ class LevelSetRCNN(nn.Module):
         self.mask_head = MaskHead(width, num_classes, resolution if target == "binary" else 28, mask_width)
         self.hyperparameters: Hyperparameters | None = None
         if evolution != "none":
-            self._build_evolution(width, features, hyperparameters)
+            self._build_evolution(width, features, feature_resolution, hyperparameters)
 
-    def _build_evolution(self, width: int, features: int, hyperparameters: str) -> None:
+    def _build_evolution(self, width: int, features: int, feature_resolution: int, hyperparameters: str) -> None:
         """What evolving masks need beside initial ones."""
         self.thin = nn.Conv2d(width, features, 1)
         self.pool_fine = BoxPooler(self.encoder.strides, 28)
-        if self.evolution == "chan_vese":
-            self.feature_head = FeatureHead(features, features)
-        else:
+        if self.evolution == "delse":
             self.edge_head = EdgeHead(features, self.resolution)
+        else:
+            self.feature_head = FeatureHead(features, features, enlarge=feature_resolution // 28)
+        if self.evolution == "convolution":
+            self.block = nn.Conv2d(features + 1, 1, 1)
+            nn.init.normal_(self.block.weight, std=SMALL)
+            nn.init.zeros_(self.block.bias)  # type: ignore[arg-type]
+            return
         if hyperparameters != "fixed":
             adaptive = hyperparameters == "adaptive"
             self.pooled_head = PooledHead(width) if adaptive else None
@@ -275,7 +292,7 @@ class LevelSetRCNN(nn.Module):
         chosen = [box[own].detach() for box, own in zip(boxes, inside, strict=True)]
         masks = self.masks(pyramid, chosen, [label[own] - 1 for label, own in zip(labels, inside, strict=True)])
         target = [
-            crop_objects(found["layers"], found["layer"], own[match[place]], box, self.resolution)
+            crop_objects(found["layers"], found["layer"], own[match[place]], box, self.target_resolution)
             for found, own, match, place, box in zip(instances, single, matched, inside, chosen, strict=True)
         ]
         return TrainOutput(losses, masks, torch.cat(target))
@@ -298,8 +315,10 @@ class LevelSetRCNN(nn.Module):
         fine = self.pool_fine(pyramid.thin, boxes)
         if self.evolution == "delse":
             return self._edge_masks(initial, start, fine, numbers)
-        assert numbers is not None
         embedded = self.feature_head(fine)
+        if self.evolution == "convolution":
+            return Masks(initial, start + self._convolved(start, embedded), embedded)
+        assert numbers is not None
         final = self._evolved(start, embedded, numbers)
         return Masks(initial, final, embedded, numbers)
 
@@ -315,6 +334,12 @@ class LevelSetRCNN(nn.Module):
     def _evolved(self, phi: Tensor, features: Tensor, numbers: Numbers) -> Tensor:
         stride = self.resolution // features.shape[-1]
         return chan_vese_evolve(phi, features, *numbers, delta=self.delta, eta=self.eta, stride=stride)
+
+    def _convolved(self, start: Tensor, embedded: Tensor) -> Tensor:
+        """What the control changes in the evolution's place: a weighted sum of the features and φ⁰ in every cell."""
+        both = torch.cat([enlarged(embedded, self.resolution), start[:, None].to(embedded.dtype)], 1)
+        change: Tensor = self.block(both)[:, 0].to(start.dtype)
+        return change
 
     def _edge_masks(self, initial: Tensor, start: Tensor, fine: Tensor, numbers: Numbers | None) -> Masks:
         velocity, modulation = self.edge_head(fine)

@@ -104,7 +104,7 @@ class SegmentationTask(Task):
         self.val_scores = Scores(num_classes)
         self.test_scores = Scores(num_classes)
         self.initial_scores = Scores(num_classes)
-        self.changed = MeanMetric()
+        self.unchanged = Overlap(num_classes)
         self.test_images = PerImage(num_classes, RADII)
 
     def forward(self, image: Tensor) -> SegOutput:
@@ -165,11 +165,9 @@ class SegmentationTask(Task):
         return {"prediction": prediction, "logits": logits, "seconds": seconds}
 
     def _compare(self, unrefined: Tensor, prediction: Tensor, target: Tensor) -> None:
-        """Score what a refining network had before, and the share of valid pixels whose label it changes."""
+        """Score what a refining network had before, and count the valid pixels whose label it changes."""
         self.initial_scores.update(unrefined, target)
-        valid = target != IGNORE_INDEX
-        changed = (unrefined != prediction) & valid
-        self.changed.update(changed.sum() / valid.sum().clamp_min(1), valid.sum())
+        self.unchanged.update(prediction, unrefined.masked_fill(target == IGNORE_INDEX, IGNORE_INDEX))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Labels (B×H×W) and level-set functions (B×C×H×W) at the size of the image's file."""
@@ -235,12 +233,12 @@ class SegmentationTask(Task):
     def on_test_epoch_end(self) -> None:
         """Log the scores over the test split; ``initial_`` are those before a network refines its prediction."""
         self._log_scores("test", self.test_scores)
-        if self.changed.update_count:
+        if self.unchanged.update_count:
             means = {f"test/initial_{name}": mean for name, (mean, _) in self.initial_scores.compute().items()}
-            means["test/changed_pixels"] = self.changed.compute()
+            means["test/changed_pixels"] = 1 - self.unchanged.compute()["accuracy"]
             self.log_dict({name: value for name, value in means.items() if not bool(value.isnan())})
             self.initial_scores.reset()
-            self.changed.reset()
+            self.unchanged.reset()
 
     def _in_windows(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         if self.window is not None and max(image.shape[-2:]) > self.window:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lsseg.functional import signed_distance
+from lsseg.functional import blocks, signed_distance
+from lsseg.functional import boxes as boxes_module
 from lsseg.functional.boxes import crop_objects, paste_masks, subpixel_contours
 
 
@@ -15,6 +16,14 @@ def scene(size=(40, 60)):
     one[30:32, 5:50] = 3
     two[10:25, 20:30] = 4
     return torch.from_numpy(np.stack([one, two])), torch.tensor([0, 0, 0, 1])
+
+
+@pytest.fixture(params=["one by one", "all at once"], autouse=True)
+def _way(request, monkeypatch):
+    """As on a CPU, and as on other devices."""
+    if request.param == "all at once":
+        monkeypatch.setattr(blocks, "in_cache", lambda device: False)
+        monkeypatch.setattr(boxes_module, "AT_ONCE", 2 * 40 * 60)
 
 
 def mask_of(layers, layer, k):
@@ -75,3 +84,27 @@ def test_a_contour_closes_at_the_edge_of_the_box_and_nothing_has_none():
     assert contour.min(0).tolist() == [0.0, 0.0]
     assert contour.max(0).tolist() == [5.0, 8.0]
     assert subpixel_contours(-np.ones((4, 4)), np.array([0.0, 0.0, 4.0, 4.0])) == []
+
+
+def test_both_ways_paste_the_same(monkeypatch):
+    g = torch.Generator().manual_seed(7)
+    phi = torch.randn(40, 28, 28, generator=g)
+    corners = torch.rand(40, 2, 2, generator=g) * torch.tensor([90.0, 60.0]) - 15
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    boxes[:6] = boxes[:6].round() + 0.5  # edges at pixel centres
+    expected = torch.nn.functional.grid_sample
+    masks = []
+    for cached in (True, False):
+        monkeypatch.setattr(blocks, "in_cache", lambda device, cached=cached: cached)
+        masks.append(paste_masks(phi, boxes, (40, 60)))
+    assert torch.equal(*masks)
+    # torch's own bilinear sampling at the centres of the pixels of a box.
+    left, top, right, bottom = boxes[20].tolist()
+    x, y = torch.arange(60) + 0.5, torch.arange(40) + 0.5
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]
+    low, high = torch.tensor([left, top]), torch.tensor([right, bottom])
+    sampled = expected(
+        phi[20][None, None], 2 * (grid - low) / (high - low) - 1, padding_mode="border", align_corners=False
+    )[0, 0]
+    inside = (x > left) & (x < right) & ((y > top) & (y < bottom))[:, None]
+    assert torch.equal(masks[0][20], (sampled > 0) & inside)

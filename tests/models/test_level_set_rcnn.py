@@ -35,6 +35,8 @@ SWITCHES = {
     "one set": {"hyperparameters": "global"},
     "detached": {"detach_init": True},
     "coarse": {"resolution": 56, "steps": 1},
+    "control": {"evolution": "convolution"},
+    "fine features": {"feature_resolution": 112},
 }
 
 
@@ -218,8 +220,57 @@ def test_flipped_views_are_brought_back(batch):
     assert float(scaled.boxes.max()) <= 64.001
 
 
+def test_the_control_is_a_weighted_sum_of_the_features_and_phi(batch):
+    made = net(evolution="convolution", features=32).eval()
+    assert sum(p.numel() for p in made.block.parameters()) == 33 + 1
+    assert not any("hyperparameters" in name or "pooled_head" in name for name, _ in made.named_parameters())
+    torch.nn.init.normal_(made.block.weight)
+    boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [20.0, 10.0, 70.0, 60.0]])
+    masks = made.final_masks(made.pyramid(made.encoder.batch(batch["image"][:1])), 0, boxes, torch.tensor([0, 1]))
+    fine = made.pool_fine(made.pyramid(made.encoder.batch(batch["image"][:1])).thin, [boxes])
+    features = torch.nn.functional.interpolate(made.feature_head(fine), (112, 112), mode="bilinear")
+    weight = made.block.weight[0, :, 0, 0]
+    change = torch.einsum("d,ndhw->nhw", weight[:32], features) + weight[32] * masks.initial + made.block.bias
+    torch.testing.assert_close(masks.final - masks.initial, change, rtol=1e-3, atol=1e-4)
+
+
+def test_features_at_the_masks_resolution(batch):
+    made = net(feature_resolution=112).eval()
+    pyramid = made.pyramid(made.encoder.batch(batch["image"][:1]))
+    masks = made.masks(pyramid, [torch.tensor([[4.0, 6.0, 40.0, 50.0]])], [torch.tensor([0])])
+    assert masks.features.shape == (1, 6, 112, 112)
+    torch.testing.assert_close(made.history(masks)[-1], masks.final, rtol=1e-4, atol=1e-4)
+
+
+def test_distances_are_taken_on_fine_cells_and_averaged():
+    """On 28×28 cells a circle that is cut at a half first is off; averaged distances are not."""
+    made = task(resolution=28)
+    assert made.network.target_resolution == 112
+    place = torch.arange(112) + 0.5
+    cover = (torch.hypot(place - 53.3, place[:, None] - 57.1) < 31.7).float()[None]
+    made.truncation = 3.5
+    phi, mask = made.distances(cover, torch.zeros(1, 28, 28))
+    cells = (torch.arange(28) + 0.5) * 4
+    exact = ((31.7 - torch.hypot(cells - 53.3, cells[:, None] - 57.1)) / 14).clamp(-1, 1)
+    # Averaging a cell rounds the corner where the distance is clipped.
+    assert (phi[0] - exact).abs().mean() < 0.01
+    coarse = made.distances(torch.nn.functional.avg_pool2d(cover, 4), torch.zeros(1, 28, 28))[0]
+    assert (coarse[0] - exact).abs().mean() > 2 * (phi[0] - exact).abs().mean()
+    assert torch.equal(mask, phi > 0)
+    assert made.distances(cover[:0], torch.zeros(0, 28, 28))[0].shape == (0, 28, 28)
+
+
+def test_one_mask_loss_may_weigh_what_two_do():
+    for options, weight in (({"target": "binary", "resolution": 28}, 6.0), ({}, 6.0)):
+        made = LevelSetRCNNTask(6, partial(LevelSetRCNN, **SMALL, evolution="none", **options), full_weight=True)
+        assert made.initial_weight == weight
+    assert LevelSetRCNNTask(6, partial(LevelSetRCNN, **SMALL), full_weight=True).initial_weight == 1
+
+
 def test_wrong_options_are_named():
     for options, match in (
+        ({"feature_resolution": 112, "resolution": 56}, "feature_resolution must be at most resolution 56"),
+        ({"feature_resolution": 30}, "feature_resolution must be 28, 56 or 112"),
         ({"evolution": "snake"}, "evolution"),
         ({"target": "binary"}, "needs model.network.target tsdf"),
         ({"resolution": 100}, "resolution"),
