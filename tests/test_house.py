@@ -107,12 +107,27 @@ def runs():
     return list(different.values())
 
 
+def needs(files, settings=()):
+    """Marks of the extras that a run needs."""
+    content = " ".join([str([yaml.safe_load(Path(file).read_text()) for file in files]), str(dict(settings))])
+    crf = any(f"crf_iterations': {n}" in content for n in range(1, 100))
+    weights = "'tu-tf_efficientnet_lite0'" in content and "'imagenet'" in content
+    return [pytest.mark.extra(name) for name, needed in (("crf", crf), ("weights", weights)) if needed]
+
+
 FAST = ("--data.batch_size=2", "--trainer.fast_dev_run=1", "--wandb.mode=disabled")
 
 
 @pytest.mark.parametrize(
     "run",
-    [pytest.param(run, id=f"{path.parent.name}-{path.stem}-{run.variant.name}") for path, run in runs()],
+    [
+        pytest.param(
+            run,
+            id=f"{path.parent.name}-{path.stem}-{run.variant.name}",
+            marks=needs(run.variant.configs, run.variant.settings),
+        )
+        for path, run in runs()
+    ],
 )
 @pytest.mark.filterwarnings("ignore:no pixel of")  # the tiny copies do not hold every class
 def test_every_run_of_every_suite_goes_through_fit(run, lsseg, tmp_path, real_data, monkeypatch):
@@ -125,8 +140,11 @@ def test_every_run_of_every_suite_goes_through_fit(run, lsseg, tmp_path, real_da
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in CONFIGS if not is_suite(p) and p.name != "small.yaml"],
-    ids=lambda path: str(path.relative_to(TOP)),
+    [
+        pytest.param(p, id=str(p.relative_to(TOP)), marks=needs([p]))
+        for p in CONFIGS
+        if not is_suite(p) and p.name != "small.yaml"
+    ],
 )
 def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, real_data, monkeypatch):
     monkeypatch.setenv("LSSEG_DATA", str(real_data))

@@ -41,9 +41,11 @@ def test_notebooks_are_scripts_in_percent_format():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.extra("notebooks")
 @pytest.mark.filterwarnings("ignore")  # the kernel's own
 def test_a_notebook_runs(path, tmp_path, request, monkeypatch):
-    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
+    import jupytext
+    import nbclient
     from nbformat.v4 import new_code_cell
 
     if path.stem == "comparison":

@@ -1,6 +1,5 @@
 """The same suite on Ray, and as submitit's jobs."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,7 +18,6 @@ from lsseg.errors import InputError
 
 TINY = Path(__file__).parents[1] / "cli" / "tiny.yaml"
 ENGINES = {"ray": ["num_cpus=1"], "slurm": ["cluster=local", "timeout_min=10"]}
-PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
 
 def ablate(suite, *options):
@@ -37,8 +35,7 @@ def write_suite(tmp_path):
 
 
 def launched_only(engine):
-    missing = importlib.util.find_spec(PACKAGES[engine]) is None
-    return pytest.mark.skipif(missing, reason=f"pip install {PACKAGES[engine]}")
+    return pytest.mark.extra(engine)
 
 
 def launched_by(engine):

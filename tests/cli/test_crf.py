@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytest.importorskip("pydensecrf", reason="needs the extra crf")
+pytestmark = pytest.mark.extra("crf")
 
 
 def test_a_dense_crf_stands_behind_the_network_when_it_is_tested(trained, lsseg, tmp_path):

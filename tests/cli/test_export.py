@@ -1,6 +1,5 @@
 """Trained networks as files: what they compute is what the network computes."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ METHODS = {
     "DMLSTask": {"class_path": "DMLS", "init_args": {"steps": 2, "network": NETWORK}},
     "ChanVeseTask": {"class_path": "ChanVeseNet", "init_args": {"features": 4, "network": NETWORK}},
 }
-onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="pip install -e '.[onnx]'")
+onnx = pytest.mark.extra("onnx")
 
 
 def trained(lsseg, tmp_path, method):

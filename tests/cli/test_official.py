@@ -10,7 +10,7 @@ from PIL import Image
 
 from lsseg.metrics.cityscapes import cityscapes_object_scores, cityscapes_pixel_scores
 
-pytest.importorskip("cityscapesscripts")
+pytestmark = pytest.mark.extra("cityscapes")
 HERE = Path(__file__).parent
 
 

@@ -71,9 +71,9 @@ def test_coarse_annotations_and_training_labels_in_files(tmp_path):
         ("zhang2019", ["data/cityscapes.yaml", "data/cityscapes_coarse.yaml"]),
     ],
 )
+@pytest.mark.extra("cityscapes")
 @pytest.mark.filterwarnings("ignore:no pixel of")
 def test_what_the_tables_on_cityscapes_train_with(tmp_path, fits, paper, files):
-    pytest.importorskip("cityscapesscripts", reason="needs the extra cityscapes")
     root = write_cityscapes(tmp_path / "city")
     for ids in root.glob("*/*/*/*labelIds.png"):  # the official scores count objects, too, and know no label 255
         values = np.asarray(Image.open(ids))
@@ -84,8 +84,8 @@ def test_what_the_tables_on_cityscapes_train_with(tmp_path, fits, paper, files):
     assert "official_miou" in tested["scores"]
 
 
+@pytest.mark.extra("cityscapes")
 def test_what_the_tables_on_cityscapes_instances_train_with(tmp_path, fits):
-    pytest.importorskip("cityscapesscripts", reason="needs the extra cityscapes")
     root = write_cityscapes(tmp_path / "city")
     for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "frankfurt")):
         ids = np.zeros((8, 50), np.uint16)

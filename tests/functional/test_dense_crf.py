@@ -40,8 +40,8 @@ def noisy_example(height=21, width=30):
     return truth, image.clip(0, 255).astype(np.uint8), probabilities
 
 
+@pytest.mark.extra("crf")
 def test_is_mean_field_over_all_pairs():
-    pytest.importorskip("pydensecrf", reason="needs the extra crf")
     truth, image, probabilities = noisy_example()
     crf = DenseCRF(appearance_xy=20, appearance_rgb=20)
     ours, exact = crf(probabilities, image, 5), mean_field(probabilities, image, crf, 5)

@@ -9,7 +9,7 @@ from PIL import Image
 from lsseg.errors import InputError
 from lsseg.metrics.cityscapes import cityscapes_object_scores, cityscapes_pixel_scores
 
-pytest.importorskip("cityscapesscripts")
+pytestmark = pytest.mark.extra("cityscapes")
 ROAD, PERSON, CAR = 7, 24, 26
 
 
