@@ -48,6 +48,10 @@ def write_report(folder: Path, console: Console) -> None:
     shown = _shown(table, description, kind)
     figures = draw_figures(folder, results, description, table)
     caption, note = _caption(results, description), _note(description)
+    mixed = _mixed(results)
+    if mixed:
+        console.print(mixed, style="yellow", highlight=False, soft_wrap=True)
+        note = f"{note} {mixed}"
     by_class = {f"{title} by class": _by_class(results, description, s) for s, title in by_class_of(results).items()}
     tables = {"": shown, **by_class}
     write_text(folder / "results.md", _markdown(description["name"], caption, note, tables, figures))
@@ -88,6 +92,7 @@ def _shown(table: pd.DataFrame, description: dict[str, Any], kind: Kind) -> pd.D
                 shown[f"{title} in the paper"] = _number(_times(row[f"paper_{cost}"], 1e3), 0)
         shown["parameters"] = f"{row['parameters'] / 1e6:.2f} M" if _given(row.get("parameters")) else "–"
         shown["seeds"] = str(row["seeds"])
+        shown["commit"] = row["commit"] if isinstance(row.get("commit"), str) else "–"
         rows.append(shown)
     return pd.DataFrame(rows)
 
@@ -118,6 +123,17 @@ def _caption(results: list[Result], description: dict[str, Any]) -> str:
     images = "/".join(map(str, sorted({len(result.names) for result in results})))
     devices = ", ".join(sorted({result.summary["device"] for result in results}))
     return f"{images} test images, {updates} updates, {devices}{missing}"
+
+
+def _mixed(results: list[Result]) -> str:
+    """A warning where rows were made by different versions of the code; nothing where all are of one."""
+    versions = sorted({result.version for result in results})
+    if len(versions) < 2:
+        return ""
+    return (
+        f"Attention: these runs were made by {len(versions)} versions of the code ({', '.join(versions)}), so that "
+        "differences between rows may be differences between versions: delete the older ones and run them again."
+    )
 
 
 def _note(description: dict[str, Any]) -> str:

@@ -62,6 +62,14 @@ class Result(ABC):
     def scored(self, score: str) -> Scored:
         """A score as a function of how often each test image counts."""
 
+    @property
+    def version(self) -> str:
+        """The commit that made it, ``+`` behind it where files were changed; ``unknown`` outside a git checkout."""
+        path = self.folder / "environment.json"
+        noted = _read(path, lambda: json.loads(path.read_text()), "delete it") if path.is_file() else {}
+        commit = str(noted.get("git_commit") or "unknown")[:10]
+        return commit + ("+" if noted.get("git_changed_files") else "")
+
     def _kept(self, pattern: str) -> npt.NDArray[np.bool_]:
         return np.array([fnmatch.fnmatch(str(name), pattern) for name in self.names], dtype=bool)
 
@@ -222,7 +230,8 @@ def run_table(results: list[Result]) -> pd.DataFrame:
     for result in results:
         per_class = {k: 100 * v for k, v in result.summary["scores"].items() if "/" in k}
         costs = {key: result.summary[key] for key in (*COSTS, "parameters")}
-        rows.append({"variant": result.variant, "seed": result.seed, **result.scores(), **costs, **per_class})
+        made = {"variant": result.variant, "seed": result.seed, "commit": result.version}
+        rows.append({**made, **result.scores(), **costs, **per_class})
     return pd.DataFrame(rows)
 
 
@@ -249,6 +258,7 @@ def variant_table(results: list[Result], description: dict[str, Any]) -> pd.Data
                 values = [result.summary[cost] for result in own if result.summary[cost] is not None]
                 row[cost] = float(np.mean(values)) if values else None
             row["parameters"] = own[0].summary["parameters"]
+            row["commit"] = " ".join(sorted({result.version for result in own}))
         rows.append(row | {f"paper_{score}": value for score, value in variant["paper"].items()})
     return pd.DataFrame(rows)
 

@@ -78,8 +78,8 @@ class ChanVeseNet(nn.Module):
         max_classes: K: at most so many classes of an image evolve, those with the largest φ⁰ somewhere (in training
             those of the truth first); the others keep their scores.
         gain: g at the start, for ``initial: scores``.
-        slope: Of ``initial: distances``. With 0.1 the scores start as the network's own; with 1, as in the first
-            version of this head, nearly every pixel starts at ±1, where tanh passes no gradient.
+        slope: Of ``initial: distances``. At 1, as in the first version of this head, many pixels soon lie at ±1, where
+            tanh passes no gradient; at 0.1 a distance takes large logits, which take long to learn.
         delta: Of the evolution: ``printed`` or ``derivative``.
         eta: Of the evolution: slopes of φ much smaller have no direction.
 
@@ -107,7 +107,7 @@ class ChanVeseNet(nn.Module):
         detach_init: bool = False,
         max_classes: int = 16,
         gain: float = 10.0,
-        slope: float = 0.1,
+        slope: float = 0.3,
         delta: Delta = "printed",
         eta: float = 0.03,
     ) -> None:

@@ -208,10 +208,14 @@ def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
 
 
 def normalisation(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the encoder's weights expect, for RGB in [0, 1]."""
-    if weights is None or is_file_name(weights):
+    """Mean and standard deviation that the encoder's weights expect, for RGB in [0, 1].
+
+    A file's are taken to be those of the weights that timm publishes for the encoder, where it is one of timm's.
+    """
+    timms = encoder.startswith("tu-")
+    if weights is None or (is_file_name(weights) and not timms):
         return IMAGENET_MEAN, IMAGENET_STD
-    settings = smp.encoders.get_preprocessing_params(encoder, "imagenet" if encoder.startswith("tu-") else weights)
+    settings = smp.encoders.get_preprocessing_params(encoder, "imagenet" if timms else weights)
     if settings["input_space"] != "RGB":
         raise InputError(f"encoder_weights: {weights!r} of {encoder} expects {settings['input_space']}, not RGB")
     scale = float(settings["input_range"][1])

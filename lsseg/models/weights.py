@@ -99,7 +99,10 @@ def where_to_fetch(encoder: str, weights: str) -> str:
 
 def _address(encoder: str, weights: str) -> str | None:
     if encoder.startswith("tu-"):
-        published = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        try:
+            published = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        except RuntimeError:  # no such tag
+            return None
         if published is None or published.hf_hub_id is None:
             return None if published is None else published.url
         repository = published.hf_hub_id

@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from lsseg.ablation.report import _spread
+from lsseg.ablation.report import _mixed, _spread
 from lsseg.ablation.results import InstanceResult, SemanticResult, _means, variant_table
 
 
@@ -31,3 +32,18 @@ def test_rows_are_compared_with_baselines_of_their_own():
     table = variant_table(made, {"variants": rows, "baseline": "a", "subsets": {}}).set_index("variant")
     assert table["miou_difference"].isna().tolist() == [True, True, False]
     assert table.loc["b_ls", "miou_difference"] == pytest.approx(table.loc["b_ls", "miou"] - table.loc["b", "miou"])
+
+
+def test_rows_of_different_versions_are_said_to_be(tmp_path):
+    def result(name, **noted):
+        (tmp_path / name).mkdir()
+        if noted:
+            (tmp_path / name / "environment.json").write_text(json.dumps(noted))
+        return SemanticResult(name, 0, tmp_path / name, {}, np.array([]), {})
+
+    one, same = (result(name, git_commit="a" * 40, git_changed_files="") for name in ("one", "same"))
+    edited = result("edited", git_commit="a" * 40, git_changed_files=" M file")
+    nothing = result("nothing")
+    assert [run.version for run in (one, edited, nothing)] == ["a" * 10, "a" * 10 + "+", "unknown"]
+    assert _mixed([one, same]) == ""
+    assert "by 3 versions of the code (aaaaaaaaaa, aaaaaaaaaa+, unknown)" in _mixed([one, edited, nothing])

@@ -73,17 +73,18 @@ def test_each_class_of_each_image_is_one_object(stride, form):
     if form == "scores":  # φ⁰ = 2 P - 1, and g times the change goes to the logits
         torch.testing.assert_close(parts.phi, 2 * logits.softmax(1) - 1)
         expected = logits + 4.0 * change
-    else:  # φ⁰ = tanh(logits / 10), and the scores are φ / 0.1
-        torch.testing.assert_close(parts.phi, torch.tanh(0.1 * logits))
+    else:  # φ⁰ = tanh(slope · logits), and the scores are φ / 0.1
+        torch.testing.assert_close(parts.phi, torch.tanh(0.3 * logits))
         expected = (parts.phi + change) / 0.1
     torch.testing.assert_close(made(image()).logits, expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_before_anything_is_learnt_the_scores_are_the_networks_own(form):
-    made = net(**FORMS[form]).eval()
-    logits = made.network(image()).logits
-    torch.testing.assert_close(made(image()).steps[0].logits, logits, rtol=0.02, atol=0.02)
+def test_the_scores_before_are_the_networks_own():
+    made = net().eval()
+    assert torch.equal(made(image()).steps[0].logits, made.network(image()).logits)
+    distances = net(initial="distances", slope=0.2).eval()
+    expected = torch.tanh(0.2 * distances.network(image()).logits) / 0.1
+    torch.testing.assert_close(distances(image()).steps[0].logits, expected)
 
 
 @pytest.mark.parametrize("stride", [None, 2])

