@@ -8,7 +8,7 @@ from lsseg.models.fcn import FCN
 from lsseg.models.level_set_rcnn import LevelSetRCNN
 from lsseg.models.multi_scale import MultiScale
 from lsseg.models.multiphase import MultiphaseLevelSet
-from lsseg.models.output import SegOutput, Step, checked
+from lsseg.models.output import SegOutput, Step, checked, made
 from lsseg.models.smp import SmpNet
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "SmpNet",
     "Step",
     "checked",
+    "made",
 ]

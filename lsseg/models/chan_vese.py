@@ -97,7 +97,7 @@ class ChanVeseNet(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        network: Callable[[int], nn.Module] | nn.Module | None = None,
+        network: Callable[[int], nn.Module] | None = None,
         initial: Initial = "scores",
         refine: Refine = "chan_vese",
         steps: int = 3,

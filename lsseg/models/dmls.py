@@ -59,7 +59,7 @@ class DMLS(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        network: Callable[[int], nn.Module] | nn.Module | None = None,
+        network: Callable[[int], nn.Module] | None = None,
         steps: int = 4,
         level_set: bool = True,
         batch_norm: Literal["per_step", "shared", "frozen"] | None = None,

@@ -58,6 +58,6 @@ def checked(output: Any, network: object, image: Tensor, num_classes: int) -> Se
     return output
 
 
-def made(network: Callable[[int], nn.Module] | nn.Module, num_classes: int) -> nn.Module:
+def made(network: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
     """A network that is given as it is, or made for C classes."""
     return network if isinstance(network, nn.Module) else network(num_classes)

@@ -17,7 +17,7 @@ from lsseg.functional import level_set_energy, tsdf
 from lsseg.functional.boxes import paste_masks
 from lsseg.losses import ClassBalancedLoss, TSDFLoss, VelocityLoss
 from lsseg.metrics import CocoAP, TrueBoxScores
-from lsseg.models import LevelSetRCNN
+from lsseg.models import LevelSetRCNN, made
 from lsseg.models.augmented import detect_augmented
 from lsseg.models.hyperparameters import Numbers
 from lsseg.models.level_set_rcnn import Detections, Masks
@@ -93,7 +93,7 @@ class LevelSetRCNNTask(Task):
         if not test_scales or not all(0 < scale < float("inf") for scale in test_scales):
             raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
         recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, 1.0, lr_milestones, lr_warmup)
-        super().__init__(num_classes, (network or partial(LevelSetRCNN))(num_classes), recipe, start)
+        super().__init__(num_classes, made(network or partial(LevelSetRCNN), num_classes), recipe, start)
         net = self.network
         if not isinstance(net, LevelSetRCNN):
             raise InputError(f"model.network must be LevelSetRCNN, not {type(net).__name__}")

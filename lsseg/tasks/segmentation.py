@@ -17,7 +17,7 @@ from lsseg.errors import InputError
 from lsseg.functional.dense_crf import DenseCRF, lattice_crf
 from lsseg.losses import CrossEntropyLoss
 from lsseg.metrics import BoundaryF1, Overlap, PerImage
-from lsseg.models import SegOutput, SmpNet, checked
+from lsseg.models import SegOutput, SmpNet, checked, made
 from lsseg.tasks.base import Task
 from lsseg.tasks.evolution import EvolvingObject
 from lsseg.tasks.inference import mean_of_views, sliding_window
@@ -32,8 +32,8 @@ class SegmentationTask(Task):
 
     Args:
         num_classes: C; the command line takes it from the data.
-        network: Makes the network for C classes; null is :class:`~lsseg.models.SmpNet` (U-Net on ResNet-50). In YAML a
-            class path and its arguments without ``num_classes``.
+        network: Makes the network for C classes, or is one; null is :class:`~lsseg.models.SmpNet` (U-Net on ResNet-50).
+            In YAML a class path and its arguments without ``num_classes``.
         criterion: Maps B×C×H×W logits and a B×H×W target to a scalar; null is cross-entropy.
         optimizer: ``sgd`` (with momentum) or ``adamw``.
         lr: Learning rate at the first step; it falls to 0 at the last as (1 - step/steps)^poly_power.
@@ -94,7 +94,7 @@ class SegmentationTask(Task):
         recipe = Recipe(
             optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup, scale_lr
         )
-        super().__init__(num_classes, (network or partial(SmpNet))(num_classes), recipe, start)
+        super().__init__(num_classes, made(network or partial(SmpNet), num_classes), recipe, start)
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
         self.window = window
         self.test_flip, self.test_scales = test_flip, tuple(test_scales)

@@ -120,3 +120,8 @@ def test_evolution_ends_with_the_prediction():
 def test_step_weights_need_deep_supervision():
     with pytest.raises(InputError, match=r"step_weights needs model\.deep_supervision"):
         task(step_weights=[1.0, 1.0], deep_supervision=False)
+
+
+def test_a_task_takes_a_network_as_it_is():
+    own = network(3)
+    assert DMLSTask(3, own).network is own
