@@ -44,7 +44,8 @@ def start_from(network: nn.Module, checkpoint: str) -> None:
     network.load_state_dict(fitting, strict=False)
     if anew:
         shown = ", ".join(anew[:3]) + (f" and {len(anew) - 3} more" if len(anew) > 3 else "")
-        warnings.warn(f"model.start: {shown} of {len(learnt)} weights have no match and start as in a new network", stacklevel=2)
+        start = "have no match and start as in a new network"
+        warnings.warn(f"model.start: {shown} of {len(learnt)} weights {start}", stacklevel=2)
 
 
 def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
