@@ -52,13 +52,14 @@ def matched_state(state: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str,
 
 def takes_relatives(network: nn.Module) -> None:
     """Let a network's ``load_state_dict`` take what :func:`matched_state` makes of a related network's."""
+    network.register_load_state_dict_pre_hook(_match)  # type: ignore[no-untyped-call]
 
-    def match(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        inside = {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
-        matched = matched_state(inside, module.state_dict())
-        state.update({prefix + key: value for key, value in matched.items()})
 
-    network.register_load_state_dict_pre_hook(match)  # type: ignore[no-untyped-call]
+def _match(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Put the names of the network's part of a state dict right, in place."""
+    inside = {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    matched = matched_state(inside, network.state_dict())
+    state.update({prefix + key: value for key, value in matched.items()})
 
 
 def _wrapped_alike(theirs: dict[str, Tensor], ours: list[str]) -> dict[str, Tensor]:

@@ -352,6 +352,13 @@ def test_half_precision_weights():
     assert net(image().bfloat16()).logits.shape == (2, 3, 33, 46)
 
 
+def test_a_network_can_be_saved_whole(tmp_path):
+    net = with_feedback(make(steps=2)).eval()
+    torch.save(net, tmp_path / "net.pt")
+    found = torch.load(tmp_path / "net.pt", weights_only=False)
+    torch.testing.assert_close(found(image()).logits, net(image()).logits)
+
+
 def test_a_copy_is_independent():
     net = with_feedback(make(steps=2)).eval()
     other = copy.deepcopy(net)
