@@ -50,6 +50,15 @@ def matched_state(state: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str,
     return matched | {key: value for key, value in theirs.items() if _plain(key) not in known}
 
 
+def steps_of(names: Iterable[str]) -> int:
+    """How many steps have batch-norm statistics of their own; 1 where all share them.
+
+    >>> steps_of(["a.norms.0.weight", "a.norms.1.weight"]), steps_of(["a.weight"])
+    (2, 1)
+    """
+    return 1 + max((_step(key) for key in names), default=0)
+
+
 def takes_relatives(network: nn.Module) -> None:
     """Let a network's ``load_state_dict`` take what :func:`matched_state` makes of a related network's."""
     network.register_load_state_dict_pre_hook(_match)  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 """The base of every task: optimiser, checkpoints, and what a user's mistake should say."""
 
 import time
+import warnings
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from lsseg.data.module import Kind
 from lsseg.errors import InputError
 from lsseg.losses.processes import mean_over_processes
+from lsseg.models.state import steps_of
 from lsseg.tasks.optimizer import Recipe
 from lsseg.tasks.start import advice, matched_task_state, start_from
 
@@ -52,6 +54,13 @@ class Task(pl.LightningModule):
         classes = checkpoint.get("num_classes")
         if classes is not None and classes != self.num_classes:
             raise InputError(f"the checkpoint has {classes} classes, but the data has {self.num_classes}")
+        steps, here = steps_of(checkpoint["state_dict"]), steps_of(self.network.state_dict())
+        if steps != here:
+            warnings.warn(
+                f"the checkpoint has batch-norm statistics of {steps} steps, this network of {here}: a step without "
+                "its own takes those of the last one before it",
+                stacklevel=2,
+            )
         theirs = checkpoint["state_dict"] = matched_task_state(checkpoint["state_dict"], self.network)
         ours = self.state_dict()
         for key in sorted(theirs.keys() - ours.keys()):

@@ -1,11 +1,14 @@
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from lsseg.errors import InputError
 from lsseg.losses import CrossEntropyLoss, LevelSetLoss, WeightedCrossEntropy
-from lsseg.models import DMLS, SegOutput, Step
-from lsseg.tasks import DMLSTask
+from lsseg.models import DFCN, DMLS, SegOutput, Step
+from lsseg.tasks import DMLSTask, SegmentationTask
 
 
 def network(classes, **options):
@@ -125,3 +128,45 @@ def test_step_weights_need_deep_supervision():
 def test_a_task_takes_a_network_as_it_is():
     own = network(3)
     assert DMLSTask(3, own).network is own
+
+
+DILATED = partial(DFCN, encoder_name="tu-test_resnet.r160_in1k", width=8)
+
+
+def recurrent(steps):
+    return DMLSTask(3, lambda classes: DMLS(classes, DILATED, steps=steps, level_set=False))
+
+
+def checkpoint_of(made):
+    return {"state_dict": dict(made.state_dict()), "num_classes": 3, "global_step": 1}
+
+
+@pytest.mark.parametrize("first", [lambda: SegmentationTask(3, DILATED), lambda: recurrent(1)], ids=["plain", "K = 1"])
+def test_a_training_starts_from_a_network_without_steps(first, tmp_path):
+    torch.manual_seed(7)
+    few = first().train()
+    few(torch.rand(2, 3, 64, 64))  # statistics of its own
+    torch.save(checkpoint_of(few), tmp_path / "last.ckpt")
+    with pytest.warns(UserWarning, match=r"model\.start: feedback\.weight of .* start as in a new network"):
+        many = DMLSTask(
+            3, lambda classes: DMLS(classes, DILATED, steps=3, level_set=False), start=str(tmp_path / "last.ckpt")
+        )
+    image = torch.rand(1, 3, 64, 64)
+    expected = few.eval()(image).logits
+    for step in many.eval()(image).steps:  # W_P starts at 0: every step is the network that it came from
+        torch.testing.assert_close(step.logits, expected)
+
+
+def test_another_number_of_steps_is_said():
+    content = checkpoint_of(recurrent(2))
+    with pytest.warns(UserWarning, match="statistics of 2 steps, this network of 3"):
+        recurrent(3).on_load_checkpoint(content)
+
+
+def test_a_training_with_other_groups_of_parameters_is_not_continued():
+    made = DMLSTask(3, network)
+    made._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    count = sum(len(group["params"]) for group in made.recipe.groups(made))
+    old = {**checkpoint_of(made), "optimizer_states": [{"param_groups": [{"params": list(range(count))}]}]}
+    with pytest.raises(InputError, match=r"cannot be continued, .* start a new one from it with model\.start"):
+        made.on_load_checkpoint(old)
