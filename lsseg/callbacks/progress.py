@@ -57,9 +57,17 @@ class PlainProgress(ProgressBar):
 class Bars(RichProgressBar):
     """Lightning's rich bars, told how long a training lasts that is measured in steps (they would show epoch 1/-2)."""
 
+    _fetched = 0.0
+
     def _get_train_description(self, current_epoch: int) -> str:
         steps = int(self.trainer.estimated_stepping_batches)
         return f"Epoch {current_epoch}, step {self.trainer.global_step}/{steps}"
+
+    def _update_metrics(self, *arguments: Any, **options: Any) -> None:
+        """A few times a second: every number shown has to be fetched from the device."""
+        if time.monotonic() - self._fetched >= 0.3:
+            self._fetched = time.monotonic()
+            super()._update_metrics(*arguments, **options)
 
 
 def progress_bar() -> ProgressBar:

@@ -6,6 +6,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+EVENTS = 200  # kept at most before a GPU is asked what they took
+
 
 class Stopwatch(pl.Callback):
     """Seconds spent in training steps (forward, backward, optimiser; not waiting for data) and the images they took.
@@ -16,10 +18,17 @@ class Stopwatch(pl.Callback):
     WARM_UP = 3
 
     def __init__(self) -> None:
-        self.seconds = 0.0
         self.images = 0
+        self._seconds = 0.0
         self._steps = 0
-        self._start = 0.0
+        self._start: Any = None
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Sum over the counted steps; asking for it waits for a GPU."""
+        self._collect()
+        return self._seconds
 
     @property
     def seconds_per_image(self) -> float:
@@ -36,7 +45,7 @@ class Stopwatch(pl.Callback):
         """Stop the clock."""
         self._steps += 1
         if self._steps > self.WARM_UP:
-            self.seconds += self._now(pl_module) - self._start
+            self._add(self._start, self._now(pl_module))
             self.images += len(batch["image"])
 
     def state_dict(self) -> dict[str, Any]:
@@ -45,10 +54,27 @@ class Stopwatch(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the sums of the interrupted run."""
-        self.seconds, self.images = state_dict["seconds"], state_dict["images"]
+        self._seconds, self.images = state_dict["seconds"], state_dict["images"]
+
+    def _add(self, start: Any, end: Any) -> None:
+        if isinstance(end, torch.cuda.Event):
+            self._events.append((start, end))
+            if len(self._events) >= EVENTS:
+                self._collect()
+        else:
+            self._seconds += end - start
+
+    def _collect(self) -> None:
+        if self._events:
+            self._events[-1][1].synchronize()
+            self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
+            self._events = []
 
     @staticmethod
-    def _now(module: pl.LightningModule) -> float:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-        return time.perf_counter()
+    def _now(module: pl.LightningModule) -> Any:
+        """An event of the GPU, which is not waited for at every step; the time elsewhere."""
+        if module.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from lsseg.cli import bench_chan_vese, bench_data, bench_dmls, bench_instances, bench_losses
 from lsseg.errors import InputError
@@ -34,25 +35,46 @@ def main(argv: list[str]) -> int:
         own.add_argument("--output", type=Path, help="write the figures as JSON, too")
         own.add_argument("--memory-of", choices=module.CASES, help=argparse.SUPPRESS)
         module.add_arguments(own)
-    given = argv[1:] if argv[1:2] and (argv[1] in BENCHMARKS or argv[1] in ("-h", "--help")) else ["losses", *argv[1:]]
+    every = subparsers.add_parser("all", help="every benchmark with its own defaults")
+    every.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    every.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    every.add_argument("--output", type=Path, help="write the figures as JSON, too")
+    known = argv[1:2] and (argv[1] in BENCHMARKS or argv[1] in ("all", "-h", "--help"))
+    given = argv[1:] if known else ["losses", *argv[1:]]
     options = parser.parse_args(given)
-    module = BENCHMARKS[options.benchmark]
-    module.check(options)
-    for key in ("repeats", "threads"):
-        if getattr(options, key) is not None and getattr(options, key) < 1:
-            raise InputError(f"--{key} must be at least 1, not {getattr(options, key)}")
+    _prepare(options)
+    if options.benchmark == "all":
+        figures: dict[str, Any] = {}
+        for name in BENCHMARKS:
+            own = [name, "--device", options.device]
+            figures[name] = BENCHMARKS[name].run(parser.parse_args(own), own)
+    else:
+        module = BENCHMARKS[options.benchmark]
+        module.check(options)
+        if options.memory_of:
+            print(json.dumps(module.memory_of(options.memory_of, options)))
+            return 0
+        figures = module.run(options, given)
+    if options.output:
+        write_json(options.output, _made_by(given, options.device) | figures)
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """Refuse what cannot be done; set the number of threads."""
     import torch
 
+    for key in ("repeats", "threads"):
+        if getattr(options, key, None) is not None and getattr(options, key) < 1:
+            raise InputError(f"--{key} must be at least 1, not {getattr(options, key)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device here")
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.memory_of:
-        print(json.dumps(module.memory_of(options.memory_of, options)))
-        return 0
-    figures = module.run(options, given)
-    if options.output:
-        where = options.device if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-        made_by = {"command": shlex.join(["lsseg", "bench", *given]), "device": where, "torch": torch.__version__}
-        write_json(options.output, made_by | figures)
-    return 0
+
+
+def _made_by(given: list[str], device: str) -> dict[str, str]:
+    import torch
+
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return {"command": shlex.join(["lsseg", "bench", *given]), "device": where, "torch": torch.__version__}

@@ -10,12 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lsseg.cli.measure import in_fresh_process, in_turn, pairwise, peak_memory
+from lsseg.cli.measure import in_turn, pairwise, peak_memory, peaks
 from lsseg.errors import InputError
 
 CASES = {
     "ours": "ours",
     "coarse": "ours, features of stride 4 (never enlarged)",
+    "whole": "ours, without Triton",
     "expanded": "squares expanded, autograd",
     "textbook": "textbook, autograd",
 }
@@ -42,8 +43,9 @@ def check(options: Any) -> None:
 
 def run(options: Any, argv: list[str]) -> dict[str, Any]:
     """Measure and print; returns the figures."""
-    seconds = in_turn({name: _pass(name, options) for name in CASES}, options.repeats, options.device)
-    memory = {name: in_fresh_process(argv, name) for name in CASES}
+    cases = [name for name in CASES if name != "whole" or options.device == "cuda"]  # a CPU has no Triton
+    seconds = in_turn({name: _pass(name, options) for name in cases}, options.repeats, options.device)
+    memory = peaks(cases, memory_of, argv, options)
     library = _against_library(options)
     _show(seconds, memory, library, options)
     return {"seconds": seconds, "peak_bytes": memory, "scikit_image": library}
@@ -73,6 +75,7 @@ def _pass(case: str, options: Any) -> Callable[[], None]:
     forms: dict[str, Callable[..., Any]] = {
         "ours": chan_vese_evolve,
         "coarse": partial(chan_vese_evolve, stride=STRIDE),
+        "whole": partial(chan_vese_evolve, kernels="torch"),
         "expanded": _expanded,
         "textbook": _textbook,
     }
@@ -159,13 +162,13 @@ def _show(seconds: Any, memory: Any, library: Any, options: Any) -> None:
         title=f"{options.objects} objects × {options.features} × {options.size}², N = {options.steps}, "
         f"forward + backward, {where}"
     )
-    for column in ("", "s", "textbook / this", "peak MB", "of textbook"):
+    for column in ("", "ms", "textbook / this", "peak MB", "of textbook"):
         table.add_column(column, justify="right" if column else "left")
-    for name, label in CASES.items():
+    for name in seconds:
         faster = statistics.median(pairwise(seconds["textbook"], seconds[name]))
         table.add_row(
-            label,
-            f"{statistics.median(seconds[name]):.2f}",
+            CASES[name],
+            f"{1e3 * statistics.median(seconds[name]):.1f}",
             f"{faster:.1f}×",
             f"{memory[name] / 1e6:.0f}",
             f"{memory[name] / memory['textbook']:.2f}×",

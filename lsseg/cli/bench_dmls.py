@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lsseg.cli.measure import in_fresh_process, in_turn, pairwise, peak_memory
+from lsseg.cli.measure import in_turn, pairwise, peak_memory, peaks
 from lsseg.errors import InputError
 
 # Memory is measured of these: K = 1, K steps, and K steps that are computed again in the backward pass.
@@ -39,7 +39,7 @@ def run(options: Any, argv: list[str]) -> dict[str, Any]:
     step = _training_step(options)
     distance = _distances(options)
     cost = _costs(options)
-    memory = {name: in_fresh_process(argv, name) for name in CASES}
+    memory = peaks(CASES, memory_of, argv, options)
     _show(step, distance, cost, memory, options)
     return {"training_step": step, "distance_transform": distance, "costs": cost, "peak_bytes": memory}
 
@@ -109,9 +109,10 @@ def _distances(options: Any) -> dict[str, float]:
     from lsseg.functional.distance import windowed_signed_distance
 
     planes = regions(largest_class(_regions(options)), options.classes)[0]
-    cases = {"windowed": lambda: windowed_signed_distance(planes, 10.0)}
-    if options.device == "cpu":
-        cases["library"] = lambda: signed_distance(planes, 10.0)
+    cases = {
+        "windowed": lambda: windowed_signed_distance(planes, 10.0),
+        "library" if options.device == "cpu" else "kernels": lambda: signed_distance(planes, 10.0),
+    }
     seconds = in_turn(cases, max(5, options.repeats), options.device)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -151,10 +152,10 @@ def _show(step: Any, distance: Any, cost: Any, memory: Any, options: Any) -> Non
     size = f"C = {options.classes}, {options.size[0]}×{options.size[1]}, batch 1, {where}"
     console = Console(highlight=False)
     console.print(
-        f"training step, K = {options.steps}, DFCN on {options.encoder}, {size}: {step['with']:.2f} s with level sets, "
-        f"{step['without']:.2f} s without: {100 * step['share']:.1f} % of the time is theirs"
+        f"training step, K = {options.steps}, DFCN on {options.encoder}, {size}: {1e3 * step['with']:.0f} ms with level "
+        f"sets, {1e3 * step['without']:.0f} ms without: {100 * step['share']:.1f} % of the time is theirs"
     )
-    times = ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in distance.items())
+    times = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in distance.items())
     console.print(f"signed distances of one partition, τ = 10: {times}")
     table = Table(title=f"peak memory of a training step, DFCN on {options.memory_encoder}, {size}")
     for column in ("", "MB", "of one step"):

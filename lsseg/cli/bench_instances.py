@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lsseg.cli.measure import in_fresh_process, in_turn, pairwise, peak_memory
+from lsseg.cli.measure import in_turn, pairwise, peak_memory, peaks
 from lsseg.errors import InputError
 
 CASES = {"plain": "Mask R-CNN", "level_set": "LevelSet R-CNN"}
@@ -35,7 +35,7 @@ def check(options: Any) -> None:
 def run(options: Any, argv: list[str]) -> dict[str, Any]:
     """Measure and print; returns the figures."""
     seconds = in_turn({name: _inference(name, options) for name in CASES}, options.repeats, options.device)
-    memory = {name: in_fresh_process(argv, name) for name in CASES}
+    memory = peaks(CASES, memory_of, argv, options)
     ratio = statistics.median(pairwise(seconds["level_set"], seconds["plain"]))
     _show(seconds, memory, ratio, options)
     costs = {name: {"ms": 1e3 * statistics.median(seconds[name])} for name in CASES}

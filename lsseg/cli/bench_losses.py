@@ -1,6 +1,7 @@
 """``lsseg bench losses``: the level-set loss against cross-entropy and its own textbook form."""
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lsseg.cli.measure import in_fresh_process, in_turn, pairwise, peak_memory
+from lsseg.cli.measure import in_turn, pairwise, peak_memory, peaks
 from lsseg.errors import InputError
 
 CASES = {
     "cross_entropy": "cross-entropy (torch's)",
     "level_set": "level set",
     "fused": "both, fused",
+    "whole": "both, fused, without Triton",
     "dense": "level set, textbook",
 }
 SLOW = {"dense"}  # timed fewer times
@@ -23,6 +25,7 @@ SLOW = {"dense"}  # timed fewer times
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--shape", type=int, nargs=4, default=[4, 21, 512, 512], metavar=("B", "C", "H", "W"))
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the logits")
     parser.add_argument("--void", type=float, default=0.0, help="share of void pixels (default: 0)")
     parser.set_defaults(repeats=9)
 
@@ -38,11 +41,30 @@ def run(options: Any, argv: list[str]) -> dict[str, Any]:
     import torch
 
     seconds = _time(options)
-    memory = {name: in_fresh_process(argv, name) for name in CASES}
-    result = {name: {"seconds": statistics.median(seconds[name]), "peak_bytes": memory[name]} for name in CASES}
-    ratios = {name: statistics.median(pairwise(seconds[name], seconds["cross_entropy"])) for name in CASES}
+    memory = peaks(seconds, memory_of, argv, options)
+    result = {name: {"seconds": statistics.median(seconds[name]), "peak_bytes": memory[name]} for name in seconds}
+    ratios = {name: statistics.median(pairwise(seconds[name], seconds["cross_entropy"])) for name in seconds}
     _show(result, ratios, options, torch.get_num_threads())
-    return {"shape": options.shape, "cases": result, "time_ratios": ratios}
+    figures = {"shape": options.shape, "dtype": options.dtype, "cases": result, "time_ratios": ratios}
+    if options.device == "cuda":
+        figures["bandwidth"] = _bandwidth(result, options)
+    return figures
+
+
+def _bandwidth(result: dict[str, Any], options: Any) -> dict[str, float]:
+    """Bytes a second of a device's copy, and the share of it at which the losses read the logits twice, write once."""
+    import torch
+
+    dtype = getattr(torch, options.dtype)
+    source = torch.empty(2**28, dtype=dtype, device="cuda")
+    target = torch.empty_like(source)
+    seconds = statistics.median(in_turn({"copy": lambda: target.copy_(source)}, 10, "cuda")["copy"])
+    copied = 2 * source.numel() * dtype.itemsize / seconds
+    moved = 3 * math.prod(options.shape) * dtype.itemsize
+    shares = {name: moved / result[name]["seconds"] / copied for name in ("level_set", "fused")}
+    said = ", ".join(f"{CASES[name]} {100 * share:.0f} %" for name, share in shares.items())
+    Console().print(f"A copy moves {copied / 1e12:.2f} TB/s. Of that reach, by three passes over the logits: {said}.")
+    return {"copied_bytes_per_second": copied, **shares}
 
 
 def _losses(options: Any) -> tuple[dict[str, Callable[[], Any]], Any]:
@@ -54,21 +76,25 @@ def _losses(options: Any) -> tuple[dict[str, Callable[[], Any]], Any]:
 
     generator = torch.Generator().manual_seed(0)
     images, classes, height, width = options.shape
-    logits = torch.randn(images, classes, height, width, generator=generator).to(options.device).requires_grad_()
+    logits = torch.randn(images, classes, height, width, generator=generator)
+    logits = logits.to(options.device, getattr(torch, options.dtype)).requires_grad_()
     target = torch.randint(0, classes, (images, height, width), generator=generator)
     target[torch.rand(target.shape, generator=generator) < options.void] = 255
     target = target.to(options.device)
 
-    def fused() -> Any:
-        cross_entropy, energy = cross_entropy_level_set(logits, target)
+    def fused(kernels: Any = "auto") -> Any:
+        cross_entropy, energy = cross_entropy_level_set(logits, target, kernels=kernels)
         return cross_entropy + 0.67 * energy
 
     cases: dict[str, Callable[[], Any]] = {
         "cross_entropy": lambda: F.cross_entropy(logits, target, ignore_index=255),
         "level_set": lambda: level_set_energy(logits, target),
         "fused": fused,
+        "whole": lambda: fused("torch"),
         "dense": lambda: dense_level_set(logits, target),
     }
+    if options.device == "cpu":  # where Triton is never asked for
+        del cases["whole"]
     return cases, logits
 
 
@@ -117,7 +143,7 @@ def memory_of(case: str, options: Any) -> int:
 
 def _show(result: dict[str, Any], ratios: dict[str, float], options: Any, threads: int) -> None:
     where = "CUDA" if options.device == "cuda" else f"{threads} CPU threads"
-    table = Table(title=f"forward + backward, float32 logits {tuple(options.shape)}, {where}")
+    table = Table(title=f"forward + backward, {options.dtype} logits {tuple(options.shape)}, {where}")
     for column in ("loss", "ms", "time", "peak MB", "memory", "against textbook"):
         table.add_column(column, justify="left" if column == "loss" else "right")
     base, dense = result["cross_entropy"], result["dense"]
@@ -125,7 +151,7 @@ def _show(result: dict[str, Any], ratios: dict[str, float], options: Any, thread
         faster = "–" if name in ("cross_entropy", "dense") else f"{dense['seconds'] / figures['seconds']:.1f}× faster"
         table.add_row(
             CASES[name],
-            f"{1e3 * figures['seconds']:.0f}",
+            f"{1e3 * figures['seconds']:.{0 if figures['seconds'] > 0.01 else 2}f}",
             f"{ratios[name]:.2f}×",
             f"{figures['peak_bytes'] / 1e6:.0f}",
             f"{figures['peak_bytes'] / base['peak_bytes']:.2f}×" if base["peak_bytes"] else "–",

@@ -8,7 +8,8 @@ groups of a block. φ > 0 inside.
 With the squares expanded, ‖F‖² is needed once and an iteration is two matrix products with F; no D×H×W tensor is made
 (but F less each object's mean, once: an offset of 100 would cost a fifth of the force in float32).
 The gradient by F is a product of two thin matrices for all iterations together. It also flows through c1 and c2. An
-opaque custom operator; on a CPU object by object, so that its features stay in the cache, elsewhere all at once.
+opaque custom operator; on a CPU object by object, so that its features stay in the cache, on a GPU by Triton's kernels
+(:mod:`lsseg.functional.kernels.chan_vese`), and where there are none all objects at once.
 """
 
 import math
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lsseg.functional import blocks
@@ -23,8 +25,11 @@ from lsseg.functional.competition import refuse_second_derivative
 from lsseg.functional.curvature import curvature, curvature_adjoint
 from lsseg.functional.grid import FeatureGrid
 from lsseg.functional.heaviside import arctan_step
+from lsseg.functional.kernels import Kernels, use_triton
 
 Delta = Literal["printed", "derivative"]
+
+MOST_FEATURES = 256  # of which Triton's kernels hold a tile in registers
 
 
 def chan_vese_evolve(
@@ -40,6 +45,7 @@ def chan_vese_evolve(
     delta: Delta = "printed",
     eta: float = 0.03,
     stride: int = 1,
+    kernels: Kernels = "auto",
 ) -> Tensor:
     """Evolve the level-set function of every object to a partition of its features (Homayounfar 2020, eq. 7-9).
 
@@ -57,7 +63,8 @@ def chan_vese_evolve(
             the step function, ε / π(ε² + z²).
         eta: η > 0, in units of φ per pixel: gradients much smaller have no direction (see :func:`curvature`).
         stride: s ≥ 1: a feature stands for s×s pixels; between them F is bilinear, as by ``interpolate``, but is not
-            formed: s² times less is read and held.
+            formed: s² times less is read and held. (Triton's kernels do form it, which takes them less time.)
+        kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
 
     Returns:
         M×H×W, float32 (float64 for float64 input). Differentiable once, by all tensors.
@@ -91,8 +98,13 @@ def chan_vese_evolve(
     # What all features of an object have in common moves nothing, but squares of it drown the rest in rounding. As it
     # moves nothing, the gradient by the features is that by the shifted ones.
     features = features - features.detach().mean((2, 3), keepdim=True)
+    triton = use_triton(kernels, phi) and features.shape[1] <= MOST_FEATURES
+    if triton and stride > 1:
+        enlarged = F.interpolate(features, scale_factor=float(stride), mode="bilinear", align_corners=False)
+        features, stride = enlarged[..., : phi.shape[1], : phi.shape[2]], 1
     with torch.autocast(phi.device.type, enabled=False):  # sums over 10⁴ pixels say little in half precision
-        made = _evolve(grouped, features.contiguous(), numbers.view(*groups, -1), delta == "printed", eta, stride)
+        printed, flat = delta == "printed", numbers.view(*groups, -1)
+        made = _evolve(grouped, features.contiguous(), flat, printed, eta, stride, triton)
     return made[0].view(phi.shape)
 
 
@@ -103,7 +115,9 @@ def _filled(number: Tensor | float, phi: Tensor, shape: Sequence[int]) -> Tensor
 
 def _full(number: Tensor | float, phi: Tensor, shape: Sequence[int]) -> Tensor:
     dtype = phi.dtype if phi.is_floating_point() else torch.float32
-    return torch.as_tensor(number, dtype=dtype, device=phi.device).expand(shape)
+    if isinstance(number, Tensor):
+        return number.to(phi.device, dtype).expand(shape)
+    return torch.full(tuple(shape), number, dtype=dtype, device=phi.device)
 
 
 def _steps(epsilon: Tensor | float, dt: Tensor | float, steps: int | None) -> int:
@@ -203,7 +217,7 @@ def _blocks(features: Tensor, phi: Tensor) -> Iterable[slice]:
 
 @torch.library.custom_op("lsseg::chan_vese", mutates_args=())
 def _evolve(
-    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float, stride: int
+    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float, stride: int, triton: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All iterations.
 
@@ -213,12 +227,17 @@ def _evolve(
         numbers: G×K×(3 + 2N): λ1, λ2, μ, ε_n, Δt_n.
         printed: Which δ.
         eta: η.
-        stride: s.
+        stride: s; 1 for Triton's kernels.
+        triton: Whether they do it.
 
     Returns:
         φ after the last iteration; and for the backward pass φ before each, N×G×K×P, the means N×G×2K×D and the sizes
         of both sides, N×G×2K×1.
     """
+    if triton:
+        from lsseg.functional.kernels import chan_vese as kernels
+
+        return kernels.evolve(phi, features, numbers, printed, eta)
     (groups, objects, height, width), depth = phi.shape, features.shape[1]
     steps, pixels = (numbers.shape[2] - 3) // 2, height * width
     out = phi.new_empty(groups, objects, pixels)
@@ -242,7 +261,7 @@ def _evolve(
 
 @_evolve.register_fake
 def _(
-    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float, stride: int
+    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float, stride: int, triton: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (groups, objects, height, width), depth = phi.shape, features.shape[1]
     steps = (numbers.shape[2] - 3) // 2
@@ -265,11 +284,18 @@ def _evolve_backward(
     printed: bool,
     eta: float,
     stride: int,
+    triton: bool,
     wants_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by φ, the features (empty where they are not wanted) and the numbers."""
-    by_phi = torch.empty_like(by_out, memory_format=torch.contiguous_format)
     by_features = torch.empty_like(features) if wants_features else features.new_empty(0)
+    if triton:
+        from lsseg.functional.kernels import chan_vese as kernels
+
+        saved = (features, numbers, before, means, sizes, printed, eta)
+        by_phi, by_numbers = kernels.evolve_backward(by_out, *saved, by_features)
+        return by_phi, by_features, by_numbers
+    by_phi = torch.empty_like(by_out, memory_format=torch.contiguous_format)
     by_numbers = torch.empty_like(numbers)
     for part in _blocks(features, by_out):
         grid = FeatureGrid(features[part], (by_out.shape[2], by_out.shape[3]), stride)
@@ -294,6 +320,7 @@ def _(
     printed: bool,
     eta: float,
     stride: int,
+    triton: bool,
     wants_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     by_features = features.new_empty(features.shape if wants_features else (0,))
@@ -397,7 +424,7 @@ def _differentiate(ctx: Any, by_out: Tensor, *_: Tensor) -> tuple[Tensor | None,
     wanted = ctx.needs_input_grad[1]
     with torch.autocast(by_out.device.type, enabled=False):
         by_phi, by_features, by_numbers = _evolve_backward(by_out, *ctx.saved_tensors, *ctx.options, wanted)
-    return by_phi, by_features if wanted else None, by_numbers, None, None, None
+    return by_phi, by_features if wanted else None, by_numbers, *[None] * 4
 
 
 _evolve.register_autograd(_differentiate, setup_context=_keep)

@@ -3,7 +3,7 @@
 Legend: B images, C classes, H×W pixels; b images of a block.
 
 The maximum over the other classes needs the two best of each pixel only. An opaque custom operator with an analytic
-backward, worked through plane by plane on a CPU; on other devices everything at once.
+backward, worked through plane by plane on a CPU, by Triton's kernels on a GPU, and elsewhere everything at once.
 """
 
 import math
@@ -13,18 +13,23 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
+from lsseg.functional.kernels import Kernels, use_triton
 
 # log f of a likelihood of exactly 0 or ∞: finite, and beyond everything that the speed limit lets through.
 LOG_RANGE = 1e4
 
 
-def competition(log_likelihood: Tensor, rho: float = 0.5, speed_limit: float = 1.0) -> Tensor:
+def competition(
+    log_likelihood: Tensor, rho: float = 0.5, speed_limit: float = 1.0, kernels: Kernels = "auto"
+) -> Tensor:
     """F of every class (Zhang 2019, eq. 9-10 with ρ inside the logarithm), B×C×H×W, clipped to ± the speed limit.
+
+    ``kernels`` is ``auto`` (Triton's on a GPU), ``triton`` or ``torch``.
 
     >>> competition(torch.tensor([0.7, 0.2, 0.1]).log().view(1, 3, 1, 1), speed_limit=9).flatten()
     tensor([ 0.3365, -1.2528, -1.9459])
     """
-    return _competition(log_likelihood, math.log(rho), speed_limit)
+    return _competition(log_likelihood, math.log(rho), speed_limit, use_triton(kernels, log_likelihood))
 
 
 def _images(x: Tensor) -> list[slice]:
@@ -55,7 +60,11 @@ def _two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("lsseg::multiphase_competition", mutates_args=())
-def _competition(log_f: Tensor, log_rho: float, limit: float) -> Tensor:
+def _competition(log_f: Tensor, log_rho: float, limit: float, triton: bool) -> Tensor:
+    if triton:
+        from lsseg.functional.kernels import competition as kernels
+
+        return kernels.competition(log_f, log_rho, limit, LOG_RANGE)
     speed = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)
     for image in _images(log_f):
         first, second = _two_largest(log_f[image])
@@ -68,12 +77,16 @@ def _competition(log_f: Tensor, log_rho: float, limit: float) -> Tensor:
 
 
 @_competition.register_fake
-def _(log_f: Tensor, log_rho: float, limit: float) -> Tensor:
+def _(log_f: Tensor, log_rho: float, limit: float, triton: bool) -> Tensor:
     return log_f.new_empty(log_f.shape)
 
 
 @torch.library.custom_op("lsseg::multiphase_competition_backward", mutates_args=())
-def _competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float) -> Tensor:
+def _competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float, triton: bool) -> Tensor:
+    if triton:
+        from lsseg.functional.kernels import competition as kernels
+
+        return kernels.competition_backward(by_speed, log_f, log_rho, limit, LOG_RANGE)
     by_log_f = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)
     for image in _images(log_f):
         first, second = _two_largest(log_f[image])
@@ -96,17 +109,17 @@ def _competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit
 
 
 @_competition_backward.register_fake
-def _(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float) -> Tensor:
+def _(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float, triton: bool) -> Tensor:
     return log_f.new_empty(log_f.shape)
 
 
 def _keep_competition(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    log_f, ctx.log_rho, ctx.limit = inputs
+    log_f, *ctx.options = inputs
     ctx.save_for_backward(log_f)
 
 
 def _differentiate_competition(ctx: Any, by_speed: Tensor) -> tuple[Tensor | None, ...]:
-    return _competition_backward(by_speed, *ctx.saved_tensors, ctx.log_rho, ctx.limit), None, None
+    return _competition_backward(by_speed, *ctx.saved_tensors, *ctx.options), None, None, None
 
 
 def refuse_second_derivative(ctx: Any, *_: Tensor) -> None:

@@ -3,7 +3,6 @@
 Legend: …×H×W; the edge is repeated. Filters are normalised by 1/8, so that a ramp of slope 1 has the gradient 1.
 """
 
-import torch
 from torch import Tensor
 
 from lsseg.functional.differences import add_difference_adjoint, difference_adjoint, spread, spread_adjoint
@@ -53,7 +52,7 @@ def curvature_adjoint(gradient: Tensor, phi: Tensor, eta: float) -> Tensor:
 def _normals(phi: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
     """|∇φ| and the unit normal."""
     gx, gy = _sobel(phi, X), _sobel(phi, Y)
-    norm = torch.addcmul(torch.addcmul(gx.new_tensor(eta**2), gx, gx), gy, gy).sqrt()
+    norm = (gx * gx).addcmul_(gy, gy).add_(eta**2).sqrt()
     return norm, gx / norm, gy / norm
 
 

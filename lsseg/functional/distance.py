@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
+from lsseg.functional.kernels import Kernels, use_triton
 
 # Squares of distances up to this are told from their neighbours in float32 (2¹² squared has 24 bits).
 EXACT_BELOW = 1200
+# Sums of two squares of distances up to this fit 32 bits.
+FARTHEST = 30000
 
 
-def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
+def signed_distance(mask: Tensor, truncation: float | None = None, kernels: Kernels = "auto") -> Tensor:
     """Signed distance to the contour of a mask: d_in - ½ inside, ½ - d_out outside.
 
     d_in and d_out are the distances between pixel centres to the nearest pixel on the other side, so that the pixels
@@ -26,11 +29,12 @@ def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
 
     On a CPU OpenCV's exact transform works mask by mask, on the part of the image that a truncated distance can reach.
     Elsewhere nothing leaves the device: a separable minimum over the window of the truncation (over the whole image
-    where there is none, H + W steps).
+    where there is none, H + W steps), on a GPU by two kernels of Triton.
 
     Args:
         mask: …×H×W bool.
         truncation: τ > 0; distances are clipped to ±τ.
+        kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
 
     Returns:
         …×H×W float32.
@@ -50,6 +54,8 @@ def signed_distance(mask: Tensor, truncation: float | None = None) -> Tensor:
         return torch.zeros(mask.shape, device=mask.device)
     limit = float(truncation) if truncation is not None else float(sum(mask.shape[-2:]))
     planes = mask.detach().reshape(-1, *mask.shape[-2:])
+    if use_triton(kernels, mask) and limit < FARTHEST:
+        return _by_triton(planes, limit).view(mask.shape)
     distance = _by_library(planes, limit) if blocks.in_cache(mask.device) else windowed_signed_distance(planes, limit)
     return distance.view(mask.shape)
 
@@ -92,6 +98,18 @@ def _by_library(mask: Tensor, limit: float) -> Tensor:
 
 
 @_by_library.register_fake
+def _(mask: Tensor, limit: float) -> Tensor:
+    return torch.empty(mask.shape, device=mask.device)
+
+
+@torch.library.custom_op("lsseg::signed_distance_triton", mutates_args=())
+def _by_triton(mask: Tensor, limit: float) -> Tensor:
+    from lsseg.functional.kernels import distance as kernels
+
+    return kernels.signed_distance(mask, limit, math.ceil(limit + 0.5))
+
+
+@_by_triton.register_fake
 def _(mask: Tensor, limit: float) -> Tensor:
     return torch.empty(mask.shape, device=mask.device)
 

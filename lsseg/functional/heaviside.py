@@ -36,7 +36,7 @@ def heaviside(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") 
     if kind == "hf":
         return (z >= 0).to(z.dtype)
     if kind == "ahf":
-        return arctan_step(z, z.new_tensor(epsilon))
+        return arctan_step(z, z.new_full((), epsilon))
     # ½ (1 + tanh(z/ε)) is the logistic function of 2z/ε, which is several times faster and exact in the lower tail,
     # where 1 + tanh cancels to 0.
     return torch.sigmoid(z * (2 / epsilon))

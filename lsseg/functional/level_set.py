@@ -12,7 +12,8 @@ the forward pass needs four sums per class, the backward pass two numbers per cl
 truth, no loop over classes, nothing of the size of the logits kept between the passes but the logits themselves.
 
 The work is an opaque custom operator, so that ``torch.compile`` takes it whole, and is done in blocks of pixels that
-stay in a CPU's cache; on other devices one block holds everything.
+stay in a CPU's cache; on a GPU by Triton's kernels (:mod:`lsseg.functional.kernels.level_set`), and elsewhere in whole
+tensors.
 """
 
 from collections.abc import Iterator
@@ -22,11 +23,14 @@ import torch
 from torch import Tensor
 
 from lsseg.functional.heaviside import HeavisideKind, check_heaviside, dirac, heaviside
+from lsseg.functional.kernels import Kernels, use_triton
 
 Reduction = Literal["mean", "sum"]
 
 # Logits in one CPU block: 2 MB of float32. Smaller blocks pay for dispatch, larger ones for main memory.
 BLOCK_ELEMENTS = 2**19
+# Of more classes Triton's kernels do not make energies.
+MOST_CLASSES = 1024
 
 
 def level_set_energy(
@@ -36,6 +40,7 @@ def level_set_energy(
     kind: HeavisideKind = "mahf",
     ignore_index: int = 255,
     reduction: Reduction = "mean",
+    kernels: Kernels = "auto",
 ) -> Tensor:
     """Region-based level-set energy of softmax(logits) on the ground truth (Kim 2019, eq. 4-7).
 
@@ -50,6 +55,7 @@ def level_set_energy(
         ignore_index: Label of void pixels, which belong to no sum.
         reduction: ``sum`` as printed: the batch mean of the energy summed over pixels (it grows with the image);
             ``mean``: the batch mean of the energy per valid pixel, independent of the resolution.
+        kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
 
     Returns:
         Scalar, float32 (float64 for float64 logits). Differentiable once.
@@ -61,7 +67,7 @@ def level_set_energy(
     >>> bool(level_set_energy(logits, torch.tensor([[[0, 0, 1]]])) < 1e-6)
     True
     """
-    return _call(logits, target, epsilon, kind, ignore_index, reduction, cross_entropy=False)[1]
+    return _call(logits, target, epsilon, kind, ignore_index, reduction, kernels, cross_entropy=False)[1]
 
 
 def cross_entropy_level_set(
@@ -71,6 +77,7 @@ def cross_entropy_level_set(
     kind: HeavisideKind = "mahf",
     ignore_index: int = 255,
     reduction: Reduction = "mean",
+    kernels: Kernels = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and level-set energy from one softmax (the two terms of Kim 2019, eq. 8).
 
@@ -82,6 +89,7 @@ def cross_entropy_level_set(
         ignore_index: Label of void pixels.
         reduction: Of the level-set energy; the cross-entropy is always the mean over the batch's valid pixels, 0 where
             there is none.
+        kernels: See :func:`level_set_energy`.
 
     Returns:
         Two scalars: the cross-entropy and the level-set energy, both differentiable once.
@@ -89,7 +97,7 @@ def cross_entropy_level_set(
     Raises:
         ValueError: As :func:`level_set_energy`.
     """
-    return _call(logits, target, epsilon, kind, ignore_index, reduction, cross_entropy=True)
+    return _call(logits, target, epsilon, kind, ignore_index, reduction, kernels, cross_entropy=True)
 
 
 def _call(
@@ -99,6 +107,7 @@ def _call(
     kind: HeavisideKind,
     ignore_index: int,
     reduction: Reduction,
+    kernels: Kernels,
     cross_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
     check_heaviside(epsilon, kind)
@@ -110,7 +119,8 @@ def _call(
         )
     if not logits.is_floating_point() or target.is_floating_point():
         raise ValueError(f"expected floating logits and an integer target, not {logits.dtype} and {target.dtype}")
-    scalar_ce, energy, _, _ = _forward(logits, target, epsilon, kind, ignore_index, reduction, cross_entropy)
+    triton = use_triton(kernels, logits) and logits.shape[1] <= MOST_CLASSES
+    scalar_ce, energy, _, _ = _forward(logits, target, epsilon, kind, ignore_index, reduction, cross_entropy, triton)
     return scalar_ce, energy
 
 
@@ -172,8 +182,13 @@ def _forward(
     ignore_index: int,
     reduction: str,
     cross_entropy: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns cross-entropy, energy, ∂energy/∂h as (B, 2, C) (everywhere; more at the label) and 1/(valid pixels)."""
+    if triton:
+        from lsseg.functional.kernels.level_set import sums_of
+
+        return sums_of(logits, target, epsilon, kind, ignore_index, reduction == "mean")
     images, classes = logits.shape[:2]
     inside, hits, sizes = (logits.new_zeros(images, classes, dtype=torch.float64) for _ in range(3))
     negative_log = logits.new_zeros((), dtype=torch.float64)
@@ -212,7 +227,14 @@ def _energy_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, reduction: st
 
 @_forward.register_fake
 def _(
-    logits: Tensor, target: Tensor, epsilon: float, kind: str, ignore_index: int, reduction: str, cross_entropy: bool
+    logits: Tensor,
+    target: Tensor,
+    epsilon: float,
+    kind: str,
+    ignore_index: int,
+    reduction: str,
+    cross_entropy: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images, classes = logits.shape[:2]
     scalar = logits.new_empty((), dtype=_work_dtype(logits))
@@ -228,9 +250,15 @@ def _backward(
     epsilon: float,
     kind: str,
     ignore_index: int,
+    triton: bool,
 ) -> Tensor:
     """Gradient by the logits; ``slope`` and ``pixel_weight`` already hold the incoming gradients of the two terms."""
     gradient = torch.empty_like(logits, memory_format=_gradient_format(logits))
+    if triton:
+        from lsseg.functional.kernels.level_set import write_gradient
+
+        write_gradient(logits, target, slope, pixel_weight, epsilon, kind, ignore_index, gradient)
+        return gradient
     flat = gradient.flatten(2)
     everywhere, at_label = slope.unsqueeze(3).unbind(1)
     for place, x, y, valid in _blocks(logits, target, ignore_index):
@@ -255,12 +283,13 @@ def _(
     epsilon: float,
     kind: str,
     ignore_index: int,
+    triton: bool,
 ) -> Tensor:
     return torch.empty_like(logits, memory_format=_gradient_format(logits))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, *options, ctx.cross_entropy = inputs
+    logits, target, *options, ctx.cross_entropy, ctx.triton = inputs
     ctx.epsilon, ctx.kind, ctx.ignore_index, _ = options
     ctx.save_for_backward(logits, target, output[2], output[3])
 
@@ -268,8 +297,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _differentiate(ctx: Any, by_cross_entropy: Tensor, by_energy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     logits, target, slope, inverse_count = ctx.saved_tensors
     pixel_weight = by_cross_entropy * inverse_count * float(ctx.cross_entropy)
-    gradient = _backward(logits, target, slope * by_energy, pixel_weight, ctx.epsilon, ctx.kind, ctx.ignore_index)
-    return gradient, None, None, None, None, None, None
+    options = ctx.epsilon, ctx.kind, ctx.ignore_index, ctx.triton
+    gradient = _backward(logits, target, slope * by_energy, pixel_weight, *options)
+    return gradient, *[None] * 7
 
 
 def _refuse(ctx: Any, *_: Tensor) -> None:

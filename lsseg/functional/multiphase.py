@@ -7,8 +7,8 @@ Legend: B images, C classes, H×W pixels; b images and n classes of a block. φ 
     κ_i = div(A ∇φ_i/|∇φ_i|),   A = Σ_j ∇φ_j ∇φ_jᵀ / (Σ_j |∇φ_j|² + η²), a 2×2 matrix for each pixel
 
 A takes three planes whatever C is: nothing grows as C². A time step is an opaque custom operator with an analytic
-backward that recomputes instead of keeping planes, and works through planes that fit into a CPU's cache; on other
-devices everything at once.
+backward that recomputes instead of keeping planes, and works through planes that fit into a CPU's cache; on a GPU by
+Triton's kernels (:mod:`lsseg.functional.kernels.multiphase`), and where there are none everything at once.
 """
 
 import math
@@ -27,6 +27,7 @@ from lsseg.functional.differences import (
     spread,
     spread_adjoint,
 )
+from lsseg.functional.kernels import Kernels, use_triton
 from lsseg.functional.partition import largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
@@ -47,6 +48,7 @@ def multiphase_evolve(
     eta: float = 0.005,
     normalize: Normalization = "gradient",
     present: Tensor | None = None,
+    kernels: Kernels = "auto",
 ) -> Tensor:
     """Evolve the level-set functions of all classes at once (Zhang 2019, eq. 7-10).
 
@@ -67,6 +69,7 @@ def multiphase_evolve(
         normalize: Of A: ``gradient`` as above, so that every contour counts the same; ``classes`` as the paper prints
             it, 1/C · Σ n_j n_jᵀ, which hardly smooths a contour between two of many classes.
         present: B×C bool, which classes are the largest somewhere, where that is known already.
+        kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
 
     Returns:
         B×C×H×W, float32 (float64 for float64 input). Differentiable once, by φ and the log-likelihood.
@@ -87,9 +90,10 @@ def multiphase_evolve(
         return phi
     if present is None:
         present = regions(largest_class(phi.detach()), phi.shape[1]).flatten(2).any(2)
-    speed = competition(log_f, rho, speed_limit)
+    speed = competition(log_f, rho, speed_limit, kernels)
+    triton = use_triton(kernels, phi)
     for _ in range(steps):
-        phi, _ = _step(phi, speed, present, epsilon, dt, eta, normalize == "classes")
+        phi, _ = _step(phi, speed, present, epsilon, dt, eta, normalize == "classes", triton)
     return _hold_under(phi, present)
 
 
@@ -252,9 +256,13 @@ def _divergence(qx: Tensor, qy: Tensor) -> Tensor:
 
 @torch.library.custom_op("lsseg::multiphase_step", mutates_args=())
 def _step(
-    phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool
+    phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool, triton: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns φ after the step and the sums in A (empty where ε is 0)."""
+    if triton:
+        from lsseg.functional.kernels import multiphase as kernels
+
+        return kernels.step(phi, speed, present, epsilon, dt, eta, by_class)
     out = phi.clone(memory_format=torch.contiguous_format)
     sums = _sums(phi, present, eta, by_class) if epsilon else phi.new_empty(0)
     tensor = sums / _scale(sums, phi.shape[1], eta, by_class) if epsilon else None
@@ -272,7 +280,7 @@ def _step(
 
 @_step.register_fake
 def _(
-    phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool
+    phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool, triton: bool
 ) -> tuple[Tensor, Tensor]:
     return phi.new_empty(phi.shape), phi.new_empty((len(phi), 3, *phi.shape[2:]) if epsilon else (0,))
 
@@ -288,7 +296,12 @@ def _step_backward(
     dt: float,
     eta: float,
     by_class: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor]:
+    if triton:
+        from lsseg.functional.kernels import multiphase as kernels
+
+        return kernels.step_backward(by_out, phi, speed, present, sums, epsilon, dt, eta, by_class)
     by_phi = by_out.clone(memory_format=torch.contiguous_format)
     by_speed = torch.zeros(phi.shape, dtype=phi.dtype, device=phi.device)
     scale = _scale(sums, phi.shape[1], eta, by_class) if epsilon else 1
@@ -378,6 +391,7 @@ def _(
     dt: float,
     eta: float,
     by_class: bool,
+    triton: bool,
 ) -> tuple[Tensor, Tensor]:
     return phi.new_empty(phi.shape), phi.new_empty(phi.shape)
 
@@ -389,7 +403,7 @@ def _keep_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 def _differentiate_step(ctx: Any, by_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     by_phi, by_speed = _step_backward(by_out, *ctx.saved_tensors, *ctx.options)
-    return by_phi, by_speed, None, None, None, None, None
+    return by_phi, by_speed, *[None] * 6
 
 
 _step.register_autograd(_differentiate_step, setup_context=_keep_step)

@@ -28,7 +28,7 @@ class ClassBalancedLoss(nn.Module):
     def forward(self, phi: Tensor, mask: Tensor) -> Tensor:
         """Scalar loss of φ and a bool mask, both M×H×W; 0 where there is no object."""
         exact = phi if phi.dtype == torch.float64 else phi.float()
-        entropy = -arctan_step(torch.where(mask, exact, -exact), exact.new_tensor(self.epsilon)).log()
+        entropy = -arctan_step(torch.where(mask, exact, -exact), exact.new_full((), self.epsilon)).log()
         sides = []
         for side in (mask, ~mask):
             share = side.to(entropy.dtype)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lsseg.functional import HeavisideKind, Reduction, cross_entropy_level_set, level_set_energy
+from lsseg.functional import HeavisideKind, Kernels, Reduction, cross_entropy_level_set, level_set_energy
 from lsseg.losses.processes import share_of_pixels
 
 
@@ -17,6 +17,7 @@ class LevelSetLoss(nn.Module):
         heaviside: ``mahf`` (the paper's), ``ahf`` (Chan and Vese's) or ``hf`` (a step; no gradient).
         reduction: ``mean`` per valid pixel, independent of the resolution, or ``sum`` as printed.
         ignore_index: Label of void pixels.
+        kernels: ``auto``: Triton's on a GPU, where Triton is installed; ``triton`` or ``torch`` force one or the other.
 
     >>> import torch
     >>> target = torch.tensor([[[0, 0], [1, 1]]])
@@ -32,16 +33,21 @@ class LevelSetLoss(nn.Module):
         heaviside: HeavisideKind = "mahf",
         reduction: Reduction = "mean",
         ignore_index: int = 255,
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
         self.epsilon = epsilon
         self.heaviside: HeavisideKind = heaviside
         self.reduction: Reduction = reduction
         self.ignore_index = ignore_index
+        self.kernels: Kernels = kernels
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar energy of B×C×H×W logits on a B×H×W target."""
-        return level_set_energy(logits, target, self.epsilon, self.heaviside, self.ignore_index, self.reduction)
+        return level_set_energy(logits, target, *self._options())
+
+    def _options(self) -> tuple[float, HeavisideKind, int, Reduction, Kernels]:
+        return self.epsilon, self.heaviside, self.ignore_index, self.reduction, self.kernels
 
 
 class CrossEntropyLevelSetLoss(LevelSetLoss):
@@ -54,6 +60,7 @@ class CrossEntropyLevelSetLoss(LevelSetLoss):
         heaviside: See :class:`LevelSetLoss`.
         reduction: See :class:`LevelSetLoss`; the cross-entropy is always a mean.
         ignore_index: Label of void pixels.
+        kernels: See :class:`LevelSetLoss`.
 
     >>> import torch
     >>> logits, target = torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 0], [1, 1]]])
@@ -70,8 +77,9 @@ class CrossEntropyLevelSetLoss(LevelSetLoss):
         heaviside: HeavisideKind = "mahf",
         reduction: Reduction = "mean",
         ignore_index: int = 255,
+        kernels: Kernels = "auto",
     ) -> None:
-        super().__init__(epsilon, heaviside, reduction, ignore_index)
+        super().__init__(epsilon, heaviside, reduction, ignore_index, kernels)
         self.level_set_weight = level_set_weight
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -81,7 +89,5 @@ class CrossEntropyLevelSetLoss(LevelSetLoss):
 
     def terms(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The cross-entropy and the (unweighted) level-set energy, both differentiable."""
-        cross_entropy, energy = cross_entropy_level_set(
-            logits, target, self.epsilon, self.heaviside, self.ignore_index, self.reduction
-        )
+        cross_entropy, energy = cross_entropy_level_set(logits, target, *self._options())
         return cross_entropy * share_of_pixels(target != self.ignore_index, self.training), energy

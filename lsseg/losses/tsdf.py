@@ -38,7 +38,7 @@ class TSDFLoss(nn.Module):
         exact = phi if phi.dtype == torch.float64 else phi.float()
         distance = (exact - target).abs()
         signed = torch.where(mask, exact, -exact)
-        entropy = -arctan_step(signed, signed.new_tensor(self.epsilon)).log()
+        entropy = -arctan_step(signed, signed.new_full((), self.epsilon)).log()
         loss = distance + entropy
         if valid is None:
             return loss.sum() / max(1, loss.numel())

@@ -218,7 +218,7 @@ class ChanVeseNet(nn.Module):
         """How much of each cell is a class's: what its features are pooled over."""
         if self.initial == "scores":
             return (phi + 1) / 2 + ABSENT
-        return arctan_step(phi, phi.new_tensor(TEMPERATURE))
+        return arctan_step(phi, phi.new_full((), TEMPERATURE))
 
     def _final(self, parts: Parts) -> Tensor:
         return self._evolved(parts.start, parts.features, parts.numbers)

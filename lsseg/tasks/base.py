@@ -1,5 +1,6 @@
 """The base of every task: optimiser, checkpoints, and what a user's mistake should say."""
 
+import math
 import time
 import warnings
 from typing import Any, ClassVar
@@ -38,6 +39,8 @@ class Task(pl.LightningModule):
         self.network = network
         self.recipe = recipe
         self.trained_steps = 0
+        self._losses: dict[str, Tensor] = {}  # sums since they were last looked at
+        self._noted_from = 0
 
     def configure_optimizers(self) -> Any:
         """The recipe that all methods share."""
@@ -45,7 +48,8 @@ class Task(pl.LightningModule):
         return self.recipe.build(self, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the number of classes, to be compared with the data's when it is loaded."""
+        """Note the number of classes, to be compared with the data's when it is loaded; keep no spoilt weights."""
+        self.refuse_nonfinite()
         checkpoint["num_classes"] = self.num_classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -85,23 +89,43 @@ class Task(pl.LightningModule):
                     "(of another version, or another model.new_layers); start a new one from it with model.start"
                 )
 
-    def refuse_nonfinite(self, terms: dict[str, Tensor]) -> None:
-        """Raise ``InputError`` for a training loss that is no number, naming its terms."""
-        if not bool(torch.isfinite(terms["loss"])):
-            bad = [name for name, value in terms.items() if not bool(torch.isfinite(value))]
-            named = [name for name in bad if name != "loss"] or bad
+    def refuse_nonfinite(self) -> None:
+        """Raise ``InputError`` where a training loss since the last call was no number, naming its terms."""
+        if not self._losses:
+            return
+        sums = torch.stack(list(self._losses.values())).tolist()
+        wrong = [name for name, value in zip(self._losses, sums, strict=True) if not math.isfinite(value)]
+        self._losses = {}
+        if wrong:
+            named = [name for name in wrong if name != "loss"] or wrong
+            first, last = self._noted_from, self.global_step
+            when = f"step {last}" if first == last else f"between the steps {first} and {last}"
             raise InputError(
-                f"step {self.global_step}: the training loss is not finite (in {', '.join(named)}); "
+                f"{when}: the training loss is not finite (in {', '.join(named)}); "
                 "lower model.lr, or clip with trainer.gradient_clip_val"
             )
 
     def log_losses(self, terms: dict[str, Tensor], images: int) -> None:
-        """Refuse a training loss that is no number; log all terms, as means over the processes."""
+        """Log all terms, as means over the processes; refuse a training loss that is no number.
+
+        A GPU is not waited for at every step: there the sums of the losses are looked at when they are logged.
+        """
         values = mean_over_processes(torch.stack([value.detach().float() for value in terms.values()]))
         means = dict(zip(terms, values, strict=True))
-        self.refuse_nonfinite(means)  # of all processes: each says so, and none waits for another
+        if not self._losses:
+            self._noted_from = self.global_step
+        self._losses = {name: value + self._losses.get(name, 0) for name, value in means.items()}
+        if self.device.type == "cpu" or self._logs_now():
+            self.refuse_nonfinite()  # of all processes: each says so, and none waits for another
         for name, value in means.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=images)
+
+    def _logs_now(self) -> bool:
+        return self._trainer is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def on_train_end(self) -> None:
+        """Refuse a loss of the last steps that was no number."""
+        self.refuse_nonfinite()
 
     def log_scales(self) -> None:
         """Log the network's learnt scales, such as the gain of refined scores."""

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lsseg.errors import InputError
-from lsseg.functional import HeavisideKind, Reduction
+from lsseg.functional import HeavisideKind, Kernels, Reduction
 from lsseg.losses import CrossEntropyLevelSetLoss
 from lsseg.models import SegOutput
 from lsseg.tasks.segmentation import SegmentationTask, sum_of
@@ -21,6 +21,7 @@ class LevelSetLossTask(SegmentationTask):
         heaviside: ``mahf``, ``ahf`` or ``hf``.
         reduction: ``mean`` per valid pixel, or ``sum`` as printed.
         warmup_steps: λ rises from 0 over this many optimiser steps; 0 switches it on at once.
+        kernels: Of the loss: ``auto``, Triton's on a GPU; ``triton`` or ``torch`` force one or the other.
         **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
     """
 
@@ -34,13 +35,14 @@ class LevelSetLossTask(SegmentationTask):
         heaviside: HeavisideKind = "mahf",
         reduction: Reduction = "mean",
         warmup_steps: int = 0,
+        kernels: Kernels = "auto",
         **options: Any,
     ) -> None:
         if epsilon <= 0:
             raise InputError(f"model.epsilon must be positive, not {epsilon}")
         if level_set_weight < 0 or warmup_steps < 0:
             raise InputError("model.level_set_weight and model.warmup_steps must not be negative")
-        criterion = CrossEntropyLevelSetLoss(level_set_weight, epsilon, heaviside, reduction)
+        criterion = CrossEntropyLevelSetLoss(level_set_weight, epsilon, heaviside, reduction, kernels=kernels)
         super().__init__(num_classes, criterion=criterion, **options)
         self.warmup_steps = warmup_steps
 

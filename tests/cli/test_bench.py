@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from lsseg.cli import measure
+
 TINY = {
     "losses": ["--shape", 1, 3, 16, 20],
     "chan_vese": ["--objects", 2, "--features", 4, "--size", 12, "--image-size", 24],
@@ -18,7 +20,7 @@ TINY = {
 def test_every_benchmark_prints_and_writes_its_figures(name, lsseg, tmp_path, monkeypatch):
     module = importlib.import_module(f"lsseg.cli.bench_{name}")
     if name != "data":  # a process for each case takes seconds; one case is measured below
-        monkeypatch.setattr(module, "in_fresh_process", lambda argv, case: 10**6)
+        monkeypatch.setattr(measure, "in_fresh_process", lambda argv, case: 10**6)
     status, out, err = lsseg("bench", name, *TINY[name], "--repeats", 1, "--output", "figures.json")
     assert status == 0, err
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -31,6 +33,16 @@ def test_every_benchmark_prints_and_writes_its_figures(name, lsseg, tmp_path, mo
     status, out, err = lsseg("bench", name, *TINY[name], "--memory-of", next(iter(module.CASES)))
     assert status == 0, err
     assert int(out) >= 0
+
+
+def test_all_runs_every_benchmark(lsseg, tmp_path, monkeypatch):
+    for name in TINY:
+        module = importlib.import_module(f"lsseg.cli.bench_{name}")
+        monkeypatch.setattr(module, "run", lambda options, argv, name=name: {"of": name, "argv": argv})
+    status, _, err = lsseg("bench", "all", "--output", "all.json")
+    assert status == 0, err
+    figures = json.loads((tmp_path / "all.json").read_text())
+    assert {name: figures[name]["argv"] for name in TINY} == {name: [name, "--device", "cpu"] for name in TINY}
 
 
 def test_bad_options_are_one_line(lsseg):

@@ -105,7 +105,7 @@ def test_custom_operators_are_well_formed():
     numbers = torch.cat([torch.stack(numbers[:3], 1), *numbers[3:]], 1)[:, None]
     inputs = (phi[:, None].clone().requires_grad_(), features.requires_grad_(), numbers.clone().requires_grad_())
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(torch.ops.lsseg.chan_vese.default, (*inputs, True, 0.03, 1), test_utils=tests)
+    torch.library.opcheck(torch.ops.lsseg.chan_vese.default, (*inputs, True, 0.03, 1, False), test_utils=tests)
 
 
 def test_compiles_whole():

@@ -228,7 +228,7 @@ def test_compiles_whole():
     cross_entropy, energy = cross_entropy_level_set(y * 2, target)
     (cross_entropy + 0.5 * energy).backward()
     torch.testing.assert_close(x.grad, y.grad)
-    arguments = (logits.requires_grad_(), target, 0.05, "mahf", 255, "mean", True)
+    arguments = (logits.requires_grad_(), target, 0.05, "mahf", 255, "mean", True, False)
     torch.library.opcheck(level_set._forward, arguments)
 
 

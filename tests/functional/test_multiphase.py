@@ -106,9 +106,9 @@ def test_operators_are_well_formed():
     present = torch.ones(1, 3, dtype=torch.bool)
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(
-        torch.ops.lsseg.multiphase_competition.default, (log_f.requires_grad_(), -0.7, 1.0), test_utils=tests
+        torch.ops.lsseg.multiphase_competition.default, (log_f.requires_grad_(), -0.7, 1.0, False), test_utils=tests
     )
-    arguments = (phi.requires_grad_(), log_f.detach(), present, 1.0, 0.5, 0.1, False)
+    arguments = (phi.requires_grad_(), log_f.detach(), present, 1.0, 0.5, 0.1, False, False)
     torch.library.opcheck(torch.ops.lsseg.multiphase_step.default, arguments, test_utils=tests)
 
 

@@ -1,0 +1,38 @@
+"""Whether Triton's kernels do the work, or whole-tensor operations."""
+
+import os
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kernels = Literal["auto", "triton", "torch"]
+
+INSTALLED = find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, asks once
+
+
+def use_triton(kernels: Kernels, x: Tensor) -> bool:
+    """Whether Triton's kernels can take a tensor, and are to.
+
+    Args:
+        kernels: ``auto``: on a GPU, where Triton is installed; ``triton``: always, on a CPU by Triton's interpreter
+            (``TRITON_INTERPRET=1``); ``torch``: never.
+        x: A tensor of the work to be done.
+
+    Raises:
+        ValueError: If ``kernels`` is unknown, or Triton is asked for and cannot be had.
+    """
+    if kernels not in ("auto", "triton", "torch"):
+        raise ValueError(f"kernels must be 'auto', 'triton' or 'torch', not {kernels!r}")
+    # The kernels compute in float32, and are not launched for nothing.
+    if kernels == "torch" or x.dtype == torch.float64 or x.numel() == 0:
+        return False
+    if kernels == "auto":
+        return INSTALLED and x.is_cuda
+    if not INSTALLED:
+        raise ValueError("kernels is 'triton', but the package triton is not installed")
+    if not x.is_cuda and not INTERPRETED:
+        raise ValueError(f"kernels is 'triton', which runs on GPUs, but the tensor is on {x.device}")
+    return True

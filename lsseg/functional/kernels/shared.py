@@ -1,0 +1,102 @@
+"""Triton functions that several kernels share: the step function, and curvature by Sobel filters with its adjoint.
+
+The numbers are those of :mod:`lsseg.functional.heaviside` and :mod:`lsseg.functional.curvature`, the edge repeated. A
+plane is H×W in one piece; y and x are the pixels of a program.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+
+PI: tl.constexpr = tl.constexpr(math.pi)
+
+
+@triton.jit
+def arctan(t):
+    """atan(t) for t in [0, 1], to 1e-7: t times a polynomial of t², fitted by least squares at Chebyshev's nodes."""
+    square = t * t
+    value = -0.00466877331 * square + 0.02416618953
+    value = value * square - 0.0593671008
+    value = value * square + 0.09906096897
+    value = value * square - 0.1401658504
+    value = value * square + 0.1996923539
+    value = value * square - 0.3333195972
+    return t * (value * square + 0.9999998978)
+
+
+@triton.jit
+def arctan_step(z, epsilon):
+    """½ (1 + 2/π · atan(z/ε)), accurate where it is small."""
+    size = tl.abs(z)
+    near = size < epsilon
+    angle = arctan(tl.where(near, size, epsilon) / tl.where(near, epsilon, size)) / PI
+    below = tl.where(near, 0.5 - angle, angle)  # H(-|z|)
+    return tl.where(z < 0, below, 1 - below)
+
+
+@triton.jit
+def _clamped(plane, y, x, height, width):
+    y = tl.minimum(tl.maximum(y, 0), height - 1)
+    x = tl.minimum(tl.maximum(x, 0), width - 1)
+    return tl.load(plane + y * width + x)
+
+
+@triton.jit
+def normal(plane, y, x, height, width, eta):
+    """|∇φ| and the unit normal at a pixel, or at the one of the edge that is nearest to it."""
+    y = tl.minimum(tl.maximum(y, 0), height - 1)
+    x = tl.minimum(tl.maximum(x, 0), width - 1)
+    gx = tl.zeros(y.shape, tl.float32)
+    gy = tl.zeros(y.shape, tl.float32)
+    for i in tl.static_range(9):
+        if i != 4:
+            value = _clamped(plane, y + (i // 3 - 1), x + (i % 3 - 1), height, width)
+            gx += (i % 3 - 1) * (2 - (i // 3 - 1) * (i // 3 - 1)) / 8 * value
+            gy += (i // 3 - 1) * (2 - (i % 3 - 1) * (i % 3 - 1)) / 8 * value
+    norm = tl.sqrt(gx * gx + gy * gy + eta * eta)
+    return norm, gx / norm, gy / norm
+
+
+@triton.jit
+def curvature(plane, y, x, height, width, eta):
+    """div(∇φ/|∇φ|)."""
+    bend = tl.zeros(y.shape, tl.float32)
+    for i in tl.static_range(9):
+        if i != 4:
+            _, nx, ny = normal(plane, y + (i // 3 - 1), x + (i % 3 - 1), height, width, eta)
+            bend += (i % 3 - 1) * (2 - (i // 3 - 1) * (i // 3 - 1)) / 8 * nx
+            bend += (i // 3 - 1) * (2 - (i % 3 - 1) * (i % 3 - 1)) / 8 * ny
+    return bend
+
+
+@triton.jit
+def _smooth(place, size, step: tl.constexpr):
+    """Weight of the pixel ``step`` ahead in (1, 2, 1)/4 with the edge repeated, which is its own adjoint."""
+    if step == 0:
+        return 0.5 + 0.25 * (place == 0).to(tl.float32) + 0.25 * (place == size - 1).to(tl.float32)
+    else:
+        return tl.full(place.shape, 0.25, tl.float32)
+
+
+@triton.jit
+def _difference(place, size, step: tl.constexpr):
+    """Weight of the pixel ``step`` ahead in the adjoint of (-1, 0, 1)/2 with the edge repeated."""
+    if step == 0:
+        return 0.5 * (place == size - 1).to(tl.float32) - 0.5 * (place == 0).to(tl.float32)
+    else:
+        return tl.full(place.shape, -0.5 * step, tl.float32)
+
+
+@triton.jit
+def sobel_adjoint(plane, y, x, height, width, inside):
+    """Adjoints of both Sobel filters at the pixels, of one plane."""
+    by_x = tl.zeros(y.shape, tl.float32)
+    by_y = tl.zeros(y.shape, tl.float32)
+    for i in tl.static_range(9):
+        row, column = y + (i // 3 - 1), x + (i % 3 - 1)
+        there = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        value = tl.load(plane + row * width + column, mask=there, other=0.0)
+        by_x += _smooth(y, height, i // 3 - 1) * _difference(x, width, i % 3 - 1) * value
+        by_y += _difference(y, height, i // 3 - 1) * _smooth(x, width, i % 3 - 1) * value
+    return by_x, by_y
