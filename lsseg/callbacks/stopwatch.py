@@ -75,6 +75,6 @@ class Stopwatch(pl.Callback):
         """An event of the GPU, which is not waited for at every step; the time elsewhere."""
         if module.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event

@@ -46,8 +46,8 @@ def main(argv: list[str]) -> int:
     if options.benchmark == "all":
         figures: dict[str, Any] = {}
         for name in BENCHMARKS:
-            own = [name, "--device", options.device]
-            figures[name] = BENCHMARKS[name].run(parser.parse_args(own), own)
+            defaults = [name, "--device", options.device]
+            figures[name] = BENCHMARKS[name].run(parser.parse_args(defaults), defaults)
     else:
         module = BENCHMARKS[options.benchmark]
         module.check(options)

@@ -152,7 +152,8 @@ def _show(step: Any, distance: Any, cost: Any, memory: Any, options: Any) -> Non
     size = f"C = {options.classes}, {options.size[0]}×{options.size[1]}, batch 1, {where}"
     console = Console(highlight=False)
     console.print(
-        f"training step, K = {options.steps}, DFCN on {options.encoder}, {size}: {1e3 * step['with']:.0f} ms with level "
+        f"training step, K = {options.steps}, DFCN on {options.encoder}, {size}: "
+        f"{1e3 * step['with']:.0f} ms with level "
         f"sets, {1e3 * step['without']:.0f} ms without: {100 * step['share']:.1f} % of the time is theirs"
     )
     times = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in distance.items())
