@@ -17,13 +17,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lsseg.functional import blocks
 from lsseg.functional.competition import refuse_second_derivative
 from lsseg.functional.curvature import curvature, curvature_adjoint
-from lsseg.functional.grid import FeatureGrid
+from lsseg.functional.grid import FeatureGrid, enlarged
 from lsseg.functional.heaviside import arctan_step
 from lsseg.functional.kernels import Kernels, use_triton
 
@@ -95,13 +94,13 @@ def chan_vese_evolve(
     groups = (len(features), len(phi) // len(features))
     numbers = torch.cat([torch.stack([lambda1, lambda2, mu], 1), epsilon, dt], 1)
     grouped = phi.reshape(*groups, *phi.shape[1:])
-    # What all features of an object have in common moves nothing, but squares of it drown the rest in rounding. As it
-    # moves nothing, the gradient by the features is that by the shifted ones.
-    features = features - features.detach().mean((2, 3), keepdim=True)
     triton = use_triton(kernels, phi) and features.shape[1] <= MOST_FEATURES
     if triton and stride > 1:
-        enlarged = F.interpolate(features, scale_factor=float(stride), mode="bilinear", align_corners=False)
-        features, stride = enlarged[..., : phi.shape[1], : phi.shape[2]], 1
+        features, stride = enlarged(features, (phi.shape[1], phi.shape[2]), stride), 1
+    if not triton:  # whose kernels do it themselves
+        # What all features of an object have in common moves nothing, but squares of it drown the rest in rounding. As
+        # it moves nothing, the gradient by the features is that by the shifted ones.
+        features = features - features.detach().mean((2, 3), keepdim=True)
     with torch.autocast(phi.device.type, enabled=False):  # sums over 10⁴ pixels say little in half precision
         printed, flat = delta == "printed", numbers.view(*groups, -1)
         made = _evolve(grouped, features.contiguous(), flat, printed, eta, stride, triton)

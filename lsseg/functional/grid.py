@@ -98,6 +98,13 @@ class FeatureGrid:
         return flat.view(*flat.shape[:2], *self.cells.shape[2:])
 
 
+def enlarged(features: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """F = U f of b×D×h×w features, b×D×H×W; by products of matrices, which have one gradient on a GPU, too."""
+    rows = _interpolation(features, features.shape[2], size[0], stride)
+    columns = _interpolation(features, features.shape[3], size[1], stride)
+    return _sandwich(rows, features, columns.T)
+
+
 def _interpolation(like: Tensor, cells: int, pixels: int, stride: int) -> Tensor:
     """U along one axis, pixels×cells: each cell in the middle of the pixels that it stands for."""
     unit = torch.eye(cells, device=like.device, dtype=like.dtype)[None]

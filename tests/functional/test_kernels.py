@@ -50,20 +50,32 @@ WHOLE = [
     "far",
 ]
 CONSTANTS = {
-    "level_set": {"KIND": 1, "BC": 32, "BP": 128, "ONE": False, "ROWS": 8, "COLUMNS": 32, "MEAN": True},
-    "chan_vese": {"BD": 64, "BP": 64, "ROWS": 16, "PRINTED": True},
+    "level_set": {
+        "KIND": 1,
+        "BC": 32,
+        "BP": 32,
+        "ONE": False,
+        "WIDE": False,
+        "PROGRAM": 1024,
+        "ROWS": 8,
+        "COLUMNS": 32,
+        "MEAN": True,
+    },
+    "chan_vese": {"BD": 64, "BP": 128, "ROWS": 16, "PRINTED": True},
     "multiphase": {"BP": 256, "CURVED": True, "BY_CLASS": False},
     "competition": {"BP": 256},
     "distance": {"BP": 256},
 }
 KERNELS = {
-    "level_set": ["_block_sums", "_add_up", "_energy", "_gradient"],
+    "level_set": ["_log_sums", "_block_sums", "_add_up", "_energy", "_gradient"],
     "chan_vese": [
+        "_bend",
         "_draw",
         "_means",
         "_advance",
         "_by_force",
         "_through_means",
+        "_by_side",
         "_by_normal",
         "_by_phi",
         "_by_features",
@@ -85,7 +97,7 @@ def test_kernels_compile(module, logits, capability, monkeypatch, tmp_path):
     for name in KERNELS[module]:
         kernel = getattr(import_module(f"lsseg.functional.kernels.{module}"), name)
         constants = {n: value for n, value in CONSTANTS[module].items() if n in kernel.arg_names}
-        constants |= {n: 1 for n in ("by_pixel", "out_by_pixel", "images") if n in kernel.arg_names}  # as Triton does
+        constants |= {n: 1 for n in ("images",) if n in kernel.arg_names}  # as Triton does
         types = {"logits": logits, **POINTERS, **NUMBERS, **dict.fromkeys(WHOLE, "i32")}
         if name == "_gradient":
             types["out"] = logits

@@ -1,11 +1,13 @@
 """Triton kernels of the Chan-Vese evolution and its gradient, for :mod:`lsseg.functional.chan_vese` (Homayounfar 2020).
 
-Legend: G groups of K objects that share D features, N iterations, P = H·W pixels; a program works on BP pixels of one
-group, with all of their features in registers (BD ≥ D of them), one object after the other.
+Legend: G groups of K objects that share D features, N iterations, P = H·W pixels. A program either works on BP pixels of
+one group, with all of their features in registers (BD ≥ D of them), one object after the other; or on PLANE pixels of
+one object, where no features are needed.
 
 An iteration reads the features twice: for the sums of both sides, and for the step. Backward it reads them twice, too,
-and once more for the gradient by the features, which is written once. Sums over pixels are made in float32 within a
-program and in float64 over programs, in a fixed order. Importing this module needs Triton; on a CPU its interpreter
+and once more for the gradient by the features, which is written once. They are taken less a centre near their mean: what
+all of a group's features have in common moves nothing, but squares of it would drown the rest in rounding. Sums over
+pixels are made in float32 within a program and in float64 over programs, in a fixed order. Importing this module needs Triton; on a CPU its interpreter
 (``TRITON_INTERPRET=1``) runs the kernels.
 """
 
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from lsseg.functional.kernels.shared import PI, arctan_step, curvature, normal, sobel_adjoint
 
-MOST_FEATURES = 256
-ELEMENTS = 4096  # of a tile
+ELEMENTS = 8192  # of a tile of features
+PLANE = 256
 MORE = 4  # sums besides those of the features: of the force's gradient, and times ‖F‖², the curvature, the force
 
 
@@ -28,24 +30,31 @@ def evolve(
     (groups, objects, height, width), depth = phi.shape, features.shape[1]
     steps, pixels = (numbers.shape[2] - 3) // 2, height * width
     before = phi.new_empty(steps, groups, objects, pixels)
-    out = phi.new_empty(phi.shape)
+    out, bend = phi.new_empty(phi.shape), phi.new_empty(groups, objects, pixels)
     means = phi.new_empty(steps, groups, 2 * objects, depth)
     sizes = phi.new_empty(steps, groups, 2 * objects, 1)
-    flat, numbers = features.contiguous(), numbers.contiguous()
+    features, numbers, centre = features.contiguous(), numbers.contiguous(), _centre(features)
     tile = _tile(depth)
     chunks = triton.cdiv(pixels, tile["BP"])
     partial = phi.new_empty(groups, chunks, 2 * objects, depth + 1)
+    planes = (triton.cdiv(pixels, PLANE), groups * objects)
     before[0] = phi.flatten(2)
+    shape = (objects, depth, pixels, steps)
     with torch.cuda.device_of(phi):
         for step in range(steps):
             now, after = before[step], before[step + 1] if step + 1 < steps else out
-            shape = (objects, depth, pixels, steps)
-            _draw[chunks, groups](now, flat, numbers, partial, step, *shape, **tile)
+            _bend[planes](now, bend, pixels, height, width, eta, BP=PLANE)
+            _draw[chunks, groups](now, features, centre, numbers, partial, step, *shape, **tile)
             _means[2 * objects, groups](partial, means[step], sizes[step], chunks, depth, ROWS=16, BD=tile["BD"])
             _advance[chunks, groups](
-                now, flat, numbers, means[step], after, step, *shape, height, width, eta, PRINTED=printed, **tile
+                now, features, centre, numbers, means[step], bend, after, step, *shape, PRINTED=printed, **tile
             )
     return out, before, means, sizes
+
+
+def _centre(features: Tensor) -> Tensor:
+    """Mean of some of the features of each group, G×D."""
+    return features[:, :, ::4].mean((2, 3))
 
 
 def evolve_backward(
@@ -62,45 +71,50 @@ def evolve_backward(
     """Gradients by φ and the numbers; that by the features is written into ``by_features`` unless it is empty."""
     (groups, objects, height, width), depth = by_out.shape, features.shape[1]
     steps, pixels = len(before), height * width
-    flat, numbers = features.contiguous(), numbers.contiguous()
+    features, numbers, centre = features.contiguous(), numbers.contiguous(), _centre(features)
     tile = _tile(depth)
     chunks = triton.cdiv(pixels, tile["BP"])
+    planes = (triton.cdiv(pixels, PLANE), groups * objects)
     by_phi = by_out.clone(memory_format=torch.contiguous_format)
-    by_force = before.new_empty(before.shape)
-    force = before.new_empty(before.shape[1:])
+    by_force, through = torch.empty_like(before), before.new_empty(steps, groups, objects, 2 * depth + 1)
+    sides = before.new_empty(steps, 2, *before.shape[1:])
+    force, bend, by_side = (before.new_empty(before.shape[1:]) for _ in range(3))
     by_normal = before.new_empty(2, *before.shape[1:])
     partial = before.new_empty(groups, chunks, objects, depth + MORE)
-    by_epsilon = before.new_empty(steps, groups, objects, chunks)
-    through = before.new_empty(steps, groups, objects, 2 * depth + 1)
+    by_epsilon = before.new_empty(steps, groups, objects, planes[0])
     by_numbers = torch.zeros_like(numbers)
     shape = (objects, depth, pixels, steps)
     with torch.cuda.device_of(by_out):
         for step in reversed(range(steps)):
             phi = before[step]
+            _bend[planes](phi, bend, pixels, height, width, eta, BP=PLANE)
             _by_force[chunks, groups](
-                by_phi, phi, flat, numbers, means[step], by_force[step], force, partial,
-                step, *shape, height, width, eta, PRINTED=printed, **tile,
+                by_phi, phi, features, centre, numbers, means[step], bend, by_force[step], force, partial,
+                step, *shape, PRINTED=printed, **tile,
             )  # fmt: skip
             _through_means[objects, groups](
                 partial, numbers, means[step], sizes[step], through[step], by_numbers,
                 step, chunks, objects, depth, steps, ROWS=16, BD=tile["BD"],
             )  # fmt: skip
-            _by_normal[triton.cdiv(pixels, 256), groups * objects](
-                by_force[step], phi, numbers, by_normal, pixels, steps, height, width, eta, BP=256
+            _by_side[chunks, groups](features, centre, through[step], by_side, objects, depth, pixels, **tile)
+            _by_normal[planes](
+                by_force[step], phi, numbers, by_normal, sides[step], step, pixels, steps, height, width, eta, BP=PLANE
             )
-            _by_phi[chunks, groups](
-                by_phi, phi, flat, numbers, through[step], force, by_normal, by_epsilon[step],
-                step, *shape, height, width, PRINTED=printed, **tile,
+            _by_phi[planes](
+                by_phi, phi, numbers, force, by_side, by_normal, by_epsilon[step], step, pixels, steps, height, width,
+                PRINTED=printed, BP=PLANE,
             )  # fmt: skip
         if by_features.numel():
-            _by_features[chunks, groups](before, flat, numbers, means, by_force, through, by_features, *shape, **tile)
+            _by_features[chunks, groups](
+                features, centre, numbers, means, by_force, sides, through, by_features, *shape, **tile
+            )
     by_numbers[:, :, 3 : 3 + steps] = by_epsilon.sum(3, dtype=torch.float64).movedim(0, 2)
     return by_phi, by_numbers
 
 
 def _tile(depth: int) -> dict[str, int]:
     wide = max(2, triton.next_power_of_2(depth))
-    return {"BD": wide, "BP": max(16, min(256, ELEMENTS // wide)), "num_warps": 4}
+    return {"BD": wide, "BP": max(16, min(128, ELEMENTS // wide)), "num_warps": 4}
 
 
 @triton.jit
@@ -111,10 +125,13 @@ def _place(pixels, BP: tl.constexpr):
 
 
 @triton.jit
-def _tile_of(features, group, pixel, inside, depth, pixels, BD: tl.constexpr):
+def _tile_of(features, centre, group, pixel, inside, depth, pixels, BD: tl.constexpr):
+    """Features less their centre; 0 outside."""
     feature = tl.arange(0, BD)
+    there = (feature < depth)[:, None] & inside[None, :]
     place = (group * depth + feature.to(tl.int64))[:, None] * pixels + pixel[None, :]
-    return tl.load(features + place, mask=(feature < depth)[:, None] & inside[None, :], other=0.0)
+    middle = tl.load(centre + group * depth + feature, mask=feature < depth, other=0.0)
+    return tl.where(there, tl.load(features + place, mask=there, other=0.0) - middle[:, None], 0.0)
 
 
 @triton.jit
@@ -134,12 +151,22 @@ def _delta(phi, epsilon, PRINTED: tl.constexpr):
 
 
 @triton.jit
+def _bend(phi, out, pixels, height, width, eta, BP: tl.constexpr):
+    """The curvature of every object."""
+    pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+    plane = tl.program_id(1).to(tl.int64) * pixels
+    bend = curvature(phi + plane, pixel // width, pixel % width, height, width, eta)
+    tl.store(out + plane + pixel, bend, mask=pixel < pixels)
+
+
+@triton.jit
 def _draw(
-    phi, features, numbers, partial, step, objects, depth, pixels, steps, BD: tl.constexpr, BP: tl.constexpr
+    phi, features, centre, numbers, partial, step, objects, depth, pixels, steps,
+    BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Σ H F and Σ H over the program's pixels, and those of 1 - H."""
     group, pixel, inside = _place(pixels, BP)
-    tile = _tile_of(features, group, pixel, inside, depth, pixels, BD)
+    tile = _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     feature = tl.arange(0, BD)
     out = partial + (group * tl.num_programs(0) + tl.program_id(0)) * 2 * objects * (depth + 1)
     for k in range(objects):
@@ -186,59 +213,57 @@ def _force(tile, energy, numbers, means, row, side, other, depth, BD: tl.constex
 
 @triton.jit
 def _advance(
-    phi, features, numbers, means, out, step, objects, depth, pixels, steps, height, width, eta,
+    phi, features, centre, numbers, means, bend, out, step, objects, depth, pixels, steps,
     PRINTED: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """One iteration, given the means."""
     group, pixel, inside = _place(pixels, BP)
-    tile = _tile_of(features, group, pixel, inside, depth, pixels, BD)
+    tile = _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     energy = tl.sum(tile * tile, 0)
-    y, x = pixel // width, pixel % width
     for k in range(objects):
         row = group * objects + k
         number = row * (3 + 2 * steps)
         force = _force(
             tile, energy, numbers, means, number, row + group * objects, row + (group + 1) * objects, depth, BD
         )
-        plane = phi + row * pixels
-        force += tl.load(numbers + number + 2) * curvature(plane, y, x, height, width, eta)
-        value = tl.load(plane + pixel, mask=inside, other=0.0)
+        place = row * pixels + pixel
+        force += tl.load(numbers + number + 2) * tl.load(bend + place, mask=inside, other=0.0)
+        value = tl.load(phi + place, mask=inside, other=0.0)
         delta, _ = _delta(value, tl.load(numbers + number + 3 + step), PRINTED)
         dt = tl.load(numbers + number + 3 + steps + step)
-        tl.store(out + row * pixels + pixel, value + force * delta * dt, mask=inside)
+        tl.store(out + place, value + force * delta * dt, mask=inside)
 
 
 @triton.jit
 def _by_force(
-    by_phi, phi, features, numbers, means, by_force, force_out, partial, step, objects, depth, pixels, steps,
-    height, width, eta, PRINTED: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
+    by_phi, phi, features, centre, numbers, means, bend, by_force, force_out, partial, step, objects, depth, pixels,
+    steps, PRINTED: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """The gradient by the force, the force itself, and sums over the program's pixels."""
     group, pixel, inside = _place(pixels, BP)
-    tile = _tile_of(features, group, pixel, inside, depth, pixels, BD)
+    tile = _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     energy = tl.sum(tile * tile, 0)
     feature = tl.arange(0, BD)
-    y, x = pixel // width, pixel % width
     for k in range(objects):
         row = group * objects + k
         number = row * (3 + 2 * steps)
         force = _force(
             tile, energy, numbers, means, number, row + group * objects, row + (group + 1) * objects, depth, BD
         )
-        plane = phi + row * pixels
-        bend = curvature(plane, y, x, height, width, eta)
-        force += tl.load(numbers + number + 2) * bend
-        value = tl.load(plane + pixel, mask=inside, other=0.0)
-        g = tl.load(by_phi + row * pixels + pixel, mask=inside, other=0.0)
+        place = row * pixels + pixel
+        bent = tl.load(bend + place, mask=inside, other=0.0)
+        force += tl.load(numbers + number + 2) * bent
+        value = tl.load(phi + place, mask=inside, other=0.0)
+        g = tl.load(by_phi + place, mask=inside, other=0.0)
         delta, _ = _delta(value, tl.load(numbers + number + 3 + step), PRINTED)
         by = g * delta * tl.load(numbers + number + 3 + steps + step)
-        tl.store(by_force + row * pixels + pixel, by, mask=inside)
-        tl.store(force_out + row * pixels + pixel, force, mask=inside)
+        tl.store(by_force + place, by, mask=inside)
+        tl.store(force_out + place, force, mask=inside)
         out = partial + ((group * tl.num_programs(0) + tl.program_id(0)) * objects + k) * (depth + 4)
         tl.store(out + feature, tl.sum(tile * by[None, :], 1), mask=feature < depth)
         tl.store(out + depth, tl.sum(by, 0))
         tl.store(out + depth + 1, tl.sum(by * energy, 0))
-        tl.store(out + depth + 2, tl.sum(by * bend, 0))
+        tl.store(out + depth + 2, tl.sum(by * bent, 0))
         tl.store(out + depth + 3, tl.sum(g * delta * force, 0))
 
 
@@ -293,69 +318,83 @@ def _through_means(
 
 
 @triton.jit
-def _by_normal(by_force, phi, numbers, by_normal, pixels, steps, height, width, eta, BP: tl.constexpr):
-    """Gradients by the components of the unnormalised normal, through the curvature's first filters."""
+def _by_side(features, centre, through, by_side, objects, depth, pixels, BD: tl.constexpr, BP: tl.constexpr):
+    """The gradient by H, less that by 1 - H."""
+    group, pixel, inside = _place(pixels, BP)
+    tile = _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
+    for k in range(objects):
+        row = group * objects + k
+        vectors = through + row * (2 * depth + 1)
+        by_mean = _vector(vectors, depth, BD) - _vector(vectors + depth, depth, BD)
+        by = tl.sum(tile * by_mean[:, None], 0) + tl.load(vectors + 2 * depth)
+        tl.store(by_side + row * pixels + pixel, by, mask=inside)
+
+
+@triton.jit
+def _by_normal(
+    by_force, phi, numbers, by_normal, sides, step, pixels, steps, height, width, eta, BP: tl.constexpr
+):  # fmt: skip
+    """Gradients by the components of ∇φ, through the curvature's second filters; and both sides, for later."""
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     inside = pixel < pixels
     row = tl.program_id(1).to(tl.int64)
+    planes = tl.num_programs(1).to(tl.int64) * pixels
+    place = row * pixels + pixel
     y, x = pixel // width, pixel % width
     mu = tl.load(numbers + row * (3 + 2 * steps) + 2)
     norm, nx, ny = normal(phi + row * pixels, y, x, height, width, eta)
     by_nx, by_ny = sobel_adjoint(by_force + row * pixels, y, x, height, width, inside)
     by_nx, by_ny = by_nx * mu / norm, by_ny * mu / norm
     along = nx * by_nx + ny * by_ny
-    out = by_normal + row * pixels + pixel
-    tl.store(out, by_nx - nx * along, mask=inside)
-    tl.store(out + tl.num_programs(1).to(tl.int64) * pixels, by_ny - ny * along, mask=inside)
+    tl.store(by_normal + place, by_nx - nx * along, mask=inside)
+    tl.store(by_normal + planes + place, by_ny - ny * along, mask=inside)
+    epsilon = tl.load(numbers + row * (3 + 2 * steps) + 3 + step)
+    value = tl.load(phi + place, mask=inside, other=0.0)
+    tl.store(sides + place, arctan_step(value, epsilon), mask=inside)
+    tl.store(sides + planes + place, arctan_step(-value, epsilon), mask=inside)
 
 
 @triton.jit
 def _by_phi(
-    by_phi, phi, features, numbers, through, force, by_normal, by_epsilon, step, objects, depth, pixels, steps,
-    height, width, PRINTED: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
+    by_phi, phi, numbers, force, by_side, by_normal, by_epsilon, step, pixels, steps, height, width,
+    PRINTED: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """The gradient by φ before the iteration, in place of that after it; the sums for ε."""
-    group, pixel, inside = _place(pixels, BP)
-    tile = _tile_of(features, group, pixel, inside, depth, pixels, BD)
+    pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+    inside = pixel < pixels
+    row = tl.program_id(1).to(tl.int64)
+    planes = tl.num_programs(1).to(tl.int64) * pixels
+    place = row * pixels + pixel
     y, x = pixel // width, pixel % width
-    planes = tl.num_programs(1).to(tl.int64) * objects * pixels
-    for k in range(objects):
-        row = group * objects + k
-        number = row * (3 + 2 * steps)
-        epsilon = tl.load(numbers + number + 3 + step)
-        dt = tl.load(numbers + number + 3 + steps + step)
-        vectors = through + row * (2 * depth + 1)
-        by_mean = _vector(vectors, depth, BD) - _vector(vectors + depth, depth, BD)
-        by_side = tl.sum(tile * by_mean[:, None], 0) + tl.load(vectors + 2 * depth)
-        place = row * pixels + pixel
-        g = tl.load(by_phi + place, mask=inside, other=0.0)
-        value = tl.load(phi + place, mask=inside, other=0.0)
-        by_delta = g * tl.load(force + place, mask=inside, other=0.0) * dt
-        delta, reach = _delta(value, epsilon, PRINTED)
-        # H' = ε / π(ε² + φ²) and ∂H/∂ε = -φ / π(ε² + φ²); the outside is one minus the inside.
-        by_step = by_side / (PI * reach)
-        if PRINTED:
-            change = 2 * epsilon * value * value
-        else:
-            change = value * value - epsilon * epsilon
-        by = by_delta * change / (PI * reach * reach) - by_step * value
-        out = by_epsilon + row * tl.num_programs(0) + tl.program_id(0)
-        tl.store(out, tl.sum(tl.where(inside, by, 0.0), 0))
-        # ∂δ/∂φ = -2φ δ / (ε² + φ²)
-        new = g + by_step * epsilon - 2 * by_delta * delta / reach * value
-        bent, _ = sobel_adjoint(by_normal + row * pixels, y, x, height, width, inside)
-        _, turned = sobel_adjoint(by_normal + planes + row * pixels, y, x, height, width, inside)
-        tl.store(by_phi + place, new + bent + turned, mask=inside)
+    epsilon = tl.load(numbers + row * (3 + 2 * steps) + 3 + step)
+    dt = tl.load(numbers + row * (3 + 2 * steps) + 3 + steps + step)
+    g = tl.load(by_phi + place, mask=inside, other=0.0)
+    value = tl.load(phi + place, mask=inside, other=0.0)
+    by_delta = g * tl.load(force + place, mask=inside, other=0.0) * dt
+    delta, reach = _delta(value, epsilon, PRINTED)
+    # H' = ε / π(ε² + φ²) and ∂H/∂ε = -φ / π(ε² + φ²); the outside is one minus the inside.
+    by_step = tl.load(by_side + place, mask=inside, other=0.0) / (PI * reach)
+    if PRINTED:
+        change = 2 * epsilon * value * value
+    else:
+        change = value * value - epsilon * epsilon
+    by = by_delta * change / (PI * reach * reach) - by_step * value
+    tl.store(by_epsilon + row * tl.num_programs(0) + tl.program_id(0), tl.sum(tl.where(inside, by, 0.0), 0))
+    # ∂δ/∂φ = -2φ δ / (ε² + φ²)
+    new = g + by_step * epsilon - 2 * by_delta * delta / reach * value
+    bent, _ = sobel_adjoint(by_normal + row * pixels, y, x, height, width, inside)
+    _, turned = sobel_adjoint(by_normal + planes + row * pixels, y, x, height, width, inside)
+    tl.store(by_phi + place, new + bent + turned, mask=inside)
 
 
 @triton.jit
 def _by_features(
-    before, features, numbers, means, by_force, through, out, objects, depth, pixels, steps,
+    features, centre, numbers, means, by_force, sides, through, out, objects, depth, pixels, steps,
     BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """The gradient by the features, of all iterations at once."""
     group, pixel, inside = _place(pixels, BP)
-    groups = tl.num_programs(1)
+    every = tl.num_programs(1).to(tl.int64) * objects
     feature = tl.arange(0, BD)
     total = tl.zeros([BD, BP], tl.float32)
     along = tl.zeros([BP], tl.float32)
@@ -364,18 +403,18 @@ def _by_features(
             row = group * objects + k
             number = row * (3 + 2 * steps)
             lambda1, lambda2 = tl.load(numbers + number), tl.load(numbers + number + 1)
-            epsilon = tl.load(numbers + number + 3 + step)
-            at = step * groups * objects + row
-            side = 2 * step * groups * objects + row + group * objects
+            at = step * every + row
+            side = 2 * step * every + row + group * objects
             inner = _vector(means + side * depth, depth, BD)
             outer = _vector(means + (side + objects) * depth, depth, BD)
             by = tl.load(by_force + at * pixels + pixel, mask=inside, other=0.0)
-            value = tl.load(before + at * pixels + pixel, mask=inside, other=0.0)
+            within = tl.load(sides + (2 * step * every + row) * pixels + pixel, mask=inside, other=0.0)
+            without = tl.load(sides + ((2 * step + 1) * every + row) * pixels + pixel, mask=inside, other=0.0)
             vectors = through + at * (2 * depth + 1)
             total += (2 * (lambda1 * inner - lambda2 * outer))[:, None] * by[None, :]
-            total += _vector(vectors, depth, BD)[:, None] * arctan_step(value, epsilon)[None, :]
-            total += _vector(vectors + depth, depth, BD)[:, None] * arctan_step(-value, epsilon)[None, :]
+            total += _vector(vectors, depth, BD)[:, None] * within[None, :]
+            total += _vector(vectors + depth, depth, BD)[:, None] * without[None, :]
             along += 2 * (lambda2 - lambda1) * by
-    total += along[None, :] * _tile_of(features, group, pixel, inside, depth, pixels, BD)
+    total += along[None, :] * _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     place = (group * depth + feature.to(tl.int64))[:, None] * pixels + pixel[None, :]
     tl.store(out + place, total, mask=(feature < depth)[:, None] & inside[None, :])
