@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lsseg.cli import bench_chan_vese, bench_data, bench_dmls, bench_instances, bench_losses
+from lsseg.cli import bench_chan_vese, bench_data, bench_dmls, bench_instances, bench_losses, bench_methods
 from lsseg.errors import InputError
 from lsseg.files import write_json
 
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "dmls": bench_dmls,
     "chan_vese": bench_chan_vese,
     "instances": bench_instances,
+    "methods": bench_methods,
     "data": bench_data,
 }
 

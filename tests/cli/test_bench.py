@@ -12,6 +12,7 @@ TINY = {
     "chan_vese": ["--objects", 2, "--features", 4, "--size", 12, "--image-size", 24],
     "dmls": ["--classes", 3, "--size", 32, 40, "--steps", 2, "--encoder", "resnet18", "--memory-encoder", "resnet18"],
     "instances": ["--size", 64, 96, "--objects", 3, "--encoder", "tu-test_resnet.r160_in1k"],
+    "methods": ["--shape", 1, 3, 32, 40, "--encoder", "tu-test_resnet.r160_in1k"],
     "data": ["--size", 64, 96, "--crop", 32, 32, "--images", 4, "--workers", 0, "--batch", 2],
 }
 
