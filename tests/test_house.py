@@ -115,7 +115,7 @@ def needs(files, settings=()):
     return [pytest.mark.extra(name) for name, needed in (("crf", crf), ("weights", weights)) if needed]
 
 
-FAST = ("--data.batch_size=2", "--trainer.fast_dev_run=1", "--wandb.mode=disabled")
+FAST = ("--data.batch_size=2", "--data.num_workers=0", "--trainer.fast_dev_run=1", "--wandb.mode=disabled")
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,11 @@ def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, re
     monkeypatch.setenv("LSSEG_DATA", str(real_data))
     files = (path, *smaller(path))
     if is_overlay(path):
-        place = path.parent if (path.parent / "base.yaml").is_file() else path.parent.parent
-        small = smaller(place / "base.yaml")
+        bases = (path.parent / "base.yaml", path.parent / "gpu_base.yaml", path.parent.parent / "base.yaml")
+        base = next(file for file in bases if file.is_file())
+        small = smaller(base)
         behind = "small.yaml" in path.read_text()  # as its head says
-        files = (place / "base.yaml", *((*small, path) if behind else (path, *small)))
+        files = (base, *((*small, path) if behind else (path, *small)))
     configs = [f"--config={file}" for file in files]
     status, _, err = lsseg(
         "fit", *configs, "--trainer.default_root_dir", tmp_path / "run", *FAST, "--test_after_fit=true"

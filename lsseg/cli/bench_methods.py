@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", type=int, nargs=4, metavar=("B", "C", "H", "W"), help="default: 8 11 320 448, CPU 1")
     parser.add_argument("--encoder", default="tu-tf_efficientnet_lite0", help="of the U-Net, random weights")
     parser.add_argument("--precision", choices=["32", "bf16"], help="default: bf16 on a GPU, 32 on a CPU")
-    parser.set_defaults(repeats=5)
+    parser.set_defaults(repeats=3)
 
 
 def check(options: Any) -> None:
@@ -64,11 +64,11 @@ def _task(name: str, classes: int, encoder: str) -> Any:
     from lsseg.models import DMLS, ChanVeseNet, SmpNet
     from lsseg.tasks import ChanVeseTask, DMLSTask, LevelSetLossTask, SegmentationTask
 
-    network = partial(SmpNet, encoder_name=encoder, encoder_weights=None)
+    network: Any = partial(SmpNet, encoder_name=encoder, encoder_weights=None)
     if name.startswith("dmls"):
         return DMLSTask(classes, network=partial(DMLS, network=network, steps=2, level_set=name == "dmls"))
     if name in ("chan_vese", "convolution"):
-        refiner = partial(ChanVeseNet, network=network, stride=2, features=32, refine=name)
+        refiner: Any = partial(ChanVeseNet, network=network, stride=2, features=32, refine=name)  # type: ignore[arg-type]
         return ChanVeseTask(classes, network=refiner)
     return (LevelSetLossTask if name == "level_set" else SegmentationTask)(classes, network=network)
 

@@ -53,10 +53,8 @@ CONSTANTS = {
     "level_set": {
         "KIND": 1,
         "BC": 32,
-        "BP": 32,
+        "BP": 128,
         "ONE": False,
-        "WIDE": False,
-        "PROGRAM": 1024,
         "ROWS": 8,
         "COLUMNS": 32,
         "MEAN": True,
@@ -67,7 +65,7 @@ CONSTANTS = {
     "distance": {"BP": 256},
 }
 KERNELS = {
-    "level_set": ["_log_sums", "_block_sums", "_add_up", "_energy", "_gradient"],
+    "level_set": ["_block_sums", "_add_up", "_energy", "_gradient"],
     "chan_vese": [
         "_bend",
         "_draw",
@@ -97,7 +95,7 @@ def test_kernels_compile(module, logits, capability, monkeypatch, tmp_path):
     for name in KERNELS[module]:
         kernel = getattr(import_module(f"lsseg.functional.kernels.{module}"), name)
         constants = {n: value for n, value in CONSTANTS[module].items() if n in kernel.arg_names}
-        constants |= {n: 1 for n in ("images",) if n in kernel.arg_names}  # as Triton does
+        constants |= {n: 1 for n in ("by_pixel", "out_by_pixel", "images") if n in kernel.arg_names}  # as Triton does
         types = {"logits": logits, **POINTERS, **NUMBERS, **dict.fromkeys(WHOLE, "i32")}
         if name == "_gradient":
             types["out"] = logits

@@ -1,14 +1,15 @@
 """Triton kernels of the Chan-Vese evolution and its gradient, for :mod:`lsseg.functional.chan_vese` (Homayounfar 2020).
 
-Legend: G groups of K objects that share D features, N iterations, P = H·W pixels. A program either works on BP pixels of
-one group, with all of their features in registers (BD ≥ D of them), one object after the other; or on PLANE pixels of
-one object, where no features are needed.
+Legend: G groups of K objects that share D features, N iterations, P = H·W pixels. A program works on BP pixels of one
+group, with all of their features in registers (BD ≥ D of them), one object after the other; or, where no features are
+needed, on PLANE pixels of one object.
 
 An iteration reads the features twice: for the sums of both sides, and for the step. Backward it reads them twice, too,
-and once more for the gradient by the features, which is written once. They are taken less a centre near their mean: what
-all of a group's features have in common moves nothing, but squares of it would drown the rest in rounding. Sums over
-pixels are made in float32 within a program and in float64 over programs, in a fixed order. Importing this module needs Triton; on a CPU its interpreter
-(``TRITON_INTERPRET=1``) runs the kernels.
+and once more for the gradient by the features, which is written once. They are taken less a centre near their mean:
+what all of a group's features have in common moves nothing, but squares of it would drown the rest in rounding. Sums
+over pixels are made in float32 within a program and in float64 over programs, in a fixed order.
+
+Importing this module needs Triton; on a CPU its interpreter (``TRITON_INTERPRET=1``) runs the kernels.
 """
 
 import torch

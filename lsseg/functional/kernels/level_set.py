@@ -2,10 +2,10 @@
 
 Legend: B images, C classes, P = H·W pixels; a program works on BP pixels of one image, BC classes at a time.
 
-Forward, each program reads its logits once and writes the sums S, A, T of every class and the cross-entropy of some
-thousand pixels, B×chunks×(3C + 1); a second kernel adds up the chunks in float64, a third makes energy and slope of the
-sums. Backward, one kernel reads the logits once and writes the gradient. Nothing is added atomically, so that a shape
-has one order of summation and one result. Of more than 32 classes the logits are read once more, for log Σ exp.
+Forward, each program reads its logits once and writes the sums S, A, T of every class and the cross-entropy of its
+pixels, B×blocks×(3C + 1); a second kernel adds up the blocks in float64, a third makes energy and slope of the sums.
+Backward, one kernel reads the logits once and writes the gradient. Nothing is added atomically, so that a shape has one
+order of summation and one result. Where more classes than a tile holds are read again, they come from the cache.
 
 Importing this module needs Triton; on a CPU its interpreter (``TRITON_INTERPRET=1``) runs the kernels.
 """
@@ -18,11 +18,8 @@ from torch import Tensor
 from lsseg.functional.kernels.shared import PI, arctan_step
 
 KINDS = {"hf": 0, "ahf": 1, "mahf": 2}
-WIDTH = 32  # classes of a tile, at most
-LENGTH = (
-    32  # pixels of a tile, one for each thread of a warp, which has all the classes of its own and adds them up alone
-)
-PIXELS = 1024  # that a program of the forward pass adds up
+ELEMENTS = 4096  # of a tile: 32 for each of 128 threads
+MOST_CLASSES = 128  # of a tile
 
 
 def sums_of(
@@ -40,32 +37,23 @@ def sums_of(
     """
     x, labels = logits.flatten(2), target.flatten(1).contiguous()
     images, classes, pixels = x.shape
-    width = _width(classes)
-    tiles, chunks = triton.cdiv(classes, width), triton.cdiv(pixels, PIXELS)
-    columns = 3 * classes + 1
-    partial = x.new_empty(images, chunks, columns, dtype=torch.float32)
-    total = x.new_empty(images, columns, dtype=torch.float64)
+    width, length = _tile(classes)
+    blocks = triton.cdiv(pixels, length)
+    partial = x.new_empty(images, blocks, 3 * classes + 1, dtype=torch.float32)
+    total = x.new_empty(images, 3 * classes + 1, dtype=torch.float64)
     slope = x.new_empty(images, 2, classes, dtype=torch.float32)
-    # Of more classes than a tile holds, log Σ exp is made first; of fewer, together with the sums.
-    log_sums = x.new_empty((images, pixels) if tiles > 1 else (0,), dtype=torch.float32)
     cross_entropy, energy, inverse_count = (x.new_empty((), dtype=torch.float32) for _ in range(3))
-    tile = {"WIDE": _wide(x), "BC": width, "BP": LENGTH, "num_warps": 1}
     with torch.cuda.device_of(x):
-        if tiles > 1:
-            _log_sums[triton.cdiv(pixels, LENGTH), images](
-                x, labels, log_sums, classes, pixels, *x.stride(), ignore_index, **tile
-            )
-        _block_sums[chunks, images, tiles](
-            x, labels, log_sums, partial, classes, pixels, *x.stride(), ignore_index, epsilon,
-            KIND=KINDS[kind], PROGRAM=PIXELS, ONE=tiles == 1, **tile,
+        _block_sums[blocks, images](
+            x, labels, partial, classes, pixels, *x.stride(), ignore_index, epsilon,
+            KIND=KINDS[kind], BC=width, BP=length, ONE=classes <= width, num_warps=4,
         )  # fmt: skip
-        _add_up[images, triton.cdiv(columns, 16)](partial, total, chunks, columns, ROWS=64, COLUMNS=16)
-        side = triton.next_power_of_2(classes)
-        rows = max(1, min(triton.next_power_of_2(images), 2048 // side))
+        _add_up[images, triton.cdiv(3 * classes + 1, 16)](partial, total, blocks, 3 * classes + 1, ROWS=128, COLUMNS=16)
+        columns = triton.next_power_of_2(classes)
+        rows = max(1, min(triton.next_power_of_2(images), 2048 // columns))
         _energy[(1,)](
-            total, cross_entropy, energy, slope, inverse_count, images, classes,
-            MEAN=mean, ROWS=rows, COLUMNS=side,
-        )  # fmt: skip
+            total, cross_entropy, energy, slope, inverse_count, images, classes, MEAN=mean, ROWS=rows, COLUMNS=columns
+        )
     return cross_entropy, energy, slope, inverse_count
 
 
@@ -82,17 +70,18 @@ def write_gradient(
     """Writes the gradient by the logits into ``out``, whose pixels flatten to a view."""
     x, labels, flat = logits.flatten(2), target.flatten(1).contiguous(), out.flatten(2)
     images, classes, pixels = x.shape
-    width = _width(classes)
+    width, length = _tile(classes)
     with torch.cuda.device_of(x):
-        _gradient[triton.cdiv(pixels, LENGTH), images](
+        _gradient[triton.cdiv(pixels, length), images](
             x, labels, slope.contiguous(), pixel_weight, flat, classes, pixels, *x.stride(), *flat.stride(),
-            ignore_index, epsilon, KIND=KINDS[kind], BC=width, BP=LENGTH, ONE=classes <= width, WIDE=_wide(x), num_warps=1,
+            ignore_index, epsilon, KIND=KINDS[kind], BC=width, BP=length, ONE=classes <= width, num_warps=4,
         )  # fmt: skip
 
 
-def _width(classes: int) -> int:
-    """BC."""
-    return max(4, min(triton.next_power_of_2(classes), WIDTH))
+def _tile(classes: int) -> tuple[int, int]:
+    """BC and BP."""
+    width = max(2, min(triton.next_power_of_2(classes), MOST_CLASSES))
+    return width, min(512, ELEMENTS // width)
 
 
 @triton.jit
@@ -118,115 +107,75 @@ def _delta(z, epsilon, KIND: tl.constexpr):
         return step * (1 - step) * (2 / epsilon)
 
 
-def _wide(x: Tensor) -> bool:
-    """Whether places within an image need 64 bits."""
-    return x.shape[1] * x.stride(1) + x.shape[2] * x.stride(2) >= 2**31
-
-
-# Strides are not specialised: where Triton knows that pixels lie side by side, it gives a thread several of them and
-# spreads the classes over threads, which then have to exchange what they add up.
-STRIDES = ("by_image", "by_class", "by_pixel")
-
-
 @triton.jit
 def _scores(base, place, start, classes, by_class, valid, BC: tl.constexpr):
     """Logits of BC classes at the program's valid pixels; -∞ elsewhere, whatever stands there."""
     label = start + tl.arange(0, BC)
     there = (label < classes)[:, None] & valid[None, :]
-    # Places are 64-bit numbers in large images only: a thread has one for each class.
-    return tl.load(
-        base + (label.to(place.dtype)[:, None] * by_class + place[None, :]), mask=there, other=-float("inf")
-    ).to(tl.float32)
+    return tl.load(base + label.to(tl.int64)[:, None] * by_class + place[None, :], mask=there, other=-float("inf")).to(
+        tl.float32
+    )
 
 
 @triton.jit
-def _place(pixel, by_pixel, WIDE: tl.constexpr):
-    if WIDE:
-        return pixel.to(tl.int64) * by_pixel
-    else:
-        return pixel * by_pixel
-
-
-@triton.jit
-def _labels(target, image, pixel, pixels, ignore):
-    """Which pixels are in the image, their labels, and which are valid."""
+def _pixels(target, pixels, ignore, BP: tl.constexpr):
+    """The program's image and pixels, which of them are in the image, their labels and which are valid."""
+    image = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     inside = pixel < pixels
     label = tl.load(target + image * pixels + pixel, mask=inside, other=ignore).to(tl.int32)
-    return inside, label, inside & (label != ignore)
+    return image, pixel.to(tl.int64), inside, label, inside & (label != ignore)
 
 
 @triton.jit
-def _largest_and_sum(base, place, classes, by_class, valid, BC: tl.constexpr, BP: tl.constexpr):
-    """Of each valid pixel: the largest logit, and the sum of exp(logit - largest), over tiles of classes."""
-    largest = tl.full([BP], -float("inf"), tl.float32)
-    total = tl.zeros([BP], tl.float32)
-    for start in range(0, classes, BC):
-        x = _scores(base, place, start, classes, by_class, valid, BC)
-        larger = tl.where(valid, tl.maximum(largest, tl.max(x, 0)), 0.0)
-        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger[None, :]), 0)
-        largest = larger
+def _largest_and_sum(
+    first, base, place, classes, by_class, valid, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr
+):
+    """Of each valid pixel: the largest logit, and the sum of exp(logit - largest)."""
+    if ONE:
+        largest = tl.where(valid, tl.max(first, 0), 0.0)  # elsewhere a number that does no harm
+        total = tl.sum(tl.exp(first - largest[None, :]), 0)
+    else:
+        largest = tl.full([BP], -float("inf"), tl.float32)
+        total = tl.zeros([BP], tl.float32)
+        for start in range(0, classes, BC):
+            x = _scores(base, place, start, classes, by_class, valid, BC)
+            larger = tl.where(valid, tl.maximum(largest, tl.max(x, 0)), 0.0)
+            total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger[None, :]), 0)
+            largest = larger
     return largest, tl.where(valid, total, 1.0)
 
 
-@triton.jit(do_not_specialize=STRIDES)
-def _log_sums(
-    logits, target, out, classes, pixels, by_image, by_class, by_pixel, ignore,
-    WIDE: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
-):  # fmt: skip
-    """Log Σ exp of every pixel; 0 of void ones."""
-    image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BP + tl.arange(0, BP)
-    inside, _, valid = _labels(target, image, pixel, pixels, ignore)
-    place = _place(pixel, by_pixel, WIDE)
-    largest, total = _largest_and_sum(logits + image * by_image, place, classes, by_class, valid, BC, BP)
-    tl.store(out + image * pixels + pixel, largest + tl.log(total), mask=inside)
-
-
-@triton.jit(do_not_specialize=STRIDES)
+@triton.jit
 def _block_sums(
-    logits, target, log_sums, partial, classes, pixels, by_image, by_class, by_pixel, ignore, epsilon,
-    KIND: tl.constexpr, PROGRAM: tl.constexpr, ONE: tl.constexpr, WIDE: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    logits, target, partial, classes, pixels, by_image, by_class, by_pixel, ignore, epsilon,
+    KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
-    """S, A, T of a tile of classes, and its share in the cross-entropy, over the pixels of a program."""
-    image, tile = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    """S, A, T of every class and the cross-entropy over the pixels of a program."""
+    image, pixel, _, label, valid = _pixels(target, pixels, ignore, BP)
+    place = pixel * by_pixel
     base = logits + image * by_image
-    mine = tile * BC + tl.arange(0, BC)
-    inside_sum = tl.zeros([BC, BP], tl.float32)
-    hits = tl.zeros([BC, BP], tl.float32)
-    sizes = tl.zeros([BC, BP], tl.float32)
-    entropy = tl.zeros([BP], tl.float32)
-    for start in range(0, tl.minimum(PROGRAM, pixels - tl.program_id(0) * PROGRAM), BP):
-        pixel = tl.program_id(0) * PROGRAM + start + tl.arange(0, BP)
-        _, label, valid = _labels(target, image, pixel, pixels, ignore)
-        place = _place(pixel, by_pixel, WIDE)
-        x = _scores(base, place, tile * BC, classes, by_class, valid, BC)
-        if ONE:
-            largest = tl.where(valid, tl.max(x, 0), 0.0)  # elsewhere a number that does no harm
-            grown = tl.exp(x - largest[None, :])
-            total = tl.where(valid, tl.sum(grown, 0), 1.0)
-            p = grown * (1 / total)[None, :]
-            log_sum = largest + tl.log(total)
-        else:
-            log_sum = tl.load(log_sums + image * pixels + pixel, mask=valid, other=0.0)
-            p = tl.exp(x - log_sum[None, :])
-        own = (mine[:, None] == label[None, :]) & valid[None, :]
-        h = tl.where(valid[None, :] & (mine < classes)[:, None], _step(p - 0.5, epsilon, KIND), 0.0)
-        inside_sum += h
-        hits += tl.where(own, h, 0.0)
-        sizes += own.to(tl.float32)
-        if tile == 0:
-            # A label that names no class cannot be refused without waiting for the device: its loss is no number.
-            known = valid & (label >= 0) & (label < classes)
-            at_label = base + label.to(place.dtype) * by_class + place
-            negative_log = log_sum - tl.load(at_label, mask=known, other=0.0).to(tl.float32)
-            entropy += tl.where(valid, tl.where(known, negative_log, float("nan")), 0.0)
+    first = _scores(base, place, 0, classes, by_class, valid, BC)
+    largest, total = _largest_and_sum(first, base, place, classes, by_class, valid, BC, BP, ONE)
     out = partial + (image * tl.num_programs(0) + tl.program_id(0)) * (3 * classes + 1)
-    there = mine < classes
-    tl.store(out + mine, tl.sum(inside_sum, 1), mask=there)
-    tl.store(out + classes + mine, tl.sum(hits, 1), mask=there)
-    tl.store(out + 2 * classes + mine, tl.sum(sizes, 1), mask=there)
-    if tile == 0:
-        tl.store(out + 3 * classes, tl.sum(entropy, 0))
+    at_label = tl.zeros([BP], tl.float32)
+    inverse = 1 / total
+    for start in range(0, classes, BC):
+        x = first if ONE else _scores(base, place, start, classes, by_class, valid, BC)
+        mine = start + tl.arange(0, BC)
+        own = (mine[:, None] == label[None, :]) & valid[None, :]
+        at_label += tl.sum(tl.where(own, x, 0.0), 0)
+        p = tl.exp(x - largest[None, :]) * inverse[None, :]
+        h = tl.where(valid[None, :], _step(p - 0.5, epsilon, KIND), 0.0)
+        there = mine < classes
+        tl.store(out + mine, tl.sum(h, 1), mask=there)
+        tl.store(out + classes + mine, tl.sum(tl.where(own, h, 0.0), 1), mask=there)
+        tl.store(out + 2 * classes + mine, tl.sum(own.to(tl.float32), 1), mask=there)
+    negative_log = largest + tl.log(total) - at_label
+    # A label that names no class cannot be refused without waiting for the device: its loss is no number, and is.
+    known = (label >= 0) & (label < classes)
+    negative_log = tl.where(known, negative_log, float("nan"))
+    tl.store(out + 3 * classes, tl.sum(tl.where(valid, negative_log, 0.0), 0))
 
 
 @triton.jit
@@ -286,65 +235,43 @@ def _energy(
     tl.store(inverse_count, inverse.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=(*STRIDES, "out_by_image", "out_by_class", "out_by_pixel"))
+@triton.jit
 def _gradient(
     logits, target, slope, pixel_weight, out, classes, pixels, by_image, by_class, by_pixel,
     out_by_image, out_by_class, out_by_pixel, ignore, epsilon,
-    KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
-    """p (u - Σ p u) with u = δ ∂E/∂h; the cross-entropy adds its weight times p - 1[label]."""
-    image = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BP + tl.arange(0, BP)
-    inside, label, valid = _labels(target, image, pixel, pixels, ignore)
-    base, place = logits + image * by_image, _place(pixel, by_pixel, WIDE)
-    out += image * out_by_image
-    place_out = _place(pixel, out_by_pixel, WIDE)[None, :]
+    """P (u - Σ p u) with u = δ ∂E/∂h; the cross-entropy adds its weight times p - 1[label]."""
+    image, pixel, inside, label, valid = _pixels(target, pixels, ignore, BP)
+    place = pixel * by_pixel
+    base = logits + image * by_image
+    first = _scores(base, place, 0, classes, by_class, valid, BC)
+    largest, total = _largest_and_sum(first, base, place, classes, by_class, valid, BC, BP, ONE)
+    inverse = 1 / total
     weight = tl.load(pixel_weight)
-    if ONE:
-        mine = tl.arange(0, BC)
-        x = _scores(base, place, 0, classes, by_class, valid, BC)
-        largest = tl.where(valid, tl.max(x, 0), 0.0)
-        grown = tl.exp(x - largest[None, :])
-        p = grown * (1 / tl.where(valid, tl.sum(grown, 0), 1.0))[None, :]
+    mean = tl.zeros([BP], tl.float32)
+    for start in range(0, classes, BC):
+        x = first if ONE else _scores(base, place, start, classes, by_class, valid, BC)
+        p = tl.exp(x - largest[None, :]) * inverse[None, :]
+        mean += tl.sum(p * _by_p(p, slope, image, start, label, classes, epsilon, KIND, BC), 0)
+    place_out = out + image * out_by_image + (pixel * out_by_pixel)[None, :]
+    for start in range(0, classes, BC):
+        x = first if ONE else _scores(base, place, start, classes, by_class, valid, BC)
+        mine = start + tl.arange(0, BC)
         own = mine[:, None] == label[None, :]
-        by_p = _by_p(p, own, slope, image, mine, classes, epsilon, KIND)
-        mean = tl.sum(p * by_p, 0)
-        gradient = _by_logits(p, by_p, mean, weight, own, valid)
+        p = tl.exp(x - largest[None, :]) * inverse[None, :]
+        by_p = _by_p(p, slope, image, start, label, classes, epsilon, KIND, BC)
+        gradient = p * (by_p - (mean - weight)[None, :]) - tl.where(own, weight, 0.0)
+        gradient = tl.where(valid[None, :], gradient, 0.0)
         there = (mine < classes)[:, None] & inside[None, :]
-        tl.store(
-            out + (mine.to(place.dtype)[:, None] * out_by_class + place_out),
-            gradient.to(out.dtype.element_ty),
-            mask=there,
-        )
-    else:
-        largest, total = _largest_and_sum(base, place, classes, by_class, valid, BC, BP)
-        log_sum = largest + tl.log(total)
-        mean = tl.zeros([BP], tl.float32)
-        for start in range(0, classes, BC):
-            mine = start + tl.arange(0, BC)
-            p = tl.exp(_scores(base, place, start, classes, by_class, valid, BC) - log_sum[None, :])
-            by_p = _by_p(p, mine[:, None] == label[None, :], slope, image, mine, classes, epsilon, KIND)
-            mean += tl.sum(p * by_p, 0)
-        for start in range(0, classes, BC):
-            mine = start + tl.arange(0, BC)
-            own = mine[:, None] == label[None, :]
-            p = tl.exp(_scores(base, place, start, classes, by_class, valid, BC) - log_sum[None, :])
-            by_p = _by_p(p, own, slope, image, mine, classes, epsilon, KIND)
-            gradient = _by_logits(p, by_p, mean, weight, own, valid)
-            there = (mine < classes)[:, None] & inside[None, :]
-            place_of = mine.to(place.dtype)[:, None] * out_by_class + place_out
-            tl.store(out + place_of, gradient.to(out.dtype.element_ty), mask=there)
+        tl.store(place_out + mine.to(tl.int64)[:, None] * out_by_class, gradient.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
-def _by_p(p, own, slope, image, mine, classes, epsilon, KIND: tl.constexpr):
+def _by_p(p, slope, image, start, label, classes, epsilon, KIND: tl.constexpr, BC: tl.constexpr):
     """u: what the energy changes by with each probability."""
+    mine = start + tl.arange(0, BC)
     everywhere = tl.load(slope + image * 2 * classes + mine, mask=mine < classes, other=0.0)
     at_label = tl.load(slope + image * 2 * classes + classes + mine, mask=mine < classes, other=0.0)
+    own = mine[:, None] == label[None, :]
     return _delta(p - 0.5, epsilon, KIND) * (everywhere[:, None] + tl.where(own, at_label[:, None], 0.0))
-
-
-@triton.jit
-def _by_logits(p, by_p, mean, weight, own, valid):
-    gradient = p * (by_p - (mean - weight)[None, :]) - tl.where(own, weight, 0.0)
-    return tl.where(valid[None, :], gradient, 0.0)
