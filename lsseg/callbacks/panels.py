@@ -78,18 +78,18 @@ class Panels(pl.Callback):
             image = batch["image"][i].permute(1, 2, 0).float().cpu().numpy()
             truth, prediction = batch["mask"][i].cpu().numpy(), outputs["prediction"][i].cpu().numpy()
             shown = self._shown(truth, prediction, data.class_names)
-            name = batch["name"][i]
+            name, file = batch["name"][i], _file_name(batch["name"][i])
             title = f"{name}, step {max(trainer.global_step, task.trained_steps)}"
             figure = panel(image, truth, prediction, values, data.class_names, data.palette, shown, title)
-            _save(figure, folder / f"{stage}-{name}.png", f"panels/{stage}", title, trainer)
+            _save(figure, folder / f"{stage}-{file}.png", f"panels/{stage}", title, trainer)
             if steps:
                 labels = [step[place].argmax(0).cpu().numpy() for step in steps]
                 phis = [task.phi(step[place : place + 1])[0, shown].cpu().numpy() for step in steps]
                 colours = (data.class_names, data.palette)
                 figure = steps_panel(image, truth, labels, phis, shown, *colours, title, task.first_step)
-                _save(figure, folder / f"{stage}-{name}-steps.png", f"panels/{stage}_steps", title, trainer)
+                _save(figure, folder / f"{stage}-{file}-steps.png", f"panels/{stage}_steps", title, trainer)
             self._draw_evolution(
-                trainer, image, task.evolving_objects(batch["image"][i], data.class_names, OBJECTS), stage, name, title
+                trainer, image, task.evolving_objects(batch["image"][i], data.class_names, OBJECTS), stage, file, title
             )
             if stage == "test":
                 parts = {
@@ -97,7 +97,7 @@ class Panels(pl.Callback):
                     "truth": colorize(truth, data.palette),
                     "prediction": colorize(prediction, data.palette),
                 }
-                _save_plain(parts, folder, name)
+                _save_plain(parts, folder, file)
 
     def _draw_instances(
         self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, stage: str, chosen: list[int]
@@ -115,32 +115,37 @@ class Panels(pl.Callback):
             }
             if task.network.evolution == "none":
                 masks.pop("initial")
-            name = batch["name"][i]
+            name, file = batch["name"][i], _file_name(batch["name"][i])
             title = f"{name}, step {max(trainer.global_step, task.trained_steps)}"
             truth = true_masks(batch["instances"][i], size)
             figure = objects_panel(image, truth, list(masks.items()), title)
-            _save(figure, folder / f"{stage}-{name}.png", f"panels/{stage}", title, trainer)
+            _save(figure, folder / f"{stage}-{file}.png", f"panels/{stage}", title, trainer)
             evolving = task.evolving_objects(batch["image"][i], found, trainer.datamodule.class_names, OBJECTS)
-            self._draw_evolution(trainer, image, evolving, stage, name, title)
+            self._draw_evolution(trainer, image, evolving, stage, file, title)
             if stage == "test":
                 parts = {
                     "image": bytes_of(image).round().astype(np.uint8),
                     "truth": draw_objects(image, truth),
                     "prediction": draw_objects(image, masks["final"]),
                 }
-                _save_plain(parts, folder, name)
+                _save_plain(parts, folder, file)
 
     def _draw_evolution(
-        self, trainer: pl.Trainer, image: Any, objects: list[EvolvingObject], stage: str, name: str, title: str
+        self, trainer: pl.Trainer, image: Any, objects: list[EvolvingObject], stage: str, file: str, title: str
     ) -> None:
         if objects:
-            path = Path(trainer.default_root_dir) / "panels" / f"{stage}-{name}-evolution.png"
+            path = Path(trainer.default_root_dir) / "panels" / f"{stage}-{file}-evolution.png"
             _save(evolution_panel(image, objects, title), path, f"panels/{stage}_evolution", title, trainer)
 
     def _shown(self, truth: Any, prediction: Any, names: tuple[str, ...]) -> int:
         if self.phi_class is not None:
             return names.index(self.phi_class)
         return hardest_class(truth, prediction, len(names))
+
+
+def _file_name(name: str) -> str:
+    """An image's name, which may be a path, as part of a file's name."""
+    return name.replace("/", "__")
 
 
 def _save(figure: Figure, path: Path, key: str, title: str, trainer: pl.Trainer) -> None:
@@ -151,7 +156,7 @@ def _save(figure: Figure, path: Path, key: str, title: str, trainer: pl.Trainer)
             logger.log_image(key, [str(path)], caption=[title])
 
 
-def _save_plain(parts: dict[str, Any], folder: Path, name: str) -> None:
+def _save_plain(parts: dict[str, Any], folder: Path, file: str) -> None:
     """The pictures by themselves, for the report's comparison of methods."""
     for part, picture in parts.items():
-        Image.fromarray(picture).save(folder / f"plain-{name}-{part}.png")
+        Image.fromarray(picture).save(folder / f"plain-{file}-{part}.png")

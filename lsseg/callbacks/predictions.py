@@ -58,6 +58,7 @@ class SavePredictions(pl.Callback):
         self.contours = contours
         self.score = score
         self.submission = submission
+        self._names: dict[str, str] = {}  # path of an image → what its files are called
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Check the class names and the files' names before anything runs."""
@@ -78,21 +79,23 @@ class SavePredictions(pl.Callback):
                 "Cityscapes, CityscapesInstances and ADE20K have"
             )
         if stage == "predict":
-            self._check_collisions(self._folder(trainer), trainer.datamodule.predict_images().paths)
+            images = trainer.datamodule.predict_images()
+            self._names = dict(zip(map(str, images.paths), images.names, strict=True))
+            self._check_collisions(self._folder(trainer), images.paths, images.names)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Write the files of one batch."""
-        folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)  # not before there is something to write
         for i, path in enumerate(map(Path, outputs["path"])):
+            stem = self._folder(trainer) / self._names[str(path)]
+            stem.parent.mkdir(parents=True, exist_ok=True)  # not before there is something to write
             if self.submission:
-                self._submit(pl_module, outputs, i, path.stem, trainer.datamodule.file_values, folder)
+                self._submit(pl_module, outputs, i, path.stem, trainer.datamodule.file_values, self._folder(trainer))
             elif pl_module.kind == "instances":
-                self._save_objects(pl_module, outputs, batch, i, path, trainer.datamodule.class_names, folder)
+                self._save_objects(pl_module, outputs, batch, i, path, trainer.datamodule, stem)
             else:
-                self._save_image(pl_module, outputs, batch, i, path, trainer.datamodule, folder)
+                self._save_image(pl_module, outputs, batch, i, path, trainer.datamodule, stem)
 
     @staticmethod
     def _submit(task: Any, outputs: Any, i: int, stem: str, file_values: tuple[int, ...], folder: Path) -> None:
@@ -101,36 +104,36 @@ class SavePredictions(pl.Callback):
         else:
             save_server_labels(outputs["prediction"][i].cpu().numpy(), file_values, folder / f"{stem}.png")
 
-    def _save_image(self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, folder: Path) -> None:
+    def _save_image(self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, stem: Path) -> None:
         names, palette = data.class_names, data.palette
         labels = outputs["prediction"][i].cpu().numpy().astype(np.uint8)
-        self._save_labels(labels, palette, folder / f"{path.stem}.png")
-        Image.fromarray(overlay(read_image(path), labels, palette)).save(folder / f"{path.stem}_overlay.png")
+        self._save_labels(labels, palette, beside(stem, ".png"))
+        pixels = read_image(path, data.value_range)
+        Image.fromarray(overlay(pixels, labels, palette)).save(beside(stem, "_overlay.png"))
         for label, name in enumerate(names):
             if name in self.phi or "all" in self.phi:
                 values = outputs["phi"][i, label].cpu().numpy().astype(np.float32)
-                self._save_phi(values, folder / f"{path.stem}_phi_{name.replace('/', '_')}")
+                self._save_phi(values, beside(stem, f"_phi_{name.replace('/', '_')}"))
         if self.steps:
             size = outputs["prediction"].shape[-2:]
-            self._save_steps(task, batch["image"][i : i + 1], size, path, data, folder)
+            self._save_steps(task, batch["image"][i : i + 1], size, pixels, data, stem)
 
-    def _save_objects(
-        self, task: Any, outputs: Any, batch: Any, i: int, path: Path, names: tuple[str, ...], folder: Path
-    ) -> None:
+    def _save_objects(self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, stem: Path) -> None:
+        names = data.class_names
         found, objects = outputs["detections"][i], outputs["objects"][i]
         sure = int((found.scores >= self.score).sum())  # the best come first
         objects = {key: values[:sure] for key, values in objects.items()}
         masks = objects["masks"].cpu().numpy()
-        pixels = read_image(path)
-        Image.fromarray(object_map(masks, pixels.shape[:2])).save(folder / f"{path.stem}.png")
-        Image.fromarray(draw_objects(pixels, masks)).save(folder / f"{path.stem}_overlay.png")
+        pixels = read_image(path, data.value_range)
+        Image.fromarray(object_map(masks, pixels.shape[:2])).save(beside(stem, ".png"))
+        Image.fromarray(draw_objects(pixels, masks)).save(beside(stem, "_overlay.png"))
         records = object_records(objects, found.masks.final[:sure], names, self.contours)
-        write_json(folder / f"{path.stem}.json", records)
+        write_json(beside(stem, ".json"), records)
         if self.steps:
             evolving = task.evolving_objects(batch["image"][i], found, names, min(sure, OBJECTS))
             if evolving:
                 moved = [thing._replace(box=tuple(objects["boxes"][k].tolist())) for k, thing in enumerate(evolving)]
-                evolution_panel(pixels, moved, path.stem).savefig(folder / f"{path.stem}_evolution.png")
+                evolution_panel(pixels, moved, stem.name).savefig(beside(stem, "_evolution.png"))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say where the files are."""
@@ -139,10 +142,10 @@ class SavePredictions(pl.Callback):
             print(f"{count} prediction(s) in {self._folder(trainer)}")
 
     @staticmethod
-    def _check_collisions(folder: Path, images: list[Path]) -> None:
+    def _check_collisions(folder: Path, images: list[Path], names: list[str]) -> None:
         if folder.resolve() in {path.resolve().parent for path in images}:
             raise InputError(f"predictions.output {folder} holds the images themselves; choose another folder")
-        stems = {path.stem for path in images}
+        stems = set(names)
         for stem in stems:
             derived = re.fullmatch(r"(.+)_(overlay|steps|step\d+|evolution|phi_.+)", stem)
             if derived and derived[1] in stems:
@@ -153,24 +156,23 @@ class SavePredictions(pl.Callback):
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.output) if self.output else Path(trainer.default_root_dir) / "predictions"
 
-    def _save_steps(self, task: Any, image: Any, size: Any, path: Path, data: Any, folder: Path) -> None:
+    def _save_steps(self, task: Any, image: Any, size: Any, pixels: Any, data: Any, stem: Path) -> None:
         scores = [F.interpolate(s.float(), size, mode="bilinear", align_corners=False) for s in task.evolution(image)]
         if not scores:
             raise InputError("predictions.steps: this network has no steps; it predicts once")
         labels = [s[0].argmax(0).cpu().numpy().astype(np.uint8) for s in scores]
         for number, one in enumerate(labels, start=task.first_step):
-            self._save_labels(one, data.palette, folder / f"{path.stem}_step{number}.png")
+            self._save_labels(one, data.palette, beside(stem, f"_step{number}.png"))
         named = [data.class_names.index(name) for name in self.phi if name != "all"]
         shown = named[0] if named else _most_changed(labels)
         phi = [task.phi(s)[0, shown].cpu().numpy() for s in scores]
-        pixels = read_image(path)
         names, palette = data.class_names, data.palette
-        figure = steps_panel(pixels, None, labels, phi, shown, names, palette, path.stem, task.first_step)
-        figure.savefig(folder / f"{path.stem}_steps.png")
+        figure = steps_panel(pixels, None, labels, phi, shown, names, palette, stem.name, task.first_step)
+        figure.savefig(beside(stem, "_steps.png"))
         evolving = task.evolving_objects(image[0], names, OBJECTS)
         if evolving:
             small = image[0].permute(1, 2, 0).float().cpu().numpy()
-            evolution_panel(small, evolving, path.stem).savefig(folder / f"{path.stem}_evolution.png")
+            evolution_panel(small, evolving, stem.name).savefig(beside(stem, "_evolution.png"))
 
     @staticmethod
     def _save_labels(labels: Any, palette: Any, path: Path) -> None:
@@ -180,10 +182,15 @@ class SavePredictions(pl.Callback):
 
     @staticmethod
     def _save_phi(values: Any, stem: Path) -> None:
-        np.save(stem.with_name(stem.name + ".npy"), values)
+        np.save(beside(stem, ".npy"), values)
         reach = float(np.abs(values).max()) or 1.0
         colors = colormaps["RdBu_r"](values / (2 * reach) + 0.5)[..., :3]
-        Image.fromarray((colors * 255).round().astype(np.uint8)).save(stem.with_name(stem.name + ".png"))
+        Image.fromarray((colors * 255).round().astype(np.uint8)).save(beside(stem, ".png"))
+
+
+def beside(stem: Path, ending: str) -> Path:
+    """A file of an image: its name, which may hold dots, and an ending."""
+    return stem.with_name(stem.name + ending)
 
 
 def _most_changed(labels: list[Any]) -> int:

@@ -4,6 +4,7 @@ from lsseg.data.ade20k import ADE20K
 from lsseg.data.camvid import CamVid
 from lsseg.data.cityscapes import Cityscapes, CityscapesInstances
 from lsseg.data.coco import COCO2017, CarParts, CocoInstances
+from lsseg.data.coco_folder import CocoFolder
 from lsseg.data.folder import FolderSegmentation
 from lsseg.data.instances import InstanceData, Instances, InstanceSource
 from lsseg.data.lvis import LVIS
@@ -27,6 +28,7 @@ __all__ = [
     "CarParts",
     "Cityscapes",
     "CityscapesInstances",
+    "CocoFolder",
     "CocoInstances",
     "DataModule",
     "FilePairs",

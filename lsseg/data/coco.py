@@ -1,88 +1,27 @@
 """Instance data sets in COCO's format: one JSON file and one folder of images for each split."""
 
-import json
-from collections import defaultdict
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
+from lsseg.data.checks import refuse_all
+from lsseg.data.classes import display_color
 from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE
-from lsseg.data.folder import display_color
-from lsseg.data.instances import InstanceData, Instances, InstanceSource, from_masks
+from lsseg.data.coco_file import BrokenSegmentation, CocoFile, checked_code, class_names, decoded
+from lsseg.data.instances import InstanceData, Instances, from_masks
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import Split
+from lsseg.data.pixels import ValueRange, check_value_range, image_size, read_image, turned
 from lsseg.data.root import check_count, existing_root
-from lsseg.data.source import read_image
+from lsseg.data.source import distinct_names
 from lsseg.errors import InputError
 
-KEYS = ("images", "annotations", "categories")
-FIELDS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"image_id": int, "category_id": int},
-    "categories": {"id": int, "name": str},
-}
-# A point farther out than this many image sides is a mistake; the library that fills polygons would not survive it.
-FAR = 4
 COUNTS_2017 = {"train": 118287, "val": 5000, "test": 5000}
-
-
-class CocoFile:
-    """What a COCO annotation file says, checked for what is needed of it.
-
-    Args:
-        path: The JSON file.
-
-    Raises:
-        InputError: If it is missing, no JSON, or lacks images, annotations or categories.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            content = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise InputError(f"{path} does not exist") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
-        for key in KEYS:
-            if not isinstance(content, dict) or not isinstance(content.get(key), list):
-                raise InputError(f"{path} is no COCO instance file: it lacks the list `{key}`")
-        content["images"] = [self.named(entry) for entry in content["images"]]
-        for key, fields in FIELDS.items():
-            for entry in content[key]:
-                for field, kind in fields.items():
-                    if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
-                        raise InputError(f"{path}: an entry of `{key}` lacks a proper `{field}`: {str(entry)[:80]}")
-        self.images: list[dict[str, Any]] = content["images"]
-        self.categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        known = {entry["id"] for entry in self.images}
-        for annotation in content["annotations"]:
-            if annotation["image_id"] not in known:
-                raise InputError(
-                    f"{path}: annotation {annotation.get('id')} is of an image that the file does not list"
-                )
-            self.annotations[annotation["image_id"]].append(annotation)
-
-    def named(self, entry: Any) -> Any:
-        """An image's entry with ``file_name``, for formats that say it otherwise."""
-        return entry
-
-    def labels(self, names: Sequence[str]) -> dict[int, int]:
-        """Category id → label, by name: files of one data set may number their categories differently.
-
-        Raises:
-            InputError: If the file lacks one of the names.
-        """
-        known = {str(category["name"]): category["id"] for category in self.categories}
-        for name in names:
-            if name not in known:
-                raise InputError(f"data.categories: {name!r} is none of {', '.join(known)} in {self.path}")
-        return {known[name]: label for label, name in enumerate(names)}
+SHOWN = 5  # ids of annotations in a warning
 
 
 class CocoObjects:
@@ -93,20 +32,34 @@ class CocoObjects:
         folder: Where the images are.
         labels: Category id → label; objects of other categories are left out.
         images: Entries of the file's images; None is all of them.
+        value_range: Of images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
     """
 
     def __init__(
-        self, file: CocoFile, folder: Path, labels: dict[int, int], images: Sequence[dict[str, Any]] | None = None
+        self,
+        file: CocoFile,
+        folder: Path,
+        labels: dict[int, int],
+        images: Sequence[dict[str, Any]] | None = None,
+        value_range: ValueRange | None = None,
     ) -> None:
         self.file, self.folder, self.labels = file, folder, labels
         self.images = list(file.images if images is None else images)
+        self.value_range = value_range
+        self._names = distinct_names([entry["file_name"].replace("\\", "/") for entry in self.images])
 
     def __len__(self) -> int:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Stem of the image file."""
-        return Path(self.images[index]["file_name"]).stem
+        """Stem of the image file, or as much of its path as makes it the only one of its name."""
+        return self._names[index]
+
+    def path(self, index: int) -> Path:
+        """The image's file; folders may be divided by backslashes, as Windows does."""
+        name = str(self.images[index]["file_name"])
+        path = self.folder / name
+        return self.folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
         """Decode one image and the masks of its objects.
@@ -115,52 +68,61 @@ class CocoObjects:
             InputError: If the image is missing or corrupt, or a segmentation cannot be decoded; names the file and the
                 annotation.
         """
-        entry = self.images[index]
-        image = read_image(self.folder / entry["file_name"])
+        image = read_image(self.path(index), self.value_range)
         size = (image.shape[0], image.shape[1])
-        if size != (entry.get("height", size[0]), entry.get("width", size[1])):
-            raise InputError(
-                f"{self.folder / entry['file_name']} is {size[0]}×{size[1]}, but {self.file.path} says "
-                f"{entry['height']}×{entry['width']}"
-            )
-        wanted = [a for a in self.file.annotations[entry["id"]] if a["category_id"] in self.labels]
-        masks = [self._mask(annotation, size) for annotation in wanted]
+        self._compare_size(index, size)
+        wanted = self._wanted(index)
+        masks = [decoded(self._code(annotation, size), size) for annotation in wanted]
         labels = [self.labels[annotation["category_id"]] for annotation in wanted]
         return image, from_masks(masks, labels, [bool(a.get("iscrowd", 0)) for a in wanted], size)
 
-    def _mask(self, annotation: dict[str, Any], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-        code: Any = annotation.get("segmentation")
-        if not _is_polygons(code, FAR * max(size)) and not (
-            isinstance(code, dict) and code.keys() >= {"size", "counts"}
-        ):
-            raise self._broken(annotation, "it is neither a list of polygons nor a run-length code")
+    def check(self) -> list[Any]:
+        """Look at every image's file and every annotation, without decoding them.
+
+        Returns:
+            The ids of the annotations that have no pixel.
+
+        Raises:
+            InputError: With all that is wrong.
+        """
+        problems: list[str] = []
+        empty: list[Any] = []
+        for index in range(len(self)):
+            try:
+                size = image_size(self.path(index))
+                self._compare_size(index, size)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            for annotation in self._wanted(index):
+                try:
+                    if self._code(annotation, size) is None:
+                        empty.append(annotation.get("id"))
+                except InputError as error:
+                    problems.append(str(error))
+        refuse_all(str(self.file.path), problems)
+        return empty
+
+    def _wanted(self, index: int) -> list[dict[str, Any]]:
+        own = self.file.annotations.get(self.images[index]["id"], [])
+        return [annotation for annotation in own if annotation["category_id"] in self.labels]
+
+    def _compare_size(self, index: int, size: tuple[int, int]) -> None:
+        entry = self.images[index]
+        said = (entry.get("height") or size[0], entry.get("width") or size[1])
+        if said != size:
+            path = self.path(index)
+            raise InputError(
+                f"{path} is {size[0]}×{size[1]}{turned(path)}, but {self.file.path} says {said[0]}×{said[1]}"
+            )
+
+    def _code(self, annotation: dict[str, Any], size: tuple[int, int]) -> Any:
         try:
-            if isinstance(code, list):
-                code = coco_mask.merge(coco_mask.frPyObjects(code, *size))
-            elif isinstance(code["counts"], list):
-                code = coco_mask.frPyObjects(code, *size)
-            mask: npt.NDArray[np.bool_] = coco_mask.decode(code).astype(bool)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise self._broken(annotation, str(error)) from error
-        if mask.shape != size:
-            raise self._broken(annotation, f"it is of an image of {mask.shape[0]}×{mask.shape[1]}")
-        return mask
-
-    def _broken(self, annotation: dict[str, Any], reason: str) -> InputError:
-        return InputError(
-            f"{self.file.path}: the segmentation of annotation {annotation.get('id')} cannot be decoded: {reason}"
-        )
-
-
-def _is_polygons(code: Any, limit: float) -> bool:
-    """Whether it is a list of polygons, each x, y, x, y, … of three points or more, none farther out than a limit."""
-    return isinstance(code, list) and len(code) > 0 and all(_is_polygon(line, limit) for line in code)
-
-
-def _is_polygon(line: Any, limit: float) -> bool:
-    if not isinstance(line, list) or len(line) < 6 or len(line) % 2:
-        return False
-    return all(isinstance(x, int | float) and abs(x) <= limit for x in line)
+            return checked_code(annotation, size)
+        except BrokenSegmentation as error:
+            raise InputError(
+                f"{self.file.path}: the segmentation of annotation {annotation.get('id')} cannot be decoded: {error}"
+            ) from error
 
 
 class CocoInstances(InstanceData):
@@ -179,6 +141,8 @@ class CocoInstances(InstanceData):
         val_fraction: The share of the training images that validates where there is no split for it.
         split_seed: Of that choice; it does not depend on the run's seed.
         categories: Names of the categories to use, in this order; null is all, in the order of their ids.
+        value_range: The values that are black and white in images that are not 8-bit; null is the range of the files'
+            format.
         **options: See :class:`InstanceData`.
     """
 
@@ -197,9 +161,12 @@ class CocoInstances(InstanceData):
         val_fraction: float = 0.15,
         split_seed: int = 0,
         categories: list[str] | None = None,
+        value_range: ValueRange | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        check_value_range(value_range)
+        self.value_range = value_range
         if not 0 < val_fraction < 1:
             raise InputError(f"data.val_fraction must lie in (0, 1), not {val_fraction}")
         if (val is None) != (val_images is None):
@@ -210,16 +177,15 @@ class CocoInstances(InstanceData):
             self.splits["val"] = (val, val_images)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self._files: dict[str, CocoFile] = {}
-        names = (
-            [str(category["name"]) for category in self._file(test).categories] if categories is None else categories
-        )
+        self._checked: set[Split] = set()
+        names = self._all_names(test) if categories is None else categories
         if not names or len(set(names)) < len(names):
             raise InputError(f"data.categories must be different names, at least one, not {names}")
         self._file(test).labels(names)
         self.class_names = tuple(names)
         self.palette = tuple(display_color(label + 1) for label in range(len(names)))
 
-    def source(self, split: Split) -> InstanceSource:
+    def source(self, split: Split) -> CocoObjects:
         """The objects of a split; raises ``InputError`` where files are missing or broken."""
         name, folder = self.splits.get(split, self.splits["train"])
         file = self._file(name)
@@ -236,7 +202,41 @@ class CocoInstances(InstanceData):
         )
         if not any(True for _ in single):
             raise InputError(f"the {split} split has no object: {file.path} annotates none of its {len(images)} images")
-        return CocoObjects(file, self.root / folder, labels, images)
+        return CocoObjects(file, self.root / folder, labels, images, self.value_range)
+
+    def check(self, *splits: Split) -> None:
+        """Look at all files of the splits, before anything is spent on training.
+
+        Raises:
+            InputError: With all that is wrong.
+        """
+        for split in splits:
+            if split in self._checked:
+                continue
+            source = self.source(split)
+            empty = source.check()
+            if empty:
+                some = ", ".join(map(str, empty[:SHOWN])) + (", …" if len(empty) > SHOWN else "")
+                warnings.warn(
+                    f"{source.file.path}: {len(empty)} annotations have no pixel (no segmentation, or fewer than three "
+                    f"points) and are left out: {some}",
+                    stacklevel=2,
+                )
+            self._checked.add(split)
+        super().check(*splits)
+
+    def _all_names(self, test: str) -> list[str]:
+        """The names of the test file's categories; all files are asked whether a doubtful one has objects."""
+        file = self._file(test)
+        names = class_names(file, set())
+        if len(names) == len(file.categories):
+            return names
+        used: set[str] = set()
+        for name, _ in self.splits.values():
+            other = self._file(name)
+            ids = other.used()
+            used |= {str(category["name"]) for category in other.categories if category["id"] in ids}
+        return class_names(file, {category["id"] for category in file.categories if category["name"] in used})
 
     def _file(self, name: str) -> CocoFile:
         if name not in self._files:
@@ -260,7 +260,7 @@ class COCO2017(CocoInstances):
         self.palette = COCO_PALETTE
         self.partial = partial
 
-    def source(self, split: Split) -> InstanceSource:
+    def source(self, split: Split) -> CocoObjects:
         """The objects of a split; raises ``InputError`` where files are missing, broken, or too few."""
         source = super().source(split)
         check_count(self.root, f"{split} (2017)", len(source), COUNTS_2017[split], self.partial)

@@ -1,40 +1,50 @@
 """A user's own images and masks, without a line of Python."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from lsseg.data.checks import check_pairs
+from lsseg.data.classes import read_classes
 from lsseg.data.loading import derived_seed
-from lsseg.data.module import Color, SegmentationData, Split
+from lsseg.data.module import SPLITS, SegmentationData, Split
+from lsseg.data.pixels import ValueRange, check_value_range
 from lsseg.data.root import existing_root
-from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
+from lsseg.data.source import FilePairs, images_below, matched, same_name
 from lsseg.errors import InputError
 
 
 class FolderSegmentation(SegmentationData):
-    """``images/``, ``masks/`` (index or palette PNG of the same stems) and ``classes.yaml`` in one folder.
+    """``images/``, ``masks/`` (index or palette PNG of the same names) and ``classes.yaml`` in one folder.
 
     ``classes.yaml`` lists the class names in the order of their labels::
 
         classes: [background, cell, nucleus]
 
-    or gives each its value in the mask files and its display colour::
+    or gives each its value in the mask files and its display colour, or the colour that stands for it in the files::
 
         classes:
-          background: {value: 0, color: [0, 0, 0]}
-          cell: {value: 128, color: [220, 60, 60]}
-        void: [255]          # values that count for nothing (255 always does)
+          background: {value: 0, color: [0, 0, 0]}    # or background: 0
+          cell: {value: 128, color: [220, 60, 60]}    # or cell: [220, 60, 60], if the masks are coloured
+        void: [255]          # values (or colours) that count for nothing (255 always does, unless it is a class)
 
     Splits, the first that is there: subfolders ``images/train``, ``images/val``, ``images/test`` (and the same under
-    ``masks/``); lists ``train.txt``, ``val.txt``, ``test.txt`` of stems, one a line; or a seeded random split.
+    ``masks/``); lists ``train.txt``, ``val.txt``, ``test.txt`` of names, one a line; or a seeded random split. Folders
+    or lists without ``val`` hold out a share of ``train``. Images may lie in deeper folders, and their masks in the
+    same ones.
 
     Args:
         root: The folder.
         val_fraction: Share of a random split that validates.
         test_fraction: Share of a random split that is held out for the test.
         split_seed: Of the random split; it does not depend on the run's seed.
+        images_folder: Of the images, below the root.
+        masks_folder: Of the masks.
+        mask_suffix: What the masks' names add to the images', such as ``_mask``; null finds out.
+        value_range: The values that are black and white in images that are not 8-bit, such as ``[0, 4095]`` of a 12-bit
+            camera; null is the range of the files' format (65535 of 16 bits, 1 of floating point numbers).
         **options: See :class:`SegmentationData`.
     """
 
@@ -44,115 +54,138 @@ class FolderSegmentation(SegmentationData):
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 0,
+        images_folder: str = "images",
+        masks_folder: str = "masks",
+        mask_suffix: str | None = None,
+        value_range: ValueRange | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             raise InputError("data.val_fraction and data.test_fraction must be at least 0 and sum to less than 1")
+        check_value_range(value_range)
         self.root = existing_root(root, root, "give the folder that holds images/, masks/ and classes.yaml")
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed
-        names, self.palette, self.labels = read_classes(self.root / "classes.yaml")
-        self.class_names = names
+        self.images_folder, self.masks_folder = self.root / images_folder, self.root / masks_folder
+        self.mask_suffix = mask_suffix
+        self.value_range = value_range
+        self.classes = read_classes(self.root / "classes.yaml")
+        self.class_names, self.palette = self.classes.names, self.classes.palette
+        self._checked: set[Split] = set()
+        self._said_held_out, self._said_twice = False, set[tuple[str, str]]()
 
-    def source(self, split: Split) -> Source:
+    def source(self, split: Split) -> FilePairs:
         """The pairs of a split; raises ``InputError`` where folders, masks or listed images are missing."""
-        images, masks = self.root / "images", self.root / "masks"
-        if any((images / part).is_dir() for part in ("train", "val", "test")):
-            pairs = pair_up(list_images(images / split), masks / split)
-        else:
-            pairs = pair_up(self._listed(split, list_images(images)), masks)
-        return FilePairs(pairs, self.labels)
+        names, pairs = zip(*self._pairs(split).items(), strict=True)
+        return FilePairs(pairs, self.classes.labels, names, self.classes.colors, self.value_range)
 
-    def _listed(self, split: Split, images: list[Path]) -> list[Path]:
-        listing = self.root / f"{split}.txt"
-        if listing.is_file():
-            by_stem = {path.stem: path for path in images}
-            names = [line.strip() for line in listing.read_text(errors="replace").splitlines() if line.strip()]
-            stems = [name if name in by_stem else Path(name).stem for name in names]
-            for name, stem in zip(names, stems, strict=True):
-                if stem not in by_stem:
-                    raise InputError(f"{listing} names {name!r}, but there is no such image in {self.root / 'images'}")
-            return [by_stem[stem] for stem in stems]
-        if any((self.root / f"{other}.txt").is_file() for other in ("train", "val", "test")):
-            raise InputError(f"{listing} is missing: give all of train.txt, val.txt and test.txt, or none")
+    def check(self, *splits: Split) -> None:
+        """Look at all files of the splits, before anything is spent on training.
+
+        Raises:
+            InputError: With all that is wrong: missing masks, other sizes, labels that are no class.
+        """
+        super().check(*splits)
+        for split in splits:
+            if split not in self._checked:
+                check_pairs(self.source(split), split, self.classes, self.root / "classes.yaml")
+                self._checked.add(split)
+        if "train" in splits:
+            self._compare_lists()
+
+    def _pairs(self, split: Split) -> dict[str, tuple[Path, Path]]:
+        parts = self._parts()
+        if not parts:
+            images = self._listed(split, images_below(self.images_folder))
+            return matched(images, self.masks_folder, self.mask_suffix)
+        if "val" not in parts and split in ("train", "val"):
+            kept, held = self._held_out(images_below(self.images_folder / "train"))
+            return matched(held if split == "val" else kept, self.masks_folder / "train", self.mask_suffix)
+        part = parts.get(split, split)
+        return matched(images_below(self.images_folder / part), self.masks_folder / part, self.mask_suffix)
+
+    def _parts(self) -> dict[str, str]:
+        """The subfolders of the splits, by split; none where the images are not divided so."""
+        names = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+        found = {
+            split: next((name for name in known if (self.images_folder / name).is_dir()), None)
+            for split, known in names.items()
+        }
+        return {split: name for split, name in found.items() if name is not None}
+
+    def _listed(self, split: Split, images: dict[str, Path]) -> dict[str, Path]:
+        lists = {part: self.root / f"{part}.txt" for part in SPLITS if (self.root / f"{part}.txt").is_file()}
+        if split in lists:
+            listed = self._named(lists[split], images)
+            return self._held_out(listed)[0] if split == "train" and "val" not in lists else listed
+        if lists:
+            if split == "val" and "train" in lists:
+                return self._held_out(self._named(lists["train"], images))[1]
+            raise InputError(
+                f"{self.root / f'{split}.txt'} is missing: give all of train.txt, val.txt and test.txt, or none"
+            )
         order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
         first, second = (round(len(images) * share) for share in (self.val_fraction, self.test_fraction))
         chosen = {"val": order[:first], "test": order[first : first + second], "train": order[first + second :]}
-        return [images[i] for i in sorted(chosen[split])]
+        names = list(images)
+        return {names[i]: images[names[i]] for i in sorted(chosen[split])}
 
-
-def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...], dict[int, int]]:
-    """Class names, display colours and the map from mask value to label.
-
-    Raises:
-        InputError: If the file is missing or does not say what it should; names the file and the class.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is missing: it lists the classes, for example `classes: [background, cell]`"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or not content.keys() <= {"classes", "void"}:
-        raise InputError(f"{path}: expected the keys `classes` and, if need be, `void`, not {content!r}"[:300])
-    entries = _entries(path, content.get("classes"))
-    labels: dict[int, int] = {}
-    colors: list[Color] = []
-    for label, (name, entry) in enumerate(entries.items()):
-        value, color = entry.get("value", label), entry.get("color", display_color(label))
-        if not _is_value(value) or value in labels:
-            raise InputError(f"{path}: the value of class {name!r} must be a number 0..65535 of its own, not {value!r}")
-        if not (isinstance(color, list | tuple) and len(color) == 3 and all(c in range(256) for c in color)):
-            raise InputError(f"{path}: the color of class {name!r} must be three numbers 0..255, not {color!r}")
-        labels[value] = label
-        colors.append((color[0], color[1], color[2]))
-    void = content.get("void") or []
-    for value in void if isinstance(void, list) else [void]:
-        if not _is_value(value):
-            raise InputError(f"{path}: void must list numbers 0..65535, not {value!r}")
-        if value in labels:
-            raise InputError(f"{path}: the value {value} is both void and a class")
-        labels[value] = IGNORE_INDEX
-    labels.setdefault(IGNORE_INDEX, IGNORE_INDEX)
-    return tuple(entries), tuple(colors), labels
-
-
-def _entries(path: Path, classes: Any) -> dict[str, dict[str, Any]]:
-    """Name → value and colour, from any of the forms that ``classes`` may have."""
-    if isinstance(classes, list):
-        for name in classes:
-            if classes.count(name) > 1:
-                raise InputError(f"{path}: the class {name!r} is listed twice")
-        pairs: list[tuple[Any, Any]] = [(name, {}) for name in classes]
-    else:
-        pairs = list(classes.items()) if isinstance(classes, dict) else []
-    if len(pairs) < 2:
-        raise InputError(f"{path}: `classes` must list two or more different classes")
-    entries = {}
-    for name, entry in pairs:
-        if not isinstance(name, str) or not name:
-            raise InputError(
-                f"{path}: a class must have a name, not {name!r} (put words such as no, yes, null in quotes)"
+    def _held_out(self, images: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
+        """The training images without a share of them, and that share, which validates; said once."""
+        order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
+        held = set(order[: max(1, round(len(images) * self.val_fraction))].tolist())
+        names = list(images)
+        if not self._said_held_out:
+            warnings.warn(
+                f"{self.root} has no val split: {len(held)} of its {len(images)} training images validate "
+                f"(data.val_fraction {self.val_fraction:g})",
+                stacklevel=2,
             )
-        entry = {"value": entry} if isinstance(entry, int) else entry or {}
-        if not isinstance(entry, dict) or not entry.keys() <= {"value", "color"}:
-            raise InputError(f"{path}: class {name!r} may have a value and a color, not {entry!r}")
-        entries[name] = entry
-    return entries
+            self._said_held_out = True
+        kept, taken = ({n: images[n] for i, n in enumerate(names) if (i in held) == out} for out in (False, True))
+        return kept, taken
 
+    def _named(self, listing: Path, images: dict[str, Path]) -> dict[str, Path]:
+        """The images that a list names, by stem, file name or path, in its order."""
+        by_stem: dict[str, list[str]] = {}
+        for name in images:
+            by_stem.setdefault(name.rpartition("/")[2], []).append(name)
+        chosen: dict[str, Path] = {}
+        for line in listing.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+            said = same_name(line.strip())
+            if not said:
+                continue
+            names = self._meant(said, images, by_stem)
+            if len(names) != 1:
+                wrong = f"there are several: {', '.join(names)}" if names else "there is no such image"
+                raise InputError(f"{listing} names {line.strip()!r}, but {wrong} in {self.images_folder}")
+            if names[0] in chosen and (listing.name, names[0]) not in self._said_twice:
+                self._said_twice.add((listing.name, names[0]))
+                warnings.warn(f"{listing} names {names[0]} twice; it is used once", stacklevel=2)
+            chosen[names[0]] = images[names[0]]
+        return chosen
 
-def _is_value(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
+    @staticmethod
+    def _meant(said: str, images: dict[str, Path], by_stem: dict[str, list[str]]) -> list[str]:
+        path = Path(said)
+        for name in (said, path.with_suffix("").as_posix()):
+            if name in images:
+                return [name]
+        return by_stem.get(path.name) or by_stem.get(path.stem) or []
 
-
-def display_color(label: int) -> Color:
-    """A display colour for a label that was given none: PASCAL VOC's bit-reversal, distinct for small labels."""
-    channels = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
-    return channels[0], channels[1], channels[2]
+    def _compare_lists(self) -> None:
+        """Say where a list of the test or of the validation names training images."""
+        train = set(self._pairs("train"))
+        for split in ("val", "test"):
+            listing = self.root / f"{split}.txt"
+            if self._parts() or not listing.is_file():
+                continue
+            both = sorted(train & set(self._pairs(split)))
+            if both:
+                warnings.warn(
+                    f"{listing} names {len(both)} of the training images ({', '.join(both[:3])}): scores on them say "
+                    "nothing of other images",
+                    stacklevel=2,
+                )

@@ -8,49 +8,54 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from lsseg.data.source import list_images, read_image
+from lsseg.data.pixels import ValueRange, read_image
+from lsseg.data.source import files_below, same_name
 from lsseg.data.transforms import Pair
 from lsseg.errors import InputError
 
 
 class Images(Dataset[dict[str, Any]]):
-    """A folder of images, or of folders of images, or one image.
+    """All images of a folder and of the folders in it, or one image.
 
-    Items are ``{"image": float 3×H×W in [0, 1], "size": (H, W) of the file, "path": str}``.
+    Items are ``{"image": float 3×H×W in [0, 1], "size": (H, W) of the file as it is seen, "path": str}``.
 
     Args:
         path: The folder or file.
         transform: Called with the image (3×H×W uint8) and an empty mask, returns both.
+        value_range: Of images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
+
+    Attributes:
+        paths: Of the files, sorted.
+        names: What to call them, all different: their paths below the folder without the suffix, and with it where two
+            differ in nothing else.
 
     Raises:
         InputError: If there is no image at ``path``.
     """
 
-    def __init__(self, path: Path, transform: Pair) -> None:
+    def __init__(self, path: Path, transform: Pair, value_range: ValueRange | None = None) -> None:
         if not path.exists():
             raise InputError(f"data.images {path} does not exist; give a folder of images, or one image")
-        self.paths = [path] if path.is_file() else _images_below(path)
-        stems = Counter(p.stem for p in self.paths)
-        double = next((p for p in self.paths if stems[p.stem] > 1), None)
-        if double is not None:
-            raise InputError(f"data.images: several files are named {double.stem}; their predictions would collide")
+        self.paths = [path] if path.is_file() else files_below(path)
+        if not self.paths:
+            raise InputError(f"data.images: there is no image in {path}")
+        self.names = _names(self.paths, path.parent if path.is_file() else path)
         self.transform = transform
+        self.value_range = value_range
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = torch.from_numpy(read_image(self.paths[index])).permute(2, 0, 1)
+        pixels = torch.from_numpy(read_image(self.paths[index], self.value_range)).permute(2, 0, 1)
         height, width = pixels.shape[-2:]
         nothing = tv_tensors.Mask(torch.zeros(height, width, dtype=torch.uint8))
         image, _ = self.transform(tv_tensors.Image(pixels), nothing)
         return {"image": image.as_subclass(torch.Tensor), "size": (height, width), "path": str(self.paths[index])}
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """The images of a folder, or, where it has none but folders, of those (Cityscapes has one for each city)."""
-    shown = sorted(part for part in folder.iterdir() if not part.name.startswith("."))
-    inner = [part for part in shown if part.is_dir()]
-    if inner and len(inner) == len(shown):
-        return [path for part in inner for path in list_images(part)]
-    return list_images(folder)
+def _names(paths: list[Path], folder: Path) -> list[str]:
+    short = [same_name(path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
+    double = Counter(short)
+    whole = [same_name(path.relative_to(folder).as_posix()) for path in paths]
+    return [long if double[name] > 1 else name for name, long in zip(short, whole, strict=True)]

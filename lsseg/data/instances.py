@@ -236,7 +236,7 @@ class InstanceData(DataModule[InstanceSource]):
         crop_size: Height, width of the training crop; null trains on whole images.
         flip: Mirror half of the training images.
         photometric: Strength of the colour jitter in training, 0 to 1.
-        images: For ``predict``: a folder of images, or of such folders, or one image.
+        images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
 

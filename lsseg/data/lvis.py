@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from lsseg.data.coco import CocoFile, CocoObjects
+from lsseg.data.classes import display_color
+from lsseg.data.coco import CocoObjects
 from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE, COCO_SYNSETS
-from lsseg.data.folder import display_color
+from lsseg.data.coco_file import CocoFile
 from lsseg.data.instances import InstanceData, InstanceSource
 from lsseg.data.module import Split
 from lsseg.data.root import check_count, data_root, existing_root

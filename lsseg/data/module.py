@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lsseg.data.images import Images
 from lsseg.data.loading import EpochSampler, EvalSampler, Samples, TrainLoader, collate, global_seed
+from lsseg.data.pixels import ValueRange
 from lsseg.data.source import Source
 from lsseg.data.transforms import Pair, eval_transform, train_transform
 from lsseg.errors import InputError
@@ -41,7 +42,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         batch_size: Images per training step and process.
         eval_batch_size: Images per validation and test step.
         num_workers: Loader processes.
-        images: For ``predict``: a folder of images, or of such folders, or one image.
+        images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
 
@@ -49,6 +50,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
     file_values: ClassVar[tuple[int, ...] | None] = None  # the classes' numbers in files for the set's server
+    value_range: ValueRange | None = None  # of images that are not 8-bit; None is that of the files' format
 
     def __init__(
         self, batch_size: int, eval_batch_size: int, num_workers: int, images: str | None, test_split: TestSplit
@@ -134,7 +136,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         """The images of ``data.images``."""
         if self.images is None:
             raise InputError("predict needs data.images: a folder of images, or one image")
-        return Images(Path(self.images), self.predict_transform())
+        return Images(Path(self.images), self.predict_transform(), self.value_range)
 
     def check(self, *splits: Split) -> None:
         """Raise ``InputError`` for a split that is empty or lacks a file, before anything is spent on training."""
@@ -188,7 +190,7 @@ class SegmentationData(DataModule[Source]):
         scale: Least and largest random scale in training; other than 1, it needs a crop_size.
         flip: Mirror half of the training images.
         photometric: Strength of the colour jitter in training, 0 to 1.
-        images: For ``predict``: a folder of images, or of such folders, or one image.
+        images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
 

@@ -37,6 +37,13 @@ class ObjectClasses(SegmentationData):
         self.class_names = ("background", *groups)
         self.palette = ((0, 0, 0), *objects.palette[: len(groups)])
 
+    def check(self, *splits: Split) -> None:
+        """Look at all files of the splits; raises what the instance data set raises."""
+        try:
+            self.objects.check(*splits)
+        except InputError as error:
+            raise InputError(str(error).replace("data.", "data.objects.")) from error
+
     def source(self, split: Split) -> Source:
         """The images of a split; raises what the instance data set raises."""
         try:

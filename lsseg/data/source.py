@@ -3,19 +3,21 @@
 Legend: H×W pixels, C classes. Labels are 0..C-1; 255 is void.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
+from lsseg.data.pixels import SUFFIXES, ValueRange, read_colors, read_image, read_mask, turned
 from lsseg.errors import InputError
 
+__all__ = ["IGNORE_INDEX", "FilePairs", "Source", "list_images", "pair_up", "read_image", "read_mask"]
+
 IGNORE_INDEX = 255
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+Colors = dict[tuple[int, int, int], int]
 
 
 class Source(Protocol):
@@ -32,35 +34,54 @@ class Source(Protocol):
 
 
 class FilePairs:
-    """Images and masks in files of the same stem.
+    """Images and masks in files.
 
     Args:
         pairs: (image, mask) paths.
         labels: File value → label, for masks that do not hold labels as they are; any other value is an error.
+        names: What to call the images; None are the stems of their files.
+        colors: Colour → label, for masks that hold colours.
+        value_range: Of images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
     """
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], labels: dict[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path]],
+        labels: dict[int, int] | None = None,
+        names: Sequence[str] | None = None,
+        colors: Colors | None = None,
+        value_range: ValueRange | None = None,
+    ) -> None:
         self.pairs = list(pairs)
-        self.labels = labels
+        self.labels, self.colors = labels, colors
+        self.names = [image.stem for image, _ in pairs] if names is None else list(names)
+        self.value_range = value_range
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def name(self, index: int) -> str:
-        """Stem of the image file."""
-        return self.pairs[index][0].stem
+        """Stem of the image file, or its path below the data set's folder."""
+        return self.names[index]
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
         """Decode one pair.
 
         Raises:
-            InputError: If a file is corrupt, the mask is no index or palette image, or it holds an unmapped value.
+            InputError: If a file is corrupt, the mask is no index or palette image or of another size than the image,
+                or it holds an unmapped value.
         """
-        return read_image(self.pairs[index][0]), self.read_mask(index)
+        path, mask_path = self.pairs[index]
+        image, mask = read_image(path, self.value_range), self.read_mask(index)
+        if image.shape[:2] != mask.shape:
+            raise InputError(other_size(path, image.shape, mask_path, mask.shape))
+        return image, mask
 
     def read_mask(self, index: int) -> npt.NDArray[np.integer]:
         """Decode one mask alone; raises what :meth:`read` raises for it."""
         path = self.pairs[index][1]
+        if self.colors is not None:
+            return map_colors(read_colors(path), self.colors, path)
         mask = self.read_labels(path)
         return mask if self.labels is None else map_labels(mask, self.labels, path)
 
@@ -69,42 +90,9 @@ class FilePairs:
         return read_mask(path)
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """An image file as H×W×3 uint8 RGB; grey and 16-bit images are converted, transparency is dropped.
-
-    Raises:
-        InputError: If the file cannot be decoded.
-    """
-    image = _decode(path)
-    if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip at 255
-        grey = np.asarray(image)
-        high = grey if grey.max(initial=0) < 256 else grey // 257
-        return np.repeat(high.astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))  # a copy: PIL's own memory is read-only
-
-
-def read_mask(path: Path) -> npt.NDArray[np.integer]:
-    """A mask file's values as they are stored: the index of a palette image, the grey value otherwise.
-
-    Raises:
-        InputError: If the file cannot be decoded or holds colours instead of indices.
-    """
-    mask = _decode(path)
-    if mask.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
-        raise InputError(f"mask {path} holds {mask.mode} colours; expected an index or palette PNG, one value a pixel")
-    values: npt.NDArray[np.integer] = np.array(mask)
-    return values.astype(np.uint8) if values.dtype == bool else values
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot decode {path}: {str(error).splitlines()[0]}") from error
-    return image
+def other_size(image: Path, size: Sequence[int], mask: Path, mask_size: Sequence[int]) -> str:
+    """That a mask does not have its image's size."""
+    return f"{image} is {size[0]}×{size[1]}{turned(image)}, but its mask {mask} is {mask_size[0]}×{mask_size[1]}"
 
 
 def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path) -> npt.NDArray[np.uint8]:
@@ -123,33 +111,148 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     return mapped.astype(np.uint8)
 
 
+def map_colors(mask: npt.NDArray[np.uint8], colors: Colors, path: Path) -> npt.NDArray[np.uint8]:
+    """Replace every colour of an H×W×3 mask by its label.
+
+    Raises:
+        InputError: If the mask holds a colour that has no label; names the file.
+    """
+    codes = mask.astype(np.int32) @ np.array([65536, 256, 1])
+    known = np.array([red * 65536 + green * 256 + blue for red, green, blue in colors])
+    order = np.argsort(known)
+    place = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
+    found = known[order][place] == codes
+    if not found.all():
+        color = mask[~found][0].tolist()
+        raise InputError(f"mask {path} holds the colour {color}, which is no class; the classes have {_listed(colors)}")
+    labels = np.array(list(colors.values()), np.uint8)
+    return labels[order][place]
+
+
+def _listed(colors: Iterable[tuple[int, int, int]]) -> str:
+    return ", ".join(str(list(color)) for color in list(colors)[:12])
+
+
+def same_name(text: str) -> str:
+    """A file's name in one form: accented letters may be one character or two, and some systems change them."""
+    return unicodedata.normalize("NFC", text)
+
+
+def distinct_names(files: Sequence[str]) -> list[str]:
+    """What to call files: their stems, where these all differ; else their paths without, and if need be with, suffix.
+
+    >>> distinct_names(["a/1.png", "b/1.png"])
+    ['a/1', 'b/1']
+    """
+    paths = [PurePosixPath(same_name(file)) for file in files]
+    for names in ([path.stem for path in paths], [path.with_suffix("").as_posix() for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [path.as_posix() for path in paths]
+
+
 def list_images(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name; hidden files are skipped.
 
     Raises:
         InputError: If the folder does not exist or holds no image.
     """
+    return _some(folder, (path for path in folder.iterdir() if is_image(path)) if folder.is_dir() else [])
+
+
+def images_below(folder: Path) -> dict[str, Path]:
+    """The images of a folder and of all folders in it, by their paths below it without suffix, sorted.
+
+    Raises:
+        InputError: If the folder does not exist or holds no image, or two images differ in their suffix only.
+    """
+    found: dict[str, Path] = {}
+    for path in _some(folder, files_below(folder)):
+        name = same_name(path.relative_to(folder).with_suffix("").as_posix())
+        if name in found:
+            raise InputError(f"{folder} has several files named {name}: {found[name].name} and {path.name}")
+        found[name] = path
+    return found
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All image files below a folder, sorted; what is hidden is skipped."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if is_image(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file looks like an image by its name."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def _some(folder: Path, paths: Iterable[Path]) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    images = sorted(paths)
     if not images:
         raise InputError(f"there is no image in {folder}")
     return images
 
 
 def pair_up(images: Sequence[Path], masks: Path) -> list[tuple[Path, Path]]:
-    """Give every image the mask of the same stem.
+    """Give every image of one folder the mask of the same stem in another.
 
     Raises:
         InputError: If an image has no mask, or two have the same stem; names the image.
     """
-    files = list_images(masks)
-    for folder, paths in ((images[0].parent if images else masks, images), (masks, files)):
-        for stem, number in Counter(path.stem for path in paths).items():
-            if number > 1:
-                raise InputError(f"{folder} has several files named {stem}; an image and its mask belong together")
-    by_stem = {path.stem: path for path in files}
-    for image in images:
-        if image.stem not in by_stem:
+    by_stem = {same_name(path.stem): path for path in _different(masks, list_images(masks))}
+    pairs = []
+    for image in _different(images[0].parent, images) if images else []:
+        mask = by_stem.get(same_name(image.stem))
+        if mask is None:
             raise InputError(f"{image} has no mask: expected {masks / (image.stem + '.png')}")
-    return [(image, by_stem[image.stem]) for image in images]
+        pairs.append((image, mask))
+    return pairs
+
+
+def _different(folder: Path, paths: Sequence[Path]) -> Sequence[Path]:
+    seen: set[str] = set()
+    for path in paths:
+        if path.stem in seen:
+            raise InputError(f"{folder} has several files named {path.stem}; an image and its mask belong together")
+        seen.add(path.stem)
+    return paths
+
+
+def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[str, tuple[Path, Path]]:
+    """Give every image the mask of the same path below a folder of masks.
+
+    Args:
+        images: By path below their own folder, without suffix.
+        folder: Of the masks.
+        suffix: What the masks' names add to the images', such as ``_mask``; None finds out.
+
+    Raises:
+        InputError: If an image has no mask; names it.
+    """
+    masks = images_below(folder)
+    if suffix is None:
+        suffix = _common_suffix(images, masks)
+    pairs = {}
+    for name, path in images.items():
+        mask = masks.get(name + suffix)
+        if mask is None:
+            raise InputError(f"{path} has no mask: expected {folder / (name + suffix)}.png")
+        pairs[name] = (path, mask)
+    return pairs
+
+
+def _common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> str:
+    """What is behind the images' names in the masks', where it is the same for all; else nothing."""
+    if any(name in masks for name in images):
+        return ""
+    first = next(iter(images))
+    for mask in masks:
+        suffix = mask.removeprefix(first) if mask.startswith(first) else ""
+        if suffix and all(name + suffix in masks for name in images):
+            return suffix
+    return ""

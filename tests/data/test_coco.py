@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lsseg.data import COCO2017, CarParts, CocoInstances
+from lsseg.data import COCO2017, CarParts, CocoFolder, CocoInstances
 from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE
+from lsseg.data.coco_file import checked_code, decoded
 from lsseg.errors import InputError
 
 REAL = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute()  # before a test hides it
@@ -209,23 +210,173 @@ def test_categories_go_by_name_and_a_split_without_objects_is_named(tmp_path):
 @pytest.mark.parametrize(
     "code",
     [
-        [[1, 2]],
         [[1, 2, 1e9, 4, 5, 6]],
         [[1, 2, float("nan"), 4, 5, 6]],
         [[1, 2, 3, 4, 5, 6, 7]],
         {"size": [9, 9], "counts": [81]},
-        None,
+        {"size": [40, 30], "counts": [1200]},
+        {"size": [30, 40], "counts": [600, 300]},
+        {"size": [30, 40], "counts": [600, 300, 9000]},
+        {"size": [30, 40], "counts": [700, -100, 600]},
+        {"size": [30, 40], "counts": [600.5, 599.5]},
+        {"size": [30, 40], "counts": "0"},
+        {"size": [30, 40], "counts": "~"},
+        {"size": [30, 40], "counts": "o"},
+        {"counts": [1200]},
         "text",
         [[0, 0, "x", 1, 2, 3]],
+        [[0, 0, None, 1, 2, 3]],
+        [[0, 0, [1], 1, 2, 3]],
     ],
 )
 def test_a_segmentation_that_cannot_be_decoded_is_named(tmp_path, code):
     def change(content):
         content["annotations"][0]["segmentation"] = code
 
-    source = coco(write_coco(tmp_path, change)).source("test")
-    with pytest.raises(InputError, match=r"all\.json: the segmentation of annotation 1 cannot be decoded"):
-        source.read(0)
+    data = coco(write_coco(tmp_path, change))
+    for look in (lambda: data.source("test").read(0), lambda: data.check("test")):
+        with pytest.raises(InputError, match=r"^[^\n]*all\.json: the segmentation of annotation 1 cannot be decoded"):
+            look()
+
+
+@pytest.mark.parametrize("code", [None, [], {}, [[]], [[1, 2]], [[10.0, 10.0, 30.0, 30.0]], "missing"])
+def test_annotations_without_a_pixel_are_left_out_and_counted(tmp_path, code, masks_of):
+    def change(content):
+        content["annotations"][0]["segmentation"] = code
+        if code == "missing":
+            del content["annotations"][0]["segmentation"]
+
+    data = coco(write_coco(tmp_path, change))
+    with pytest.warns(UserWarning, match=r"all\.json: 1 annotations have no pixel .* left out: 1$"):
+        data.check("test")
+    first = masks_of(data.source("test").read(0)[1])
+    assert [int(mask.sum()) for mask in first] == [0, 300]
+
+
+def test_a_crumb_beside_a_polygon_and_a_flat_list_are_read(tmp_path, masks_of):
+    polygon = [2, 2, 12, 2, 12, 10, 2, 10]
+
+    def read(code):
+        def change(content):
+            content["annotations"][0]["segmentation"] = code
+
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        return masks_of(coco(write_coco(root, change)).source("test").read(0)[1])[0]
+
+    for code in ([polygon, [1.0, 1.0, 2.0, 2.0]], polygon, [*map(float, polygon)]):
+        assert np.array_equal(read(code), read([polygon]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_runs_are_decoded_as_by_the_official_code(seed):
+    mask = np.random.default_rng(seed).random((17, 23)) < (0.5, 0.01, 0.0, 1.0)[seed]
+    code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    for counts in (code["counts"], code["counts"].decode()):
+        checked = checked_code({"segmentation": {"size": [17, 23], "counts": counts}}, (17, 23))
+        assert np.array_equal(decoded(checked, (17, 23)), mask)
+
+
+def test_all_that_is_wrong_is_listed(tmp_path):
+    def change(content):
+        content["annotations"][0]["segmentation"] = "text"
+        content["annotations"][2]["segmentation"]["size"] = [9, 9]
+
+    root = write_coco(tmp_path, change)
+    (root / "images" / "c.png").unlink()
+    with pytest.raises(InputError) as caught:
+        coco(root).check("test")
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("all.json: 3 problems")
+    for said in ("annotation 1 cannot", "annotation 3 cannot", "c.png does not exist"):
+        assert sum(said in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda c: c["images"][1].update(id=10), "two entries of `images` have the id 10"),
+        (lambda c: c["images"][1].update(file_name="a.png"), "two entries of `images` have the file_name 'a.png'"),
+        (lambda c: c["categories"][1].update(id=7), "two entries of `categories` have the id 7"),
+        (
+            lambda c: c["annotations"][0].update(category_id=77),
+            "annotation 1 is of the category 77, which no entry has",
+        ),
+        (lambda c: c["annotations"][0].update(image_id="10"), "it must be a whole number, not '10'"),
+        (lambda c: c["annotations"][0].update(category_id=3.5), "it must be a whole number, not 3.5"),
+        (
+            lambda c: c["categories"][1].update(name="dog"),
+            r"the categories 3 and 7 have one name, 'dog', and both have",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_named(tmp_path, change, match):
+    with pytest.raises(InputError, match=match):
+        coco(write_coco(tmp_path, change))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_root_category_is_no_class_and_drops_no_object(tmp_path, first):
+    def add(name):
+        def change(content):
+            for category in content["categories"]:
+                category["supercategory"] = name
+            root = {"id": 0 if first else 99, "name": name, "supercategory": "none"}
+            content["categories"].insert(0 if first else 3, root)
+
+        return write_coco(tmp_path / name, change)
+
+    for name in ("dog", "animals"):
+        data = coco(add(name))
+        assert set(data.class_names) == {"background", "cat", "dog"}
+        source = data.source("test")
+        assert [data.class_names[k] for i in range(2) for k in source.read(i)[1].labels] == [
+            *("cat", "dog", "dog", "background")
+        ]
+
+
+def test_a_byte_order_mark_points_in_ids_and_backslashes_do_no_harm(tmp_path):
+    def change(content):
+        for entry in content["images"]:
+            entry.update(id=float(entry["id"]), file_name=f"deep\\{entry['file_name']}", height=30.0, width=40.0)
+
+    root = write_coco(tmp_path, lambda content: None)
+    content = json.loads((root / "all.json").read_text())
+    change(content)
+    (root / "images" / "deep").mkdir()
+    for name in "abc":
+        (root / "images" / f"{name}.png").rename(root / "images" / "deep" / f"{name}.png")
+    (root / "all.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    source = coco(root).source("test")
+    assert [source.name(i) for i in range(3)] == ["a", "b", "c"]
+    assert len(source.read(0)[1].labels) == 2
+
+
+def test_images_of_one_stem_have_names_of_their_own(tmp_path):
+    def change(content):
+        for entry, name in zip(content["images"], ("x/1.png", "y/1.png", "y/1.jpg"), strict=True):
+            entry["file_name"] = name
+
+    root = write_coco(tmp_path)
+    content = json.loads((root / "all.json").read_text())
+    change(content)
+    (root / "all.json").write_text(json.dumps(content))
+    source = coco(root).source("test")
+    assert [source.name(i) for i in range(3)] == ["x/1.png", "y/1.png", "y/1.jpg"]
+
+
+def test_an_export_beside_its_images_is_one_key(tmp_path):
+    root = write_coco(tmp_path / "made")
+    for part in ("train", "valid"):
+        (root / part).mkdir()
+        for file in (root / "images").iterdir():
+            (root / part / file.name).write_bytes(file.read_bytes())
+        (root / part / "_annotations.coco.json").write_text((root / "all.json").read_text())
+    data = CocoFolder(str(root), categories=["cat", "dog"])
+    assert data.class_names == ("background", "cat", "dog")
+    _, mask = data.source("test").read(0)
+    assert set(np.unique(mask)) == {0, 1, 2}
+    with pytest.raises(InputError, match=r"is no export in COCO's format: expected train/_annotations\.coco\.json"):
+        CocoFolder(str(tmp_path))
 
 
 def test_an_image_of_another_size_than_the_file_says_is_named(tmp_path):

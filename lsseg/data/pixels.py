@@ -1,0 +1,171 @@
+"""Image and mask files as arrays: of any common format and depth, turned as they are seen, in one range of values.
+
+Legend: H×W pixels.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from lsseg.errors import InputError
+
+ValueRange = tuple[float, float]
+ORIENTATION = 0x0112  # EXIF's tag
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# What each orientation of EXIF asks for, as axes to be flipped after rows and columns have been exchanged or not.
+TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
+}
+
+
+def check_value_range(value_range: ValueRange | None) -> None:
+    """Raise ``InputError`` for a range of values that is none."""
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise InputError(f"data.value_range must be two numbers, the smaller one first, not {list(value_range)}")
+
+
+def read_image(path: Path, value_range: ValueRange | None = None) -> npt.NDArray[np.uint8]:
+    """An image file as H×W×3 uint8 RGB, turned as it is seen (EXIF); grey becomes RGB, transparency is dropped.
+
+    Args:
+        path: The file.
+        value_range: The values that become 0 and 255. None is the format's own range: 0..255 of 8 bits, 0..65535 of 16,
+            0..1 of floating point numbers; 32-bit whole numbers have none. It never depends on what an image holds.
+
+    Raises:
+        InputError: If the file cannot be decoded, holds no image of one or three channels, or values out of the range.
+    """
+    pixels = _upright(*_decode(path))
+    if pixels.dtype != np.uint8 or value_range is not None:
+        pixels = _to_bytes(pixels, value_range, path)
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels, order="C")
+
+
+def read_mask(path: Path) -> npt.NDArray[np.integer]:
+    """A mask file's values as they are stored: the index of a palette image, the grey value otherwise.
+
+    Raises:
+        InputError: If the file cannot be decoded or holds colours instead of indices.
+    """
+    image, orientation = _open(path)
+    if image.mode not in ("L", "P", "1", "I") and not image.mode.startswith("I;16"):
+        raise InputError(f"mask {path} holds {image.mode} colours; expected an index or palette PNG, one value a pixel")
+    values: npt.NDArray[np.integer] = np.array(_upright(np.asarray(image), orientation))
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def read_colors(path: Path) -> npt.NDArray[np.uint8]:
+    """A mask whose labels are colours, H×W×3 uint8; colours that a lossy format has changed are not put right.
+
+    Raises:
+        InputError: If the file cannot be decoded.
+    """
+    image, orientation = _open(path)
+    return np.array(_upright(np.asarray(image.convert("RGB")), orientation))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width as the image is seen, from the head of its file.
+
+    Raises:
+        InputError: If it is missing or no image.
+    """
+    image, orientation = _open(path, load=False)
+    width, height = image.size
+    exchanged = TURNS.get(orientation, (False, ()))[0] and image.format != "TIFF"  # which Pillow turns by itself
+    return (width, height) if exchanged else (height, width)
+
+
+def turned(path: Path) -> str:
+    """What to add where an image and its mask differ: that the image is turned by EXIF; empty where it is not."""
+    orientation = _open(path, load=False)[1]
+    return f" (its EXIF orientation, {orientation}, turns it as it is seen)" if orientation in TURNS else ""
+
+
+def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
+    """The file by Pillow, and its orientation."""
+    try:
+        with Image.open(path) as image:
+            if load:
+                image.load()  # which turns a TIFF already
+            orientation = _orientation(image)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot decode {path}: {str(error).splitlines()[0]}") from error
+    return image, orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it all to look behind the pixels
+        return 1
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _decode(path: Path) -> tuple[npt.NDArray[Any], int]:
+    """The file's own values, H×W or H×W×3, and its orientation."""
+    image, orientation = _open(path, load=False)
+    raw = [str(tile[3]) for tile in getattr(image, "tile", ())]
+    if image.mode in ("RGB", "RGBA", "LA") and any(";16" in layout for layout in raw):
+        return _by_opencv(path), orientation  # Pillow would drop the lower byte
+    image, orientation = _open(path)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        if image.mode == "I" and image.format == "PNG":  # which knows no more than 16 bits
+            pixels = pixels.astype(np.uint16)
+        return pixels, orientation
+    if image.mode == "P":  # whose transparency Pillow would rather not drop by itself
+        image = image.convert("RGBA")
+    return np.asarray(image if image.mode == "L" else image.convert("RGB")), orientation
+
+
+def _by_opencv(path: Path) -> npt.NDArray[Any]:
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise InputError(f"cannot decode {path}: it is broken, or of a kind that is not known")
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 2:
+        return pixels[..., 0]
+    return pixels[..., 2::-1]  # blue, green, red and perhaps transparency
+
+
+def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Pixels as they are seen."""
+    exchanged, flipped = TURNS.get(orientation, (False, ()))
+    if exchanged:
+        pixels = pixels.swapaxes(0, 1)
+    return np.flip(pixels, flipped) if flipped else pixels
+
+
+def _to_bytes(pixels: npt.NDArray[Any], value_range: ValueRange | None, path: Path) -> npt.NDArray[np.uint8]:
+    """Values of a range as 0..255."""
+    if value_range is None:
+        own = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0, "float64": 1.0}.get(pixels.dtype.name)
+        if own is None:
+            raise InputError(
+                f"{path} holds {pixels.dtype.name} numbers, whose range its format does not say: give the values that "
+                "are black and white as data.value_range"
+            )
+        value_range = (0.0, own)
+    low, high = value_range
+    least, most = pixels.min(), pixels.max()
+    if not (low <= least and most <= high):
+        found = "values that are no numbers" if np.isnan(least) else f"values {least:g}..{most:g}"
+        raise InputError(f"{path} holds {found}; expected {low:g}..{high:g}, or another data.value_range")
+    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
+    return np.rint(scaled).astype(np.uint8)

@@ -1,0 +1,224 @@
+"""A user's own folder, as people have them."""
+
+import unicodedata
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsseg.data import FolderSegmentation
+from lsseg.errors import InputError
+
+SIZE = (24, 32)
+
+
+def scene(seed, size=SIZE):
+    g = np.random.default_rng(seed)
+    mask = np.zeros(size, np.uint8)
+    y, x = g.integers(2, 10, 2)
+    mask[y : y + 9, x : x + 12] = 1
+    return (60 + 90 * mask[..., None] + g.integers(0, 20, (*size, 3))).astype(np.uint8), mask
+
+
+def write(root, names, classes="classes: [background, disc]\n", value=lambda mask: mask, masks="masks", images="images",
+          suffix=""):  # fmt: skip
+    for seed, name in enumerate(names):
+        image, mask = scene(seed)
+        for folder, pixels, end in ((images, image, ""), (masks, value(mask), suffix)):
+            path = root / folder / f"{name}{end}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    (root / "classes.yaml").write_text(classes)
+    return root
+
+
+def lists(root, **splits):
+    for split, names in splits.items():
+        (root / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+NAMES = [f"im{i}" for i in range(8)]
+SPLITS = {"train": NAMES[:4], "val": NAMES[4:6], "test": NAMES[6:]}
+
+
+def names_of(data, split):
+    source = data.source(split)
+    return [source.name(i) for i in range(len(source))]
+
+
+def test_a_class_without_a_pixel_beside_255_is_refused(tmp_path):
+    root = lists(write(tmp_path, NAMES, value=lambda mask: mask * 255), **SPLITS)
+    with pytest.raises(
+        InputError, match=r"^[^\n]*classes\.yaml: no training mask has a pixel of disc, .*say `disc: 255`"
+    ):
+        FolderSegmentation(str(root)).check("train")
+    (root / "classes.yaml").write_text("classes: {background: 0, disc: 255}\n")
+    FolderSegmentation(str(root)).check("train", "val", "test")
+    (root / "classes.yaml").write_text("classes: [background, disc]\nvoid: [255]\n")
+    with pytest.warns(UserWarning, match="no training mask has a pixel of disc"):
+        FolderSegmentation(str(root)).check("train")
+
+
+def test_255_beside_all_classes_and_an_absent_class_are_said(tmp_path):
+    def some_void(mask):
+        mask = mask.copy()
+        mask[0] = 255
+        return mask
+
+    root = lists(write(tmp_path, NAMES, value=some_void), **SPLITS)
+    with pytest.warns(UserWarning, match=r"128 pixels of the training masks have the value 255 and count for nothing"):
+        FolderSegmentation(str(root)).check("train")
+    (root / "classes.yaml").write_text("classes: [background, disc, never]\nvoid: [255]\n")
+    with pytest.warns(UserWarning, match=r"no training mask has a pixel of never \(.*classes\.yaml\)"):
+        FolderSegmentation(str(root)).check("train")
+
+
+def test_all_files_are_looked_at_and_all_that_is_wrong_is_listed(tmp_path):
+    root = lists(write(tmp_path, NAMES), **SPLITS)
+    Image.fromarray(np.full(SIZE, 7, np.uint8)).save(root / "masks" / "im1.png")
+    Image.fromarray(scene(0, (9, 9))[1]).save(root / "masks" / "im3.png")
+    data = FolderSegmentation(str(root))
+    data.check("val", "test")
+    with pytest.raises(InputError) as caught:
+        data.check("train")
+    said = str(caught.value).splitlines()
+    assert said[0] == "the train split: 2 problems"
+    assert "im1.png holds the value 7, which is no class" in said[1]
+    assert "im3.png is 24×32, but its mask" in said[2]
+
+
+def test_a_turned_photograph_that_does_not_fit_its_mask_is_said_to_be_turned(tmp_path):
+    root = lists(write(tmp_path, NAMES), **SPLITS)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(scene(0)[0]).save(root / "images" / "im0.png", exif=exif)
+    data = FolderSegmentation(str(root))
+    for look in (lambda: data.check("train"), lambda: data.source("train").read(0)):
+        with pytest.raises(
+            InputError, match=r"im0\.png is 32×24 \(its EXIF orientation, 6, turns it as it is seen\), but"
+        ):
+            look()
+
+
+def test_colours_stand_for_classes(tmp_path):
+    palette = np.array([[0, 0, 0], [220, 60, 60]], np.uint8)
+    classes = "classes: {background: [0, 0, 0], disc: [220, 60, 60]}\nvoid: [[255, 255, 255]]\n"
+    root = lists(write(tmp_path, NAMES, classes, value=lambda mask: palette[mask]), **SPLITS)
+    data = FolderSegmentation(str(root))
+    data.check("train", "val", "test")
+    assert data.palette == ((0, 0, 0), (220, 60, 60))
+    assert np.array_equal(data.source("train").read(2)[1], scene(2)[1])
+    pixels = palette[scene(1)[1]]
+    pixels[3, 4], pixels[5, 6] = 255, (1, 2, 3)
+    Image.fromarray(pixels).save(root / "masks" / "im1.png")
+    with pytest.raises(
+        InputError, match=r"im1\.png holds the colour \[1, 2, 3\], which is no class; .* \[220, 60, 60\]"
+    ):
+        data.source("train").read(1)
+    for wrong, match in (
+        ("classes: {background: [0, 0, 0], disc: 1}", "so 'disc' must be one, too"),
+        ("classes: {background: [0, 0, 0], disc: [0, 0, 0]}", "'background' and 'disc' have one colour"),
+        ("classes: {background: [0, 0, 0], disc: [0, 0, 256]}", "so 'disc' must be one, too"),
+        ("classes: {background: [0, 0, 0], disc: [1, 0, 0]}\nvoid: [255]", "void must list colours"),
+    ):
+        (root / "classes.yaml").write_text(wrong)
+        with pytest.raises(InputError, match=match):
+            FolderSegmentation(str(root))
+
+
+@pytest.mark.parametrize("suffix", ["_mask", "_gt_labelIds"])
+def test_masks_with_a_suffix_and_folders_of_any_names(tmp_path, suffix):
+    root = lists(write(tmp_path, NAMES, suffix=suffix, images="x-ray", masks="truth/fine"), **SPLITS)
+    for given in (None, suffix):
+        data = FolderSegmentation(str(root), images_folder="x-ray", masks_folder="truth/fine", mask_suffix=given)
+        assert names_of(data, "train") == NAMES[:4]
+        assert np.array_equal(data.source("train").read(1)[1], scene(1)[1])
+    with pytest.raises(InputError, match=r"im0\.png has no mask: expected .*fine/im0_label\.png"):
+        FolderSegmentation(str(root), images_folder="x-ray", masks_folder="truth/fine", mask_suffix="_label").source(
+            "train"
+        )
+
+
+def test_the_path_is_the_identity_of_an_image(tmp_path):
+    root = write(tmp_path, ["cam0/0001", "cam1/0001", "cam1/deep/0001", "top", "a.b", "a.c"])
+    data = FolderSegmentation(str(root), val_fraction=0, test_fraction=0)
+    assert names_of(data, "train") == ["a.b", "a.c", "cam0/0001", "cam1/0001", "cam1/deep/0001", "top"]
+    assert np.array_equal(data.source("train").read(3)[1], scene(1)[1])
+    lists(root, train=["cam0/0001.png", "top"], val=["cam1/0001"], test=["deep/0001"])
+    with pytest.raises(InputError, match=r"test\.txt names 'deep/0001', but there are several"):
+        names_of(FolderSegmentation(str(root)), "test")
+    assert names_of(FolderSegmentation(str(root)), "train") == ["cam0/0001", "top"]
+
+
+def test_byte_order_marks_and_letters_with_accents_in_two_parts(tmp_path):
+    composed = ["Ünï", "café"]
+    root = write(tmp_path, [unicodedata.normalize("NFD", name) for name in composed] + ["日本", "UP"])
+    for name in composed:
+        mask = root / "masks" / f"{unicodedata.normalize('NFD', name)}.png"
+        mask.rename(root / "masks" / f"{unicodedata.normalize('NFC', name)}.png")
+    lists(root, train=[*composed, "日本"], val=["UP"], test=["UP"])
+    for file in ("train.txt", "classes.yaml"):
+        (root / file).write_bytes(b"\xef\xbb\xbf" + (root / file).read_bytes().replace(b"\n", b"\r\n"))
+    data = FolderSegmentation(str(root))
+    assert names_of(data, "train") == [*composed, "日本"]
+    assert data.class_names == ("background", "disc")
+
+
+def test_a_list_that_names_an_image_twice_or_a_training_image_says_so(tmp_path):
+    root = lists(write(tmp_path, NAMES), train=["im0", "im1", "im0"], val=["im2"], test=["im1", "im3"])
+    data = FolderSegmentation(str(root))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        data.check("train", "val", "test")
+    assert sorted(str(warning.message).rpartition("/")[2].partition(":")[0] for warning in said) == [
+        "test.txt names 1 of the training images (im1)",
+        "train.txt names im0 twice; it is used once",
+    ]
+    assert names_of(data, "train") == ["im0", "im1"]
+
+
+@pytest.mark.parametrize("kind", ["folders", "lists", "valid"])
+def test_without_a_validation_split_a_share_of_the_training_images_validates(tmp_path, kind):
+    if kind == "lists":
+        root = lists(write(tmp_path, NAMES), train=NAMES[:6], test=NAMES[6:])
+    else:
+        root = write(tmp_path, [f"{'train' if i < 6 else 'test'}/{name}" for i, name in enumerate(NAMES)])
+    if kind == "valid":
+        write(tmp_path, ["valid/other"])
+    data = FolderSegmentation(str(root))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train, val, test = (names_of(data, split) for split in ("train", "val", "test"))
+    assert test == NAMES[6:]
+    if kind == "valid":
+        assert (train, val, said) == (NAMES[:6], ["other"], [])
+    else:
+        assert (len(train), len(val), sorted(train + val)) == (5, 1, NAMES[:6])
+        assert [str(one.message) for one in said] == [
+            f"{root} has no val split: 1 of its 6 training images validate (data.val_fraction 0.15)"
+        ]
+
+
+def test_16_bit_images_of_a_folder(tmp_path):
+    root = lists(write(tmp_path, NAMES), **SPLITS)
+    for name in NAMES:
+        Image.fromarray(np.full(SIZE, 2000, np.uint16)).save(root / "images" / f"{name}.png")
+    assert FolderSegmentation(str(root)).source("train").read(0)[0].max() == 8
+    data = FolderSegmentation(str(root), value_range=(0, 4000), images=str(root / "images"))
+    assert data.source("train").read(0)[0].max() == 128
+    assert float(data.predict_images()[0]["image"].max()) == pytest.approx(128 / 255)
+    for wrong in ((1, 1), (5, 0)):
+        with pytest.raises(InputError, match=r"data\.value_range must be two numbers, the smaller one first"):
+            FolderSegmentation(str(root), value_range=wrong)
+
+
+def test_predicted_images_have_names_of_their_own(tmp_path):
+    root = write(tmp_path, NAMES[:2])
+    image = Image.fromarray(scene(0)[0])
+    for name in ("cam0/0001.png", "cam1/0001.png", "x.png", "x.jpg", "a/b/c.webp", "top.PNG"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "photos" / name)
+    images = FolderSegmentation(str(root), images=str(tmp_path / "photos")).predict_images()
+    assert images.names == ["a/b/c", "cam0/0001", "cam1/0001", "top", "x.jpg", "x.png"]

@@ -1,0 +1,125 @@
+"""Images of every depth and orientation, as numbers."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsseg.data.pixels import image_size, read_image, read_mask
+from lsseg.errors import InputError
+
+GREY = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
+COLOR = np.stack([GREY, 255 - GREY, GREY // 2], 2)
+
+
+def save(path, pixels):
+    """By OpenCV, which knows what Pillow does not: 16-bit colours, floating point TIFF."""
+    assert cv2.imwrite(str(path), pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("pixels", [GREY, COLOR], ids=["grey", "colour"])
+def test_16_bit_images_have_65536_steps_whatever_they_hold(tmp_path, pixels, suffix):
+    wide = read_image(save(tmp_path / f"a{suffix}", pixels.astype(np.uint16) * 257))
+    assert np.array_equal(wide, pixels if pixels.ndim == 3 else np.stack([pixels] * 3, 2))
+    dark = pixels.astype(np.uint16)
+    for brightest in (255, 256):  # two frames of one camera
+        dark.flat[-1] = brightest
+        assert read_image(save(tmp_path / f"c{suffix}", dark)).max() == 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_12_bit_camera_is_said_to_be_one(tmp_path, channels, suffix):
+    ramp = np.linspace(0, 4095, 48).round().astype(np.uint16).reshape(6, 8)
+    path = save(tmp_path / f"a{suffix}", ramp if channels == 1 else np.stack([ramp] * 3, 2))
+    found = read_image(path, (0, 4095))
+    assert np.array_equal(found[..., 2], np.rint(ramp * (255 / 4095)).astype(np.uint8))
+    with pytest.raises(
+        InputError, match=r"a\.\w+ holds values 0\.\.4095; expected 0\.\.1000, or another data.value_range"
+    ):
+        read_image(path, (0, 1000))
+
+
+def test_floating_point_images_are_0_to_1_unless_said_otherwise(tmp_path):
+    ramp = np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5)
+    expected = np.rint(ramp * 255).astype(np.uint8)
+    Image.fromarray(ramp).save(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], expected)
+    Image.fromarray(ramp * 300 - 100).save(tmp_path / "b.tif")
+    assert np.array_equal(read_image(tmp_path / "b.tif", (-100, 200))[..., 0], expected)
+    with pytest.raises(
+        InputError, match=r"b\.tif holds values -100\.\.200; expected 0\.\.1, or another data.value_range"
+    ):
+        read_image(tmp_path / "b.tif")
+    ramp[1, 1] = np.nan
+    Image.fromarray(ramp).save(tmp_path / "c.tif")
+    with pytest.raises(InputError, match=r"c\.tif holds values that are no numbers"):
+        read_image(tmp_path / "c.tif")
+
+
+def test_32_bit_integers_need_a_range(tmp_path):
+    values = np.array([[-50, 0], [50_000, 100_000]], np.int32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif holds int32 numbers, .* as data\.value_range"):
+        read_image(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", (-50, 100_000))[..., 0].tolist() == [[0, 0], [128, 255]]
+
+
+SEEN = {2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: x.swapaxes(0, 1)}
+SEEN |= {6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: np.rot90}
+
+
+@pytest.mark.parametrize("orientation", [*range(1, 9), 0, 99])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_images_and_masks_are_read_as_they_are_seen(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(COLOR).save(tmp_path / f"a{suffix}", exif=exif, **options)
+    seen = SEEN.get(orientation, lambda x: x)(COLOR)
+    assert np.array_equal(read_image(tmp_path / f"a{suffix}"), seen)
+    assert image_size(tmp_path / f"a{suffix}") == seen.shape[:2]
+    if suffix != ".webp":
+        Image.fromarray(GREY).save(tmp_path / f"b{suffix}", exif=exif)
+        assert np.array_equal(read_mask(tmp_path / f"b{suffix}"), SEEN.get(orientation, lambda x: x)(GREY))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb_that_may_be_written_to(tmp_path, mode):
+    image = Image.fromarray(GREY.astype(np.uint16)) if mode == "I;16" else Image.fromarray(COLOR).convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(path)
+    found = read_image(path)
+    assert (found.shape, found.dtype, found.flags.writeable) == ((12, 16, 3), np.uint8, True)
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".jp2", ".webp", ".bmp", ".pgm", ".jfif", ".PNG"])
+def test_formats_that_people_have(tmp_path, suffix):
+    Image.fromarray(GREY if suffix == ".pgm" else COLOR).save(tmp_path / f"a{suffix}")
+    assert read_image(tmp_path / f"a{suffix}").shape == (12, 16, 3)
+
+
+def test_palettes_with_transparency_keep_their_colours(tmp_path):
+    image = Image.fromarray(COLOR).quantize(16)
+    for name, transparency in (("a", bytes(range(16))), ("b", 3)):
+        image.save(tmp_path / f"{name}.png", transparency=transparency)
+        assert np.array_equal(read_image(tmp_path / f"{name}.png"), np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "does not exist"),
+        (b"", "cannot decode"),
+        (b"<html>", "cannot decode"),
+        (b"\x89PNG\r\n\x1a\n", "cannot decode"),
+    ],
+)
+def test_what_is_no_image_is_named(tmp_path, content, match):
+    if content is not None:
+        (tmp_path / "a.png").write_bytes(content)
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(InputError, match=rf"a\.png.*{match}|{match}.*a\.png"):
+            read(tmp_path / "a.png")
