@@ -98,7 +98,8 @@ def turned(path: Path) -> str:
 def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
     """The file by Pillow, and its orientation."""
     try:
-        with Image.open(path) as image:
+        # Of a name Pillow maps the file into memory, and then mistakes rows for columns in grey TIFFs that are turned.
+        with path.open("rb") as file, Image.open(file) as image:
             if load:
                 image.load()  # which turns a TIFF already
             orientation = _orientation(image)
