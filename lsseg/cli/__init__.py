@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("lsseg.ablation.command", "one run of a suite, for W&B's agents and clusters"),
     "report": ("lsseg.ablation.command", "rebuild table and figures from what is on disk"),
     "data": ("lsseg.cli.data", "show which data sets are there, and fetch one"),
+    "init": ("lsseg.cli.init", "write a configuration for a folder of images and masks"),
     "bench": ("lsseg.cli.bench", "time the numeric core and measure its memory"),
 }
 

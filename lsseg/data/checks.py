@@ -26,32 +26,26 @@ def refuse_all(what: str, problems: Sequence[str]) -> None:
         raise InputError("\n  ".join([f"{what}: {len(problems)} problems", *problems[:SHOWN], *more]))
 
 
-def check_pairs(source: FilePairs, split: str, classes: Classes, said_in: Path) -> None:
+def look_at_pairs(source: FilePairs) -> tuple[Counter[int], list[str]]:
     """Compare every mask with its image's size and with the classes.
 
     Args:
-        source: The split's pairs.
-        split: Its name.
-        classes: What is declared.
-        said_in: The file that declares it.
+        source: The pairs.
 
-    Raises:
-        InputError: With all that is wrong; and, of the training split, where a class without a pixel stands beside
-            values of 255 that nobody has declared void.
+    Returns:
+        How often each label occurs, and 255 as a mask's own value as -1; and what is wrong.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(lambda index: _look(source, index), range(len(source))))
-    refuse_all(f"the {split} split", [result for result in results if isinstance(result, str)])
-    if split == "train":
-        found: Counter[int] = Counter()
-        for result in results:
-            if not isinstance(result, str):
-                found.update(result)
-        _compare(found, classes, said_in)
+    found: Counter[int] = Counter()
+    for result in results:
+        if not isinstance(result, str):
+            found.update(result)
+    return found, [result for result in results if isinstance(result, str)]
 
 
 def _look(source: FilePairs, index: int) -> Counter[int] | str:
-    """How often each label and each raw 255 occurs in a mask (the latter as -1), or what is wrong with the pair."""
+    """What a mask holds, or what is wrong with the pair."""
     image, path = source.pairs[index]
     try:
         mask = source.read_mask(index)
@@ -67,8 +61,17 @@ def _look(source: FilePairs, index: int) -> Counter[int] | str:
         return str(error)
 
 
-def _compare(found: Counter[int], classes: Classes, said_in: Path) -> None:
-    """Compare the labels of the training split with the classes that are declared."""
+def compare_classes(found: Counter[int], classes: Classes, said_in: Path) -> None:
+    """Compare the labels of the training split with the classes that are declared.
+
+    Args:
+        found: By :func:`look_at_pairs`.
+        classes: What is declared.
+        said_in: The file that declares it.
+
+    Raises:
+        InputError: Where a class without a pixel stands beside values of 255 that nobody has declared void.
+    """
     absent = [name for label, name in enumerate(classes.names) if not found[label]]
     undeclared = found[-1] and IGNORE_INDEX not in classes.void and classes.labels.get(IGNORE_INDEX) == IGNORE_INDEX
     if absent and undeclared:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lsseg.data.checks import check_pairs
+from lsseg.data.checks import compare_classes, look_at_pairs, refuse_all
 from lsseg.data.classes import read_classes
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import SPLITS, SegmentationData, Split
@@ -88,12 +88,13 @@ class FolderSegmentation(SegmentationData):
             InputError: With all that is wrong: missing masks, other sizes, labels that are no class.
         """
         super().check(*splits)
-        for split in splits:
-            if split not in self._checked:
-                check_pairs(self.source(split), split, self.classes, self.root / "classes.yaml")
-                self._checked.add(split)
-        if "train" in splits:
+        new = [split for split in splits if split not in self._checked]
+        found = {split: look_at_pairs(self.source(split)) for split in new}
+        refuse_all(f"the data in {self.root}", [problem for _, problems in found.values() for problem in problems])
+        if "train" in new:
+            compare_classes(found["train"][0], self.classes, self.root / "classes.yaml")
             self._compare_lists()
+        self._checked.update(new)
 
     def _pairs(self, split: Split) -> dict[str, tuple[Path, Path]]:
         parts = self._parts()

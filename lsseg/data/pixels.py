@@ -61,9 +61,21 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
         InputError: If the file cannot be decoded or holds colours instead of indices.
     """
     image, orientation = _open(path)
-    if image.mode not in ("L", "P", "1", "I") and not image.mode.startswith("I;16"):
-        raise InputError(f"mask {path} holds {image.mode} colours; expected an index or palette PNG, one value a pixel")
-    values: npt.NDArray[np.integer] = np.array(_upright(np.asarray(image), orientation))
+    if image.mode == "LA":  # grey, and a transparency that says nothing
+        image = image.getchannel(0)
+    if image.mode not in ("L", "P", "1", "I", "F") and not image.mode.startswith("I;16"):
+        raise InputError(
+            f"mask {path} holds {image.mode} colours; expected an index or palette PNG, one value a pixel (a folder's "
+            "classes.yaml may give each class its colour, NAME: [RED, GREEN, BLUE])"
+        )
+    values: npt.NDArray[Any] = np.array(_upright(np.asarray(image), orientation))
+    if values.dtype.kind == "f":
+        whole = values.astype(np.int32)
+        if not (whole == values).all():
+            raise InputError(
+                f"mask {path} holds values that are no whole numbers, such as {values[whole != values][0]:g}"
+            )
+        values = whole
     return values.astype(np.uint8) if values.dtype == bool else values
 
 

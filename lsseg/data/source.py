@@ -107,7 +107,9 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     if (mapped < 0).any():
         value = int(mask[mapped < 0][0])
         known = ", ".join(map(str, sorted(labels)))
-        raise InputError(f"mask {path} holds the value {value}, which is no class; the classes have {known}")
+        lossy = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
+        advice = "; JPEG changes values, so masks must be PNG" if lossy else ""
+        raise InputError(f"mask {path} holds the value {value}, which is no class; the classes have {known}{advice}")
     return mapped.astype(np.uint8)
 
 

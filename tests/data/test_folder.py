@@ -82,9 +82,9 @@ def test_all_files_are_looked_at_and_all_that_is_wrong_is_listed(tmp_path):
     data = FolderSegmentation(str(root))
     data.check("val", "test")
     with pytest.raises(InputError) as caught:
-        data.check("train")
+        data.check("val", "train")
     said = str(caught.value).splitlines()
-    assert said[0] == "the train split: 2 problems"
+    assert said[0] == f"the data in {root}: 2 problems"
     assert "im1.png holds the value 7, which is no class" in said[1]
     assert "im3.png is 24×32, but its mask" in said[2]
 

@@ -123,3 +123,14 @@ def test_what_is_no_image_is_named(tmp_path, content, match):
     for read in (read_image, read_mask, image_size):
         with pytest.raises(InputError, match=rf"a\.png.*{match}|{match}.*a\.png"):
             read(tmp_path / "a.png")
+
+
+def test_masks_of_grey_with_transparency_and_of_whole_floating_point_numbers_are_read(tmp_path):
+    values = np.array([[0, 1], [255, 7]], np.uint8)
+    Image.fromarray(values).convert("LA").save(tmp_path / "a.png")
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "b.tif")
+    for name in ("a.png", "b.tif"):
+        assert np.array_equal(read_mask(tmp_path / name), values)
+    Image.fromarray(values / np.float32(2)).save(tmp_path / "c.tif")
+    with pytest.raises(InputError, match=r"c\.tif holds values that are no whole numbers, such as 0\.5"):
+        read_mask(tmp_path / "c.tif")

@@ -1,0 +1,176 @@
+"""``lsseg init``: a commented configuration for the images and masks of a folder, and the commands that use it."""
+
+import argparse
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
+from lsseg.data.checks import refuse_all
+from lsseg.data.coco_folder import FILE
+from lsseg.data.module import SPLITS
+from lsseg.data.pixels import image_size, read_mask
+from lsseg.data.source import FilePairs, files_below, images_below
+from lsseg.errors import InputError
+from lsseg.files import write_text
+from lsseg.models.weights import packaged_weights
+
+MASKS = 200  # of which the values are looked at, to guess the classes
+MOST_CLASSES = 64  # different values in masks; more are no labels
+SHORT = 512  # pixels of a crop's side, at most
+EPOCHS = 60
+LITE = "tu-tf_efficientnet_lite0"  # whose weights may lie in a package
+TEMPLATE = """# A U-Net for the images in {root}, made by `lsseg init`.
+# Train and test:  lsseg fit --config {file} --test_after_fit true
+# Segment photos:  lsseg predict --config {run}/config.yaml --ckpt_path {run}/last.ckpt --data.images PHOTOS
+# Look for what is wrong with the files first:  lsseg data check {file}
+{found}
+seed_everything: 0
+trainer:
+  max_steps: {steps}  # some {epochs} times all training images; more if the validation score still rises
+  val_check_interval: {interval}
+  check_val_every_n_epoch: null
+  accelerator: auto  # a GPU where there is one
+  precision: 32-true  # bf16-mixed is faster on a GPU
+  default_root_dir: {run}  # the run's folder
+model:
+  class_path: LevelSetLossTask  # cross-entropy + level-set loss; SegmentationTask: cross-entropy alone
+  init_args:
+    network:
+      class_path: SmpNet
+      init_args:
+        architecture: unet
+        encoder_name: {encoder}
+        encoder_weights: imagenet  # fetched once; null starts from random weights
+    optimizer: adamw
+    lr: 0.0005
+data:
+  class_path: {data}
+  init_args:
+    root: {root}
+    crop_size: [{height}, {width}]  # of training; whole images are scored
+    scale: [0.75, 1.5]
+    batch_size: {batch}
+    eval_batch_size: 1  # images of several sizes fit
+    num_workers: {workers}
+"""
+
+
+class Layout(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        data: Made of it.
+        lines: What to tell of it, for the head of the configuration.
+        size: Height and width of its smallest training image, each for itself.
+        images: Number of training images.
+    """
+
+    data: SegmentationData
+    lines: list[str]
+    size: tuple[int, int]
+    images: int
+
+
+def main(argv: list[str]) -> int:
+    """Look at a folder and write its configuration; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="lsseg init",
+        description="Look at a folder of images and masks, or at an export in COCO's format; write a configuration.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, help="holds images/ and masks/, or train/_annotations.coco.json")
+    parser.add_argument("--output", type=Path, help="the file to write (default: NAME.yaml of the folder's name, here)")
+    options = parser.parse_args(argv[1:])
+    if not options.folder.is_dir():
+        raise InputError(f"{options.folder} is not a folder")
+    root = options.folder.resolve()
+    output = options.output or Path(f"{root.name}.yaml")
+    if output.exists():
+        raise InputError(f"{output} exists already: choose another --output, or remove it")
+    console = Console(highlight=False, soft_wrap=True)
+    if not (root / "train" / FILE).is_file():
+        _make_classes(root, console)
+    layout = _look(root)
+    write_text(output, _filled(layout, root, output))
+    for line in layout.lines:
+        console.print(line)
+    console.print(f"wrote {output}; next:")
+    console.print(f"  lsseg fit --config {output} --test_after_fit true")
+    console.print(
+        f"  lsseg predict --config runs/{root.name}/config.yaml --ckpt_path runs/{root.name}/last.ckpt "
+        "--data.images PHOTOS"
+    )
+    return 0
+
+
+def _look(root: Path) -> Layout:
+    exported = (root / "train" / FILE).is_file()
+    data: SegmentationData = CocoFolder(str(root)) if exported else FolderSegmentation(str(root))
+    counts = {split: len(data.source(split)) for split in SPLITS}
+    source = data.source("train")
+    if isinstance(source, FilePairs):
+        sizes = [image_size(image) for image, _ in source.pairs]
+    else:
+        sizes = [source.read(index)[0].shape[:2] for index in range(min(len(source), 50))]
+    heights, widths = zip(*sizes, strict=True)
+    said = f"{min(heights)}×{min(widths)}"
+    if len(set(sizes)) > 1:
+        said += f" to {max(heights)}×{max(widths)}"
+    lines = [
+        f"images: {', '.join(f'{count} {split}' for split, count in counts.items())}; {said} pixels",
+        f"classes: {', '.join(data.class_names)}",
+    ]
+    return Layout(data, lines, (min(heights), min(widths)), counts["train"])
+
+
+def _filled(layout: Layout, root: Path, output: Path) -> str:
+    steps = max(200, EPOCHS * layout.images // 8)
+    height, width = (max(32, min(SHORT, side) // 32 * 32) for side in layout.size)
+    return TEMPLATE.format(
+        root=root,
+        file=output,
+        run=f"runs/{root.name}",
+        found="\n".join(f"# {line}" for line in layout.lines),
+        steps=steps,
+        epochs=EPOCHS,
+        interval=max(50, steps // 10),
+        encoder=LITE if packaged_weights(LITE, "imagenet") else "resnet34",
+        batch=min(8, layout.images),
+        data=type(layout.data).__name__,
+        height=height,
+        width=width,
+        workers=min(4, os.cpu_count() or 1),
+    )
+
+
+def _make_classes(root: Path, console: Console) -> None:
+    """Write ``classes.yaml`` where there is none, from the values in the masks."""
+    file = root / "classes.yaml"
+    if file.exists():
+        return
+    for folder in ("images", "masks"):
+        if not (root / folder).is_dir():
+            raise InputError(
+                f"{root} has no {folder}/: put images into images/ and masks of the same names into masks/"
+            )
+    images_below(root / "images")
+    values: Counter[int] = Counter()
+    problems = []
+    for path in files_below(root / "masks")[:MASKS]:
+        try:
+            values.update(np.unique(read_mask(path)).tolist())
+        except InputError as error:
+            problems.append(str(error))
+    refuse_all(f"{file} is missing, and the masks do not say what the classes are", problems)
+    labels = sorted(value for value in values if value != 255 or len(values) == 2)
+    if not 2 <= len(labels) <= MOST_CLASSES:
+        raise InputError(f"{file} is missing, and {len(labels)} different values in the masks are no classes: write it")
+    names = {value: "background" if value == 0 else f"class{value}" for value in labels}
+    lines = ["# Made by `lsseg init` of the values in the masks: give the classes their names.", "classes:"]
+    write_text(file, "\n".join([*lines, *(f"  {name}: {value}" for value, name in names.items())]) + "\n")
+    console.print(f"wrote {file}: the masks hold {', '.join(map(str, labels))}; give the classes their names there")

@@ -1,0 +1,86 @@
+"""`lsseg data check` and `lsseg init`, on folders as users have them."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Twelve images and masks of 0 and 255, in no splits, without classes.yaml."""
+    root = tmp_path / "mine"
+    g = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for i in range(12):
+        mask = np.zeros((40, 56), np.uint8)
+        mask[5 + i : 20 + i, 9:30] = 255
+        image = (50 + mask[..., None] // 3 + g.integers(0, 20, (40, 56, 3))).astype(np.uint8)
+        Image.fromarray(image).save(root / "images" / f"{i:02}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{i:02}.png")
+    return root
+
+
+def test_a_folder_is_looked_at_and_its_configuration_trains_as_it_stands(lsseg, mine, tmp_path, monkeypatch):
+    status, out, err = lsseg("init", mine)
+    assert status == 0, err
+    assert "images: 8 train, 2 val, 2 test; 40×56 pixels" in out
+    assert yaml.safe_load((mine / "classes.yaml").read_text()) == {"classes": {"background": 0, "class255": 255}}
+    head = [line for line in (tmp_path / "mine.yaml").read_text().splitlines() if line.startswith("# ")]
+    assert any("lsseg fit --config mine.yaml" in line for line in head)
+    tiny = ("--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.num_workers=0")
+    net = ("--model.network.encoder_name=tu-test_resnet.r160_in1k", "--model.network.encoder_weights=null")
+    quick = (*tiny, *net, "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", "--wandb.mode=disabled")
+    status, _, err = lsseg("fit", "--config", "mine.yaml", *quick, "--test_after_fit=true")
+    assert status == 0, err
+    assert json.loads((tmp_path / "runs" / "mine" / "test.json").read_text())["test_images"] == 2
+    status, _, err = lsseg("init", mine)
+    assert (status, "mine.yaml exists already" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda root: (root / "masks").rename(root / "labels"), "has no masks/"),
+        (lambda root: [p.unlink() for p in (root / "images").iterdir()], "there is no image in"),
+        (lambda root: [Image.new("RGB", (56, 40)).save(p) for p in (root / "masks").iterdir()], "holds RGB colours"),
+        (lambda root: [Image.new("L", (56, 40)).save(p) for p in (root / "masks").iterdir()], "1 different values"),
+    ],
+)
+def test_what_cannot_be_guessed_is_said_and_nothing_is_written(lsseg, mine, tmp_path, spoil, said):
+    spoil(mine)
+    status, _, err = lsseg("init", mine)
+    assert (status, said in err) == (1, True), err
+    assert not (tmp_path / "mine.yaml").exists()
+    assert not (mine / "classes.yaml").exists()
+
+
+def test_check_shows_what_is_there_and_all_that_is_wrong(lsseg, mine):
+    (mine / "classes.yaml").write_text("classes: {background: 0, cell: 255}\n")
+    status, out, err = lsseg("data", "check", mine)
+    assert status == 0, err
+    assert "nothing is wrong" in out
+    assert "40×56" in out
+    Image.new("L", (56, 40), 3).save(mine / "masks" / "03.png")
+    Image.new("L", (9, 9)).save(mine / "masks" / "05.png")
+    (mine / "images" / "07.png").write_bytes(b"no image")
+    status, out, _ = lsseg("data", "check", mine)
+    assert status == 1
+    for said in ("03.png holds the value 3", "05.png is 9×9", "cannot decode", "3 things are wrong"):
+        assert out.count(said) == 1, out
+
+
+def test_check_takes_a_configuration_and_another_root(lsseg, real_data, tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {class_path: CarParts, init_args: {root: nowhere}}\n")
+    status, out, err = lsseg("data", "check", "a.yaml", "--root", real_data / "car_parts")
+    assert status == 0, err
+    assert "objects" in out
+    for content, said in (("model: 3", "has no `data`"), ("a: [", "is not YAML"), ("data: Nothing", "no known class")):
+        (tmp_path / "b.yaml").write_text(content)
+        status, _, err = lsseg("data", "check", "b.yaml")
+        assert (status, err.count("\n"), said in err) == (1, 1, True), err
+    status, _, err = lsseg("data", "check", "nowhere.yaml")
+    assert (status, "nowhere.yaml does not exist" in err) == (1, True)
