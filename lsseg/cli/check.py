@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
     console = Console()
     found, said = {}, []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
         for split in SPLITS:
             found[split] = _look(data, split)
         said = list(dict.fromkeys(str(warning.message) for warning in caught))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lsseg.data.checks import refuse_all
 from lsseg.data.classes import display_color
 from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE
-from lsseg.data.coco_file import BrokenSegmentation, CocoFile, checked_code, class_names, decoded
+from lsseg.data.coco_file import BrokenSegmentation, CocoFile, checked_code, class_names, decoded, has_pixel
 from lsseg.data.instances import InstanceData, Instances, from_masks
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import Split
@@ -71,10 +71,11 @@ class CocoObjects:
         image = read_image(self.path(index), self.value_range)
         size = (image.shape[0], image.shape[1])
         self._compare_size(index, size)
-        wanted = self._wanted(index)
-        masks = [decoded(self._code(annotation, size), size) for annotation in wanted]
-        labels = [self.labels[annotation["category_id"]] for annotation in wanted]
-        return image, from_masks(masks, labels, [bool(a.get("iscrowd", 0)) for a in wanted], size)
+        codes = [(annotation, self._code(annotation, size)) for annotation in self._wanted(index)]
+        objects = [(annotation, decoded(code, size)) for annotation, code in codes if has_pixel(code, size)]
+        labels = [self.labels[annotation["category_id"]] for annotation, _ in objects]
+        crowds = [bool(annotation.get("iscrowd", 0)) for annotation, _ in objects]
+        return image, from_masks([mask for _, mask in objects], labels, crowds, size)
 
     def check(self) -> list[Any]:
         """Look at every image's file and every annotation, without decoding them.
@@ -96,7 +97,7 @@ class CocoObjects:
                 continue
             for annotation in self._wanted(index):
                 try:
-                    if self._code(annotation, size) is None:
+                    if not has_pixel(self._code(annotation, size), size):
                         empty.append(annotation.get("id"))
                 except InputError as error:
                     problems.append(str(error))
@@ -218,8 +219,7 @@ class CocoInstances(InstanceData):
             if empty:
                 some = ", ".join(map(str, empty[:SHOWN])) + (", …" if len(empty) > SHOWN else "")
                 warnings.warn(
-                    f"{source.file.path}: {len(empty)} annotations have no pixel (no segmentation, or fewer than three "
-                    f"points) and are left out: {some}",
+                    f"{source.file.path}: {len(empty)} annotation(s) without a pixel are left out: {some}",
                     stacklevel=2,
                 )
             self._checked.add(split)

@@ -181,7 +181,9 @@ def _is_polygon(line: Any, limit: float) -> bool:
         points = np.asarray("")
     if len(line) and (points.ndim != 1 or points.dtype.kind not in "iuf"):
         raise BrokenSegmentation("a polygon holds something else than numbers")
-    if not (np.abs(points) <= limit).all():  # not a number, either
+    if len(line) and np.isnan(points).any():
+        raise BrokenSegmentation("a polygon holds a number that is none (NaN)")
+    if not (np.abs(points) <= limit).all():
         raise BrokenSegmentation("a polygon has a point far outside of the image")
     return len(line) >= 6
 
@@ -218,6 +220,19 @@ def _runs(text: str | bytes) -> list[int]:
     if shift:
         raise BrokenSegmentation("its run-length code ends too early")
     return runs
+
+
+def has_pixel(code: list[Any] | dict[str, Any] | None, size: tuple[int, int]) -> bool:
+    """Whether a checked segmentation has a pixel; only doubtful ones are decoded for it."""
+    if code is None or isinstance(code, dict):
+        return code is not None and sum(code["counts"][1::2]) > 0
+    for line in code:
+        x, y = np.asarray(line, float).reshape(-1, 2).T
+        area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+        within = x.min() >= 0 and x.max() <= size[1] and y.min() >= 0 and y.max() <= size[0]
+        if within and area >= 4:
+            return True
+    return bool(decoded(code, size).any())
 
 
 def decoded(code: list[Any] | dict[str, Any] | None, size: tuple[int, int]) -> npt.NDArray[np.bool_]:

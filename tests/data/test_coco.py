@@ -239,7 +239,15 @@ def test_a_segmentation_that_cannot_be_decoded_is_named(tmp_path, code):
             look()
 
 
-@pytest.mark.parametrize("code", [None, [], {}, [[]], [[1, 2]], [[10.0, 10.0, 30.0, 30.0]], "missing"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(None, [], {}, [[]], [[1, 2]], [[10.0, 10.0, 30.0, 30.0]], "missing"),
+        [[50, 40, 60, 40, 60, 50]],  # outside of the image
+        [[10, 10, 30, 10, 20, 10]],  # a line
+        {"size": [30, 40], "counts": [1200]},
+    ],
+)
 def test_annotations_without_a_pixel_are_left_out_and_counted(tmp_path, code, masks_of):
     def change(content):
         content["annotations"][0]["segmentation"] = code
@@ -247,10 +255,10 @@ def test_annotations_without_a_pixel_are_left_out_and_counted(tmp_path, code, ma
             del content["annotations"][0]["segmentation"]
 
     data = coco(write_coco(tmp_path, change))
-    with pytest.warns(UserWarning, match=r"all\.json: 1 annotations have no pixel .* left out: 1$"):
+    with pytest.warns(UserWarning, match=r"all\.json: 1 annotation\(s\) without a pixel are left out: 1$"):
         data.check("test")
     first = masks_of(data.source("test").read(0)[1])
-    assert [int(mask.sum()) for mask in first] == [0, 300]
+    assert [int(mask.sum()) for mask in first] == [300]
 
 
 def test_a_crumb_beside_a_polygon_and_a_flat_list_are_read(tmp_path, masks_of):
