@@ -78,8 +78,8 @@ class FolderSegmentation(SegmentationData):
 
     def source(self, split: Split) -> FilePairs:
         """The pairs of a split; raises ``InputError`` where folders, masks or listed images are missing."""
-        names, pairs = zip(*self._pairs(split).items(), strict=True)
-        return FilePairs(pairs, self.classes.labels, names, self.classes.colors, self.value_range)
+        found = self._pairs(split)
+        return FilePairs(list(found.values()), self.classes.labels, list(found), self.classes.colors, self.value_range)
 
     def check(self, *splits: Split) -> None:
         """Look at all files of the splits, before anything is spent on training.
@@ -128,7 +128,11 @@ class FolderSegmentation(SegmentationData):
                 f"{self.root / f'{split}.txt'} is missing: give all of train.txt, val.txt and test.txt, or none"
             )
         order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
-        first, second = (round(len(images) * share) for share in (self.val_fraction, self.test_fraction))
+        # Of a share above 0 there is at least one image, if there are three.
+        least = int(len(images) >= 3)
+        first, second = (
+            max(least, round(len(images) * share)) if share else 0 for share in (self.val_fraction, self.test_fraction)
+        )
         chosen = {"val": order[:first], "test": order[first : first + second], "train": order[first + second :]}
         names = list(images)
         return {names[i]: images[names[i]] for i in sorted(chosen[split])}

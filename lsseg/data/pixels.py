@@ -13,6 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from lsseg.errors import InputError
 
+# Scans of slides and maps are larger than what Pillow takes for an attack; the memory is the user's own.
+Image.MAX_IMAGE_PIXELS = None
+
 ValueRange = tuple[float, float]
 ORIENTATION = 0x0112  # EXIF's tag
 SUFFIXES = (

@@ -250,7 +250,7 @@ def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[s
 
 def _common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> str:
     """What is behind the images' names in the masks', where it is the same for all; else nothing."""
-    if any(name in masks for name in images):
+    if not images or any(name in masks for name in images):
         return ""
     first = next(iter(images))
     for mask in masks:

@@ -222,3 +222,16 @@ def test_predicted_images_have_names_of_their_own(tmp_path):
         image.save(tmp_path / "photos" / name)
     images = FolderSegmentation(str(root), images=str(tmp_path / "photos")).predict_images()
     assert images.names == ["a/b/c", "cam0/0001", "cam1/0001", "top", "x.jpg", "x.png"]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, (1, 1, 1)), (4, (2, 1, 1)), (12, (8, 2, 2))])
+def test_few_images_are_divided_so_that_no_split_is_empty(tmp_path, count, expected):
+    data = FolderSegmentation(str(write(tmp_path, [f"im{i}" for i in range(count)])))
+    assert tuple(len(data.source(split)) for split in ("train", "val", "test")) == expected
+    data.check("train", "val", "test")
+
+
+def test_too_few_images_are_said_to_be_too_few(tmp_path):
+    data = FolderSegmentation(str(write(tmp_path, ["one"])))
+    with pytest.raises(InputError, match="the val split of FolderSegmentation is empty"):
+        data.check("train", "val")
