@@ -18,6 +18,7 @@ from lsseg.functional import label_boundary
 Color = tuple[int, int, int]
 Array = npt.NDArray[Any]
 VOID_COLOR = (255, 255, 255)
+ROWS = 1024  # of an overlay at a time
 
 
 def colorize(labels: Array, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
@@ -29,9 +30,16 @@ def colorize(labels: Array, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
 
 def overlay(image: Array, labels: Array, palette: Sequence[Color], opacity: float = 0.5) -> npt.NDArray[np.uint8]:
     """The image under its colourised labels, with the contours between labels drawn in full colour."""
-    colors = colorize(labels, palette).astype(np.float32)
-    share = np.where(_boundary(labels), 1.0, opacity)[..., None]
-    return ((1 - share) * bytes_of(image) + share * colors).round().astype(np.uint8)
+    height = len(labels)
+    out = np.empty((*labels.shape, 3), np.uint8)
+    for top in range(0, height, ROWS):  # of a large scan floating point copies would not fit
+        first, last = max(0, top - 1), min(height, top + ROWS + 1)  # contours look one row up and down
+        part = labels[first:last]
+        share = np.where(_boundary(part), 1.0, opacity)[..., None]
+        blend = (1 - share) * bytes_of(image[first:last]) + share * colorize(part, palette)
+        kept = slice(top - first, top - first + ROWS)
+        out[top : top + ROWS] = blend[kept].round().astype(np.uint8)
+    return out
 
 
 def with_contours(image: Array, labels: Array) -> npt.NDArray[np.uint8]:

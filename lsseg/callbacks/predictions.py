@@ -15,6 +15,7 @@ from lsseg.callbacks.evolution import evolution_panel
 from lsseg.callbacks.instances import draw_objects, object_map, object_records
 from lsseg.callbacks.server_files import save_server_labels, save_server_objects
 from lsseg.data.source import read_image
+from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError
 from lsseg.files import write_json
 
@@ -78,6 +79,8 @@ class SavePredictions(pl.Callback):
                 f"predictions.submission: {type(trainer.datamodule).__name__} has no server whose format is known; "
                 "Cityscapes, CityscapesInstances and ADE20K have"
             )
+        if stage == "predict" and not instances:
+            pl_module.predicted_phi = tuple(k for k, name in enumerate(names) if {name, "all"} & set(self.phi))
         if stage == "predict":
             images = trainer.datamodule.predict_images()
             self._names = dict(zip(map(str, images.paths), images.names, strict=True))
@@ -110,13 +113,12 @@ class SavePredictions(pl.Callback):
         self._save_labels(labels, palette, beside(stem, ".png"))
         pixels = read_image(path, data.value_range)
         Image.fromarray(overlay(pixels, labels, palette)).save(beside(stem, "_overlay.png"))
-        for label, name in enumerate(names):
-            if name in self.phi or "all" in self.phi:
-                values = outputs["phi"][i, label].cpu().numpy().astype(np.float32)
-                self._save_phi(values, beside(stem, f"_phi_{name.replace('/', '_')}"))
+        for values, label in zip(outputs["phi"][i], task.predicted_phi, strict=True):
+            ending = f"_phi_{names[label].replace('/', '_')}"
+            self._save_phi(values.cpu().numpy().astype(np.float32), beside(stem, ending))
         if self.steps:
             size = outputs["prediction"].shape[-2:]
-            self._save_steps(task, batch["image"][i : i + 1], size, pixels, data, stem)
+            self._save_steps(task, as_numbers(batch["image"][i : i + 1]), size, pixels, data, stem)
 
     def _save_objects(self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, stem: Path) -> None:
         names = data.class_names
@@ -130,7 +132,7 @@ class SavePredictions(pl.Callback):
         records = object_records(objects, found.masks.final[:sure], names, self.contours)
         write_json(beside(stem, ".json"), records)
         if self.steps:
-            evolving = task.evolving_objects(batch["image"][i], found, names, min(sure, OBJECTS))
+            evolving = task.evolving_objects(as_numbers(batch["image"][i]), found, names, min(sure, OBJECTS))
             if evolving:
                 moved = [thing._replace(box=tuple(objects["boxes"][k].tolist())) for k, thing in enumerate(evolving)]
                 evolution_panel(pixels, moved, stem.name).savefig(beside(stem, "_evolution.png"))

@@ -17,7 +17,7 @@ from lsseg.errors import InputError
 class Images(Dataset[dict[str, Any]]):
     """All images of a folder and of the folders in it, or one image.
 
-    Items are ``{"image": float 3×H×W in [0, 1], "size": (H, W) of the file as it is seen, "path": str}``.
+    Items are ``{"image": uint8 3×H×W, "size": (H, W) of the file as it is seen, "path": str}``.
 
     Args:
         path: The folder or file.

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from lsseg.data.loading import derived_seed, global_seed
 from lsseg.data.module import DataModule, Split, TestSplit
 from lsseg.data.source import list_images, read_image, read_mask
-from lsseg.data.transforms import Pair, instance_eval_transform, instance_train_transform
+from lsseg.data.transforms import Pair, Resize, ShortSide, instance_eval_transform, instance_train_transform
 from lsseg.errors import InputError
 
 
@@ -271,6 +271,7 @@ class InstanceData(DataModule[InstanceSource]):
         if not 0 <= photometric <= 1:
             raise InputError(f"data.photometric must lie in 0..1, not {photometric}")
         self.train_transform = instance_train_transform(sides, longest_side, crop_size, flip, photometric)
+        self.size = Resize() if sides is None else ShortSide(sides[1], sides[1], longest_side)
         self.eval_transform = instance_eval_transform(None if sides is None else sides[1], longest_side)
 
     def samples(self, source: InstanceSource, training: bool) -> InstanceSamples:
@@ -280,7 +281,7 @@ class InstanceData(DataModule[InstanceSource]):
 
     def predict_transform(self) -> Pair:
         """Resize as in evaluation."""
-        return self.eval_transform
+        return self.size
 
     def _filled(self, split: Split) -> InstanceSource:
         source = super()._filled(split)

@@ -12,7 +12,7 @@ from lsseg.data.images import Images
 from lsseg.data.loading import EpochSampler, EvalSampler, Samples, TrainLoader, collate, global_seed
 from lsseg.data.pixels import ValueRange
 from lsseg.data.source import Source
-from lsseg.data.transforms import Pair, eval_transform, train_transform
+from lsseg.data.transforms import Pair, Resize, eval_transform, train_transform
 from lsseg.errors import InputError
 
 Split = Literal["train", "val", "test"]
@@ -87,7 +87,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
     @abstractmethod
     def predict_transform(self) -> Pair:
-        """What happens to an image that is predicted."""
+        """What happens to an image that is predicted; bytes stay bytes (windows of a large one become numbers)."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; an incomplete last batch is dropped."""
@@ -228,4 +228,4 @@ class SegmentationData(DataModule[Source]):
 
     def predict_transform(self) -> Pair:
         """Resize as in training."""
-        return eval_transform(self.resize)
+        return Resize(self.resize)

@@ -93,6 +93,15 @@ def train_transform(
     return v2.Compose([Resize(size, scale), *_augmentation(crop, flip, photometric, IGNORE_INDEX), _to_float()])
 
 
+def as_numbers(image: Tensor) -> Tensor:
+    """An image of bytes as floating point numbers in [0, 1]; one of numbers as it is.
+
+    >>> as_numbers(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([0., 1.])
+    """
+    return image.float().div_(255) if image.dtype == torch.uint8 else image
+
+
 def eval_transform(size: tuple[int, int] | None) -> Pair:
     """Resize to ``size`` where one is given; nothing random."""
     return v2.Compose([Resize(size), _to_float()])

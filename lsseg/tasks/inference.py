@@ -1,6 +1,6 @@
 """Inference on images that are larger than what fits through a network at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,22 @@ from torch import Tensor
 
 
 def sliding_window(network: Callable[[Tensor], Tensor], image: Tensor, size: int) -> Tensor:
-    """Scores of a large image from overlapping square windows, averaged where they overlap.
+    """Scores of a large image from overlapping square windows, averaged where they overlap: all of :func:`bands`.
+
+    >>> sliding_window(lambda x: 2 * x, torch.ones(1, 3, 50, 70), 32).mean()
+    tensor(2.)
+    """
+    total: Tensor | None = None
+    for rows, scores in bands(network, image, size):
+        if total is None:
+            total = scores.new_empty(*scores.shape[:2], *image.shape[-2:])
+        total[:, :, rows] = scores
+    assert total is not None
+    return total
+
+
+def bands(network: Callable[[Tensor], Tensor], image: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Scores of a large image from overlapping square windows, averaged where they overlap, some rows at a time.
 
     Windows advance by two thirds of their size and the last of a row or column is moved back inside, so that every
     window is full (an image smaller than a window is one window). A window's weight falls towards its edges, where a
@@ -16,29 +31,39 @@ def sliding_window(network: Callable[[Tensor], Tensor], image: Tensor, size: int
 
     Args:
         network: Maps B×3×h×w to B×C×h×w scores.
-        image: B×3×H×W.
+        image: B×3×H×W, of any type that the network takes.
         size: Side of a window in pixels.
 
-    Returns:
-        B×C×H×W scores.
-
-    >>> sliding_window(lambda x: 2 * x, torch.ones(1, 3, 50, 70), 32).mean()
-    tensor(2.)
+    Yields:
+        Rows, and their B×C×rows×W scores, from top to bottom; no more than a window's rows are held.
     """
     height, width = image.shape[-2:]
-    total: Tensor | None = None
-    weight = image.new_zeros(height, width)
-    for top in _starts(height, size):
+    tops = _starts(height, size)
+    before: tuple[Tensor, Tensor] | None = None  # sums and weights of rows that the next windows share
+    for top, end in zip(tops, [*tops[1:], height], strict=True):
+        total: Tensor | None = None
         for left in _starts(width, size):
-            window = (..., slice(top, top + size), slice(left, left + size))
-            scores = network(image[window])
+            columns = slice(left, left + size)
+            scores = network(image[..., top : top + size, columns])
             if total is None:
-                total = scores.new_zeros(*scores.shape[:2], height, width)
-            ramp = _ramp(scores.shape[-2], image)[:, None] * _ramp(scores.shape[-1], image)
-            total[window] += scores * ramp
-            weight[window[1:]] += ramp
-    assert total is not None
-    return total / weight
+                total, weight = _begun(before, scores, width)
+            ramp = _ramp(scores.shape[-2], scores)[:, None] * _ramp(scores.shape[-1], scores)
+            total[..., columns] += scores * ramp
+            weight[:, columns] += ramp
+        assert total is not None
+        done = end - top
+        yield slice(top, end), total[:, :, :done] / weight[:done]
+        before = total[:, :, done:], weight[done:]
+
+
+def _begun(before: tuple[Tensor, Tensor] | None, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Sums and weights of a row of windows, with what those above have added to it."""
+    rows = scores.shape[-2]
+    total, weight = scores.new_zeros(*scores.shape[:-1], width), scores.new_zeros(rows, width)
+    if before is not None:
+        shared = len(before[1])
+        total[:, :, :shared], weight[:shared] = before
+    return total, weight
 
 
 def _ramp(length: int, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError
 from lsseg.functional import level_set_energy, tsdf
 from lsseg.functional.boxes import paste_masks
@@ -228,7 +229,7 @@ class LevelSetRCNNTask(Task):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Objects with their masks at the size of the image's file."""
-        found = self(list(batch["image"]))
+        found = self([as_numbers(image) for image in batch["image"]])
         sizes = [(int(height), int(width)) for height, width in zip(*batch["size"], strict=True)]
         objects = self.at_file_size(found, {"image": batch["image"], "size": sizes})
         return {"detections": found, "objects": objects, "path": batch["path"]}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError
 from lsseg.functional.dense_crf import DenseCRF, lattice_crf
 from lsseg.losses import CrossEntropyLoss
@@ -20,7 +21,7 @@ from lsseg.metrics import BoundaryF1, Overlap, PerImage
 from lsseg.models import SegOutput, SmpNet, checked, made
 from lsseg.tasks.base import Task
 from lsseg.tasks.evolution import EvolvingObject
-from lsseg.tasks.inference import mean_of_views, sliding_window
+from lsseg.tasks.inference import bands, mean_of_views, sliding_window
 from lsseg.tasks.optimizer import Recipe
 
 RADII = (1, 2, 3)
@@ -100,6 +101,7 @@ class SegmentationTask(Task):
         self.test_flip, self.test_scales = test_flip, tuple(test_scales)
         self.crf_iterations, self.crf = crf_iterations, crf or DenseCRF()
         self._refines = True
+        self.predicted_phi: tuple[int, ...] | None = None  # the classes of which `predict` makes φ; None is all
         self.val_loss = MeanMetric()
         self.val_scores = Scores(num_classes)
         self.test_scores = Scores(num_classes)
@@ -170,12 +172,41 @@ class SegmentationTask(Task):
         self.unchanged.update(prediction, unrefined.masked_fill(target == IGNORE_INDEX, IGNORE_INDEX))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Labels (B×H×W) and level-set functions (B×C×H×W) at the size of the image's file."""
-        height, width = (int(side[0]) for side in batch["size"])
-        logits = self.infer(batch["image"])
-        if logits.shape[-2:] != (height, width):
-            logits = F.interpolate(logits.float(), (height, width), mode="bilinear", align_corners=False)
-        return {"prediction": logits.argmax(1), "phi": self.phi(logits), "path": batch["path"]}
+        """Labels (B×H×W) and level-set functions (B×C×H×W, or of ``predicted_phi``) at the size of the image's file."""
+        size, image = (int(batch["size"][0][0]), int(batch["size"][1][0])), batch["image"]
+        if image.shape[-2:] == size and self._is_large(image) and not self._looks_again():
+            labels, phi = self._predict_by_bands(image)
+        else:
+            logits = self.infer(as_numbers(image))
+            if logits.shape[-2:] != size:
+                logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+            labels, phi = logits.argmax(1), self._wanted_phi(logits)
+        return {"prediction": labels, "phi": phi, "path": batch["path"]}
+
+    def _predict_by_bands(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of a large image, of which no more is held than its bytes, its labels and what is asked for."""
+        assert self.window is not None
+        labels = image.new_empty(len(image), *image.shape[-2:], dtype=torch.uint8)
+        phi: Tensor | None = None
+        for rows, logits in bands(lambda part: self(as_numbers(part)).logits, image, self.window):
+            labels[:, rows] = logits.argmax(1)
+            values = self._wanted_phi(logits)
+            if phi is None:
+                phi = values.new_empty(*values.shape[:2], *image.shape[-2:])
+            phi[:, :, rows] = values
+        assert phi is not None
+        return labels, phi
+
+    def _wanted_phi(self, logits: Tensor) -> Tensor:
+        phi = self.phi(logits)
+        return phi if self.predicted_phi is None else phi[:, list(self.predicted_phi)]
+
+    def _is_large(self, image: Tensor) -> bool:
+        return self.window is not None and max(image.shape[-2:]) > self.window
+
+    def _looks_again(self) -> bool:
+        """Whether scores are made of several views, or corrected by a CRF."""
+        return self.test_flip or tuple(self.test_scales) != (1.0,) or self.crf_iterations > 0
 
     def infer(self, image: Tensor) -> Tensor:
         """Logits of whole images."""
@@ -241,7 +272,7 @@ class SegmentationTask(Task):
             self.unchanged.reset()
 
     def _in_windows(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        if self.window is not None and max(image.shape[-2:]) > self.window:
+        if self.window is not None and self._is_large(image):
             return sliding_window(scores, image, self.window)
         return scores(image)
 

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from lsseg.callbacks import drawing
+
 
 @pytest.fixture
 def mine(tmp_path):
@@ -84,3 +86,11 @@ def test_check_takes_a_configuration_and_another_root(lsseg, real_data, tmp_path
         assert (status, err.count("\n"), said in err) == (1, 1, True), err
     status, _, err = lsseg("data", "check", "nowhere.yaml")
     assert (status, "nowhere.yaml does not exist" in err) == (1, True)
+
+
+def test_an_overlay_of_many_rows_is_made_in_parts(monkeypatch):
+    g = np.random.default_rng(0)
+    image, labels = g.integers(0, 256, (50, 30, 3), np.uint8), g.integers(0, 3, (50, 30)).astype(np.uint8)
+    whole = drawing.overlay(image, labels, [(1, 2, 3), (200, 0, 0), (0, 200, 9)])
+    monkeypatch.setattr(drawing, "ROWS", 7)
+    assert np.array_equal(drawing.overlay(image, labels, [(1, 2, 3), (200, 0, 0), (0, 200, 9)]), whole)
