@@ -1,5 +1,9 @@
 """What a user did wrong, in one line."""
 
+from collections.abc import Sequence
+
+SHOWN = 20  # of the lines of one message
+
 
 class InputError(ValueError):
     """Input that cannot be used: the message is one line that names the file or the key and what would be right.
@@ -23,3 +27,12 @@ def require(valid: bool, key: str, value: object, right: str) -> None:
     """
     if not valid:
         raise InputError(f"{key} {right}, not {value}")
+
+
+def refuse_all(what: str, problems: Sequence[str]) -> None:
+    """Raise one ``InputError`` for all problems, if there are any; one alone makes one line."""
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise InputError("\n  ".join([f"{what}: {len(problems)} problems", *problems[:SHOWN], *more]))

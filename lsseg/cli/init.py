@@ -10,12 +10,11 @@ import numpy as np
 from rich.console import Console
 
 from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
-from lsseg.data.checks import refuse_all
 from lsseg.data.coco_folder import FILE
 from lsseg.data.module import SPLITS
 from lsseg.data.pixels import image_size, read_mask
 from lsseg.data.source import FilePairs, files_below, images_below
-from lsseg.errors import InputError
+from lsseg.errors import InputError, refuse_all
 from lsseg.files import write_text
 from lsseg.models.weights import packaged_weights
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,17 +13,7 @@ from lsseg.data.pixels import image_size, read_mask
 from lsseg.data.source import IGNORE_INDEX, FilePairs, other_size
 from lsseg.errors import InputError
 
-SHOWN = 20  # of the lines of one message
 THREADS = 8  # decoding releases Python's lock
-
-
-def refuse_all(what: str, problems: Sequence[str]) -> None:
-    """Raise one ``InputError`` for all problems, if there are any; one alone makes one line."""
-    if len(problems) == 1:
-        raise InputError(problems[0])
-    if problems:
-        more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise InputError("\n  ".join([f"{what}: {len(problems)} problems", *problems[:SHOWN], *more]))
 
 
 def look_at_pairs(source: FilePairs) -> tuple[Counter[int], list[str]]:

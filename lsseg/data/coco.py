@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lsseg.data.checks import refuse_all
 from lsseg.data.classes import display_color
 from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE
 from lsseg.data.coco_file import BrokenSegmentation, CocoFile, checked_code, class_names, decoded, has_pixel
@@ -18,7 +17,7 @@ from lsseg.data.module import Split
 from lsseg.data.pixels import ValueRange, check_value_range, image_size, read_image, turned
 from lsseg.data.root import check_count, existing_root
 from lsseg.data.source import distinct_names
-from lsseg.errors import InputError
+from lsseg.errors import InputError, refuse_all
 
 COUNTS_2017 = {"train": 118287, "val": 5000, "test": 5000}
 SHOWN = 5  # ids of annotations in a warning

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from lsseg.data.checks import refuse_all
-from lsseg.errors import InputError
+from lsseg.errors import InputError, refuse_all
 
 KEYS = ("images", "annotations", "categories")
 FIELDS: dict[str, dict[str, type]] = {

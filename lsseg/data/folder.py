@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from lsseg.data.checks import compare_classes, look_at_pairs, refuse_all
+from lsseg.data.checks import compare_classes, look_at_pairs
 from lsseg.data.classes import read_classes
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import SPLITS, SegmentationData, Split
 from lsseg.data.pixels import ValueRange, check_value_range
 from lsseg.data.root import existing_root
 from lsseg.data.source import FilePairs, images_below, matched, same_name
-from lsseg.errors import InputError
+from lsseg.errors import InputError, refuse_all
 
 
 class FolderSegmentation(SegmentationData):

@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from lsseg.data.pixels import ValueRange, read_image
+from lsseg.data.pixels import ValueRange, image_size, read_image
 from lsseg.data.source import files_below, same_name
 from lsseg.data.transforms import Pair
-from lsseg.errors import InputError
+from lsseg.errors import InputError, refuse_all
 
 
 class Images(Dataset[dict[str, Any]]):
@@ -42,6 +42,20 @@ class Images(Dataset[dict[str, Any]]):
         self.names = _names(self.paths, path.parent if path.is_file() else path)
         self.transform = transform
         self.value_range = value_range
+
+    def check(self) -> None:
+        """Look at the heads of all files, before any is predicted.
+
+        Raises:
+            InputError: With all that are missing or no images.
+        """
+        problems = []
+        for path in self.paths:
+            try:
+                image_size(path)
+            except InputError as error:
+                problems.append(str(error))
+        refuse_all("data.images", problems)
 
     def __len__(self) -> int:
         return len(self.paths)

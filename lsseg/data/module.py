@@ -144,7 +144,9 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
             self._filled(split)
 
     def setup(self, stage: str) -> None:
-        """Check the splits that the stage needs."""
+        """Check the splits that the stage needs, or the images that are to be predicted."""
+        if stage == "predict":
+            self.predict_images().check()
         needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         needed["test"] = (self.test_split,)
         self.check(*needed.get(stage, ()))

@@ -120,7 +120,9 @@ def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
             orientation = _orientation(image)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
+        raise InputError(f"cannot decode {path}: it is broken, or no image of a kind that is known") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"cannot decode {path}: {str(error).splitlines()[0]}") from error
     return image, orientation
 

@@ -208,7 +208,7 @@ def test_16_bit_images_of_a_folder(tmp_path):
     assert FolderSegmentation(str(root)).source("train").read(0)[0].max() == 8
     data = FolderSegmentation(str(root), value_range=(0, 4000), images=str(root / "images"))
     assert data.source("train").read(0)[0].max() == 128
-    assert float(data.predict_images()[0]["image"].max()) == pytest.approx(128 / 255)
+    assert int(data.predict_images()[0]["image"].max()) == 128
     for wrong in ((1, 1), (5, 0)):
         with pytest.raises(InputError, match=r"data\.value_range must be two numbers, the smaller one first"):
             FolderSegmentation(str(root), value_range=wrong)
@@ -235,3 +235,19 @@ def test_too_few_images_are_said_to_be_too_few(tmp_path):
     data = FolderSegmentation(str(write(tmp_path, ["one"])))
     with pytest.raises(InputError, match="the val split of FolderSegmentation is empty"):
         data.check("train", "val")
+
+
+def test_images_that_cannot_be_predicted_are_all_named_before_any_is(tmp_path):
+    root = write(tmp_path, NAMES[:2])
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(scene(0)[0]).save(photos / "a.png")
+    (photos / "b.png").write_text("<html>")
+    (photos / "c.png").symlink_to("nowhere.png")
+    data = FolderSegmentation(str(root), images=str(photos))
+    with pytest.raises(InputError) as caught:
+        data.setup("predict")
+    said = str(caught.value).splitlines()
+    assert said[0] == "data.images: 2 problems"
+    assert said[1].endswith("b.png: it is broken, or no image of a kind that is known")
+    assert said[2].endswith("c.png does not exist")
