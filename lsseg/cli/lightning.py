@@ -20,7 +20,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
@@ -28,6 +27,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 # Importing these modules is what makes their classes known by their short names.
 from lsseg.callbacks import (
+    BestCheckpoint,
     JsonlLogger,
     Panels,
     PeriodicCheckpoint,
@@ -41,14 +41,18 @@ from lsseg.callbacks import (
 )
 from lsseg.cli.environment import describe_environment
 from lsseg.cli.parser import ConfigDumper, Parser, own_errors
+from lsseg.cli.resume import KeepModel, refuse_other_model
 from lsseg.data import DataModule
 from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
 from lsseg.process import DIE_WITH_PARENT
 from lsseg.tasks import Task
+from lsseg.tasks.checkpoint import refuse_other_classes
+from lsseg.tasks.start import read_checkpoint
 
 RUN_FOLDER = "LSSEG_RUN_FOLDER"
 RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of processes that nothing else tells apart so early
+AS_SAVED = {"skip_none": False, "skip_link_targets": True}  # a configuration with all that it was made of
 CHATTERS = (
     "pytorch_lightning.utilities.rank_zero",
     "lightning_fabric.utilities.rank_zero",
@@ -65,7 +69,7 @@ class SaveConfig(SaveConfigCallback):
         resumed = stage == "fit" and bool(self.config.get("ckpt_path"))
         if (folder / "config.yaml").exists() and stage != "fit":
             return
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=True))
+        config = yaml.safe_load(self.parser.dump(self.config, **AS_SAVED))
         # Where a run was written and from what it was resumed is no part of what it is.
         config["trainer"]["default_root_dir"] = None
         config["ckpt_path"] = None
@@ -98,6 +102,7 @@ class LssegCLI(LightningCLI):
     def __init__(self, *args: Any, held: ExitStack, **options: Any) -> None:
         self._new: Path | None = None  # the run's folder, where this command is the one to make it
         self._held = held
+        self._resumed: dict[str, Any] | None = None  # the checkpoint that a training goes on from
         with ExitStack() as on_failure:
             on_failure.callback(self._leave_nothing_half_done)
             super().__init__(*args, **options)
@@ -124,6 +129,9 @@ class LssegCLI(LightningCLI):
             if not Path(checkpoint).is_file():
                 raise InputError(f"ckpt_path {checkpoint} is not a file")
             drop_weights(config.model)
+            if self.subcommand == "fit":
+                self._resumed = read_checkpoint(Path(checkpoint), "ckpt_path ")
+                refuse_other_model(Path(checkpoint), self._resumed, self._model_config())
         elif self.subcommand != "fit":
             raise InputError(f"{self.subcommand} needs --ckpt_path: the checkpoint of a run, such as RUN/last.ckpt")
         if config.trainer.default_root_dir is None:
@@ -188,12 +196,23 @@ class LssegCLI(LightningCLI):
         with own_errors():
             super().instantiate_classes()
         self._check_kinds()
+        if self._resumed is not None:  # before anything is written
+            refuse_other_classes(self._resumed, self.datamodule.class_names)
+            self.model.on_load_checkpoint(self._resumed)
+            self.model.refuse_other_training(self._resumed)
+            self._resumed = None
         if self._get(self.config_init, "compile"):
             if self.model.kind == "instances":
                 raise InputError("compile is for networks of label maps: a detector's shapes change with every image")
             if getattr(self.model.network, "checkpoint", False):
                 raise InputError("compile does not go with model.network.checkpoint: choose one")
             self.model.network.compile()  # in place: the names in checkpoints stay what they are
+
+    def _model_config(self) -> dict[str, Any]:
+        """The resolved configuration below ``model``, in plain values."""
+        config = self._parser(self.subcommand).dump(self.config[self.subcommand], **AS_SAVED)
+        model: dict[str, Any] = yaml.safe_load(config)["model"]
+        return model
 
     def _check_kinds(self) -> None:
         task, data = type(self.model), type(self.datamodule)
@@ -213,9 +232,10 @@ class LssegCLI(LightningCLI):
         if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False and not trainer["fast_dev_run"]:
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             keep = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
+            # The best first: the state that the other saves knows of it.
+            callbacks.append(BestCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **keep))
             callbacks.append(PeriodicCheckpoint(filename="last", every_n_train_steps=every, **keep))
-            callbacks.append(LastStep(folder))
-            callbacks.append(ModelCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **keep))
+            callbacks.append(KeepModel(self._model_config()))
         kwargs["plugins"] = [*_listed(trainer["plugins"]), WholeCheckpoints()]
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._loggers(folder) if not trainer["fast_dev_run"] else False
@@ -239,24 +259,13 @@ class LssegCLI(LightningCLI):
         elif self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             print(f"the run is in {self.trainer.default_root_dir}")
 
+    def predict(self, **arguments: Any) -> None:
+        """Predict and forget: Lightning would keep what every image gave in memory until the last is done."""
+        self.trainer.predict(**{**arguments, "return_predictions": False})
+
     def test(self, **arguments: Any) -> None:
         """Test without Lightning's table of scores, which the project's own, class by class, replaces."""
         self.trainer.test(**{**arguments, "verbose": False})
-
-
-class LastStep(pl.Callback):
-    """Writes ``last.ckpt`` once more when training ends, whatever the interval of the periodic checkpoint.
-
-    Args:
-        folder: The run's folder.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.path = Path(folder) / "last.ckpt"
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the last weights."""
-        trainer.save_checkpoint(self.path)
 
 
 def _made(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from lsseg.data import DataModule
 from lsseg.data.images import Images
 from lsseg.errors import InputError
 from lsseg.tasks import Task
+from lsseg.tasks.checkpoint import refuse_other_classes
 from lsseg.tasks.start import read_checkpoint
 
 
@@ -61,7 +62,7 @@ def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
         checkpoint: The file of weights in it.
 
     Raises:
-        InputError: If a file is missing or broken, or the data cannot be found.
+        InputError: If a file is missing or broken, the data cannot be found, or has other classes.
     """
     folder = Path(folder)
     for name in ("config.yaml", checkpoint):
@@ -81,6 +82,7 @@ def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
     drop_weights(parsed.model)
     with own_errors():
         made = parser.instantiate_classes(parsed)
+    refuse_other_classes(content, made.data.class_names)
     made.model.on_load_checkpoint(content)
     made.model.load_state_dict(content["state_dict"])
     return LoadedRun(made.model.eval(), made.data)
