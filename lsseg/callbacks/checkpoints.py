@@ -31,6 +31,19 @@ class BestCheckpoint(ModelCheckpoint):
         if self.state_key not in states and before in states:
             states[self.state_key] = states[before]
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare, unless the epoch has not been validated (one that ended as the run went on)."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score so far where its file is in this run's folder, which may have been moved."""
+        file = Path(str(self.dirpath)) / f"{self.filename}.ckpt"
+        if file.is_file() and state_dict["best_model_score"] is not None:
+            here = {"dirpath": self.dirpath, "best_model_path": str(file), "kth_best_model_path": str(file)}
+            scores = {"best_k_models": {str(file): state_dict["best_model_score"]}}
+            super().load_state_dict({**state_dict, **here, **scores})
+
 
 class PeriodicCheckpoint(ModelCheckpoint):
     """``last.ckpt``: every few optimiser steps, after every validation, at the end, and never within a step.
@@ -46,6 +59,9 @@ class PeriodicCheckpoint(ModelCheckpoint):
         """The step that a run goes on from is saved already."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = self._step = trainer.global_step
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: what it has saved says nothing of what it has to save."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -172,6 +172,11 @@ class LssegCLI(LightningCLI):
         # SLURM step take its number for the time.
         if RUN_FOLDER in os.environ:
             return os.environ[RUN_FOLDER]
+        files = [Path(str(path)) for path in config.get("config") or []]
+        if self.subcommand == "fit" and checkpoint:
+            own = Path(checkpoint).parent
+            if any(path.name.startswith("config") and path.resolve().parent == own.resolve() for path in files):
+                return str(own)  # a run that goes on from its own configuration stays where it is
         now = time.strftime("%Y%m%d-%H%M%S")
         if SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:
             now = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
@@ -179,8 +184,7 @@ class LssegCLI(LightningCLI):
             raise InputError("give --trainer.default_root_dir: processes that torchrun starts cannot agree on a folder")
         name = f"{self.subcommand}-{now}"
         if self.subcommand == "fit":
-            files = [Path(str(path)).stem for path in config.get("config") or []]
-            name = f"{files[-1] if files else 'fit'}-{name.partition('-')[2]}"
+            name = f"{files[-1].stem if files else 'fit'}-{name.partition('-')[2]}"
         parent = Path(checkpoint).parent if checkpoint and self.subcommand != "fit" else Path("runs")
         folder = parent / name
         if "." not in now and not config.trainer.fast_dev_run:  # a SLURM step comes back to its own folder
@@ -240,7 +244,9 @@ class LssegCLI(LightningCLI):
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._loggers(folder) if not trainer["fast_dev_run"] else False
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        _refuse_own_names(made.checkpoint_callbacks, Path(folder))
+        return made
 
     def _loggers(self, folder: str) -> list[Any]:
         settings = self._get(self.config_init, "wandb").as_dict()
@@ -266,6 +272,18 @@ class LssegCLI(LightningCLI):
     def test(self, **arguments: Any) -> None:
         """Test without Lightning's table of scores, which the project's own, class by class, replaces."""
         self.trainer.test(**{**arguments, "verbose": False})
+
+
+def _refuse_own_names(callbacks: list[Any], folder: Path) -> None:
+    """Refuse a checkpoint of the configuration's that would write the files that a run itself writes."""
+    for callback in callbacks:
+        names = {str(callback.filename), *(["last"] if callback.save_last else [])} & {"best", "last"}
+        own = isinstance(callback, BestCheckpoint | PeriodicCheckpoint)
+        if names and not own and callback.dirpath and Path(callback.dirpath).resolve() == folder.resolve():
+            raise InputError(
+                f"trainer.callbacks: a ModelCheckpoint writes {names.pop()}.ckpt, as the run itself does: give it "
+                "another dirpath or filename"
+            )
 
 
 def _made(folder: Path) -> bool:

@@ -89,9 +89,10 @@ new run from the checkpoint with model.start
     """
     if changes:
         kept = ", ".join(f"{key} ({_value(before)}, not {_value(now)})" for key, before, now in changes)
+        leave = "it as it was" if len(changes) == 1 else "them as they were"
         raise InputError(
-            f"a run that goes on keeps its {kept}; leave {'it' if len(changes) == 1 else 'them'} as it was, or start "
-            "a new run from the checkpoint with model.start"
+            f"a run that goes on keeps its {kept}; leave {leave}, or start a new run from the checkpoint "
+            "with model.start"
         )
 
 

@@ -310,3 +310,10 @@ def test_encoder_weights_that_cannot_be_had(refused, lsseg, tmp_path):
     # A checkpoint replaces them, so nothing is fetched.
     test = ("test", "--config", TINY, "--ckpt_path", tmp_path / "trained" / "last.ckpt", *run)
     assert lsseg(*test, *weights)[0] == 0
+
+
+@pytest.mark.parametrize(("task", "right"), [("DMLSTask", "DMLS"), ("ChanVeseTask", "ChanVeseNet")])
+def test_a_method_without_its_network_is_refused(refused, tmp_path, task, right):
+    said = refused("fit", "--config", TINY, "--model", task, "--trainer.default_root_dir", tmp_path / "run")
+    assert said == f"model.network must be {right}, not SmpNet"
+    assert not (tmp_path / "run").exists()
