@@ -40,6 +40,7 @@ from lsseg.callbacks import (
     progress_bar,
 )
 from lsseg.cli.environment import describe_environment
+from lsseg.cli.failures import Place, told
 from lsseg.cli.parser import ConfigDumper, Parser, own_errors
 from lsseg.cli.resume import KeepModel, refuse_other_model
 from lsseg.data import DataModule
@@ -99,9 +100,10 @@ class LssegCLI(LightningCLI):
             "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
         )
 
-    def __init__(self, *args: Any, held: ExitStack, **options: Any) -> None:
+    def __init__(self, *args: Any, held: ExitStack, place: Place, **options: Any) -> None:
         self._new: Path | None = None  # the run's folder, where this command is the one to make it
         self._held = held
+        self._place = place  # where this command is, for what goes wrong
         self._resumed: dict[str, Any] | None = None  # the checkpoint that a training goes on from
         with ExitStack() as on_failure:
             on_failure.callback(self._leave_nothing_half_done)
@@ -124,6 +126,8 @@ class LssegCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder, check the checkpoint, and fetch no encoder weights that it will replace."""
         config = self.config[self.subcommand]
+        self._place.config = yaml.safe_load(self._parser(self.subcommand).dump(config, **AS_SAVED))
+        _refuse_forks(self._place.config["trainer"]["strategy"])
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):
             if not Path(checkpoint).is_file():
@@ -131,12 +135,14 @@ class LssegCLI(LightningCLI):
             drop_weights(config.model)
             if self.subcommand == "fit":
                 self._resumed = read_checkpoint(Path(checkpoint), "ckpt_path ")
-                refuse_other_model(Path(checkpoint), self._resumed, self._model_config())
+                refuse_other_model(Path(checkpoint), self._resumed, self._place.config["model"])
         elif self.subcommand != "fit":
             raise InputError(f"{self.subcommand} needs --ckpt_path: the checkpoint of a run, such as RUN/last.ckpt")
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = self._new_folder(config, checkpoint)
         folder = Path(config.trainer.default_root_dir)
+        if not config.trainer.fast_dev_run:
+            self._place.folder = folder
         if not folder.exists():
             self._new = folder
         if (
@@ -212,12 +218,6 @@ class LssegCLI(LightningCLI):
                 raise InputError("compile does not go with model.network.checkpoint: choose one")
             self.model.network.compile()  # in place: the names in checkpoints stay what they are
 
-    def _model_config(self) -> dict[str, Any]:
-        """The resolved configuration below ``model``, in plain values."""
-        config = self._parser(self.subcommand).dump(self.config[self.subcommand], **AS_SAVED)
-        model: dict[str, Any] = yaml.safe_load(config)["model"]
-        return model
-
     def _check_kinds(self) -> None:
         task, data = type(self.model), type(self.datamodule)
         if task.kind != data.kind:
@@ -239,7 +239,7 @@ class LssegCLI(LightningCLI):
             # The best first: the state that the other saves knows of it.
             callbacks.append(BestCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **keep))
             callbacks.append(PeriodicCheckpoint(filename="last", every_n_train_steps=every, **keep))
-            callbacks.append(KeepModel(self._model_config()))
+            callbacks.append(KeepModel(self._place.config["model"]))
         kwargs["plugins"] = [*_listed(trainer["plugins"]), WholeCheckpoints()]
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._loggers(folder) if not trainer["fast_dev_run"] else False
@@ -272,6 +272,15 @@ class LssegCLI(LightningCLI):
     def test(self, **arguments: Any) -> None:
         """Test without Lightning's table of scores, which the project's own, class by class, replaces."""
         self.trainer.test(**{**arguments, "verbose": False})
+
+
+def _refuse_forks(strategy: Any) -> None:
+    """Refuse processes that are copies of this one: they share the scores' memory and count every pixel again."""
+    options = strategy.get("init_args") or {} if isinstance(strategy, dict) else {}
+    method = options.get("start_method") or "popen"
+    name = strategy if isinstance(strategy, str) else f"with start_method {method}"
+    if method != "popen" or any(word in name for word in ("spawn", "fork", "notebook")):
+        raise InputError(f"trainer.strategy {name} is not for this command, whose scores it would spoil: take ddp")
 
 
 def _refuse_own_names(callbacks: list[Any], folder: Path) -> None:
@@ -363,13 +372,14 @@ def main(argv: list[str]) -> int:
         logging.getLogger(name).addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")
     _check_files(argv)
-    held = ExitStack()
+    held, place = ExitStack(), Place()
     first = os.environ.setdefault(DIE_WITH_PARENT, str(os.getpid())) == str(os.getpid())  # DDP's others end with it
     try:
         LssegCLI(
             Task,
             DataModule,
             held=held,
+            place=place,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -385,18 +395,23 @@ def main(argv: list[str]) -> int:
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from error
     except ValueError as error:
-        if isinstance(error, InputError) or not _raised_by_lightning(error):
+        if isinstance(error, InputError):
             raise
-        raise InputError(" ".join(str(error).split())) from error
+        known = _raised_by_lightning(error)
+        raise InputError(" ".join(str(error).split()) if known else told(error, place)) from error
     except RuntimeError as error:
         if "/plugins/environments/" in _place(error):  # a cluster's job that was started in the wrong way
             raise InputError(" ".join(str(error).split())) from error
         if not _of_a_lost_process(error):
-            raise
+            raise InputError(told(error, place)) from error
         raise InputError(
             "another process of this run ended (what it said is above, or it was killed): "
             "go on with the same command and --ckpt_path RUN/last.ckpt"
         ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(told(error, place)) from error
     finally:
         held.close()
         if first:

@@ -53,6 +53,8 @@ def concise(message: str) -> str:
             reasons.append(re.sub(r"^Expected a dot import path string: (\S+).*", UNKNOWN_CLASS, text))
     if "required: fit." in message:
         return "nothing to train: give a configuration with --config FILE (or --model and --data)"
+    if reasons and not keys and BOILERPLATE.match(message):
+        return reasons[0]
     if not keys or not reasons:
         return " ".join(message.split())
     return f"{'.'.join(keys)}: {reasons[0]}"
@@ -69,6 +71,8 @@ def own_errors() -> Iterator[None]:
             cause = cause.__cause__
         if cause is not None:
             raise cause from None
+        if BOILERPLATE.match(str(error)):
+            raise ValueError(concise(str(error))) from error
         raise
 
 
