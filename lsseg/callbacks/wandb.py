@@ -1,6 +1,7 @@
 """Weights & Biases, without prompts, hangs or junk."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -61,6 +62,13 @@ class WandbRun(WandbLogger):
         )
         self._wandb_init.pop("anonymous", None)  # set by Lightning, deprecated by wandb
         Path(save_dir).mkdir(parents=True, exist_ok=True)
+
+    def where(self) -> str:
+        """Where the run's log is, in a line for people."""
+        settings = self.experiment.settings
+        if settings.mode == "offline":
+            return f"its W&B log is in {settings.sync_dir}; `wandb sync {shlex.quote(settings.sync_dir)}` sends it"
+        return f"its W&B log is at {self.experiment.url}"
 
 
 def _mode(mode: str) -> str:

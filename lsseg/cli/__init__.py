@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from lsseg.cli.arguments import Arguments
 from lsseg.cli.failures import Place, told
 from lsseg.errors import InputError
 from lsseg.process import die_with_parent
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads its output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lsseg",
         description="Deep level-set segmentation.",
         epilog="\n".join(["commands:", *(f"  {name:9} {text}" for name, (_, text) in COMMANDS.items())])

@@ -41,7 +41,7 @@ from lsseg.callbacks import (
 )
 from lsseg.cli.environment import describe_environment
 from lsseg.cli.failures import Place, told
-from lsseg.cli.parser import ConfigDumper, Parser, own_errors
+from lsseg.cli.parser import ConfigDumper, Parser, check_class_keys, own_errors
 from lsseg.cli.resume import KeepModel, refuse_other_model
 from lsseg.data import DataModule
 from lsseg.errors import InputError
@@ -259,11 +259,16 @@ class LssegCLI(LightningCLI):
             self.datamodule.check(self.datamodule.test_split)
 
     def after_fit(self) -> None:
-        """Test the weights of the last step where asked to."""
-        if self._get(self.config, "test_after_fit"):
+        """Test the weights of the last step where asked to; say where everything is."""
+        tested = self._get(self.config, "test_after_fit")
+        if tested:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        elif self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            print(f"the run is in {self.trainer.default_root_dir}")
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            if not tested:  # or the test has said it
+                print(f"the run is in {self.trainer.default_root_dir}")
+            for logger in self.trainer.loggers:
+                if isinstance(logger, WandbRun):
+                    print(logger.where())
 
     def predict(self, **arguments: Any) -> None:
         """Predict and forget: Lightning would keep what every image gave in memory until the last is done."""
@@ -312,14 +317,15 @@ def _requeued(folder: Path) -> bool:
 
 
 def _check_files(argv: list[str]) -> None:
-    """Name the configuration file that is no YAML; the parser's own message does not."""
+    """Name the configuration file that is no YAML, or misspells a class's keys; the parser's own message does not."""
     for name, value in zip(argv, [*argv[1:], ""], strict=True):
         path = Path(value if name in ("--config", "-c") else name.partition("--config=")[2])
         if path.is_file():
             try:
-                yaml.safe_load(path.read_text())
+                content = yaml.safe_load(path.read_text())
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+            check_class_keys(content, path)
 
 
 def drop_weights(config: Any) -> None:

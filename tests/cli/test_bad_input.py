@@ -92,7 +92,8 @@ def test_configuration_files(refused, tmp_path):
     assert "'modell'" in refused("fit", "--config", TINY, "--config", broken)
     network = "{class_path: SmpNet, init_args: {architectur: 3}}"
     broken.write_text(f"model:\n  class_path: SegmentationTask\n  init_args: {{network: {network}}}\n")
-    assert refused("fit", "--config", TINY, "--config", broken) == "model.network: Option 'architectur' is not accepted"
+    said = refused("fit", "--config", TINY, "--config", broken)
+    assert said == "model.network: Option 'architectur' is not accepted; did you mean architecture?"
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(lsseg, refused, tmp_path):
