@@ -28,7 +28,9 @@ from lsseg.files import read_jsonl
 
 def main() -> None:
     """Draw one figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=["pictures", "maps", "curves", "steps"])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--class", dest="name", help="maps: the class")

@@ -92,7 +92,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Write the suite of a stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=["rates", "updates", "time"])
     parser.add_argument("what", help="rates: camvid or car_parts; else the folder of the stage before")
     parser.add_argument("--small", action="store_true", help="rates: for two CPU cores")

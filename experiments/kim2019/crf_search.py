@@ -30,7 +30,9 @@ GRID = {"appearance_weight": (3, 4, 6), "appearance_xy": (15, 49, 80), "appearan
 
 def main() -> None:
     """Try every point of the grid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("crf.yaml"))
     parser.add_argument("--batches", type=int, default=50, help="of the validation split to score (default: 50)")

@@ -124,7 +124,7 @@ def draw(network: Any, data: Any, index: int, time: float, shown: int | None) ->
 
 def main() -> None:
     """Draw the figure, and print what the evolution does to the scores of the whole test split."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a finished DMLS run")
     parser.add_argument("--image", type=int, default=0, help="which test image (default: 0)")
     parser.add_argument("--class", dest="name", help="of which F is shown (default: the one that is segmented worst)")

@@ -18,6 +18,7 @@ from lsseg.ablation.monitor import Monitor
 from lsseg.ablation.runner import Outcome, Runner, check_settings
 from lsseg.ablation.spec import Run, Suite, describe, expand, load_suite
 from lsseg.ablation.sweep import create_sweep, write_sweep
+from lsseg.cli.arguments import Arguments
 from lsseg.errors import InputError
 from lsseg.files import write_json
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lsseg report", description="Rebuild the table and figures of a suite from what is on disk."
     )
     parser.add_argument("folder", type=Path, help="the suite's folder, such as runs/quickstart")
@@ -146,7 +147,7 @@ def _run(argv: list[str]) -> int:
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
     """What every command that reads a suite takes."""
-    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser = Arguments(prog=name, description=description)
     parser.add_argument("spec", type=Path, help="the suite's YAML file")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the suite's folder goes (default: runs)")
     parser.add_argument(

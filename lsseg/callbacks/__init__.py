@@ -1,6 +1,6 @@
 """What draws, saves and watches a run."""
 
-from lsseg.callbacks.checkpoints import PeriodicCheckpoint, WholeCheckpoints
+from lsseg.callbacks.checkpoints import BestCheckpoint, PeriodicCheckpoint, WholeCheckpoints
 from lsseg.callbacks.jsonl import JsonlLogger
 from lsseg.callbacks.official import OfficialScores
 from lsseg.callbacks.panels import Panels
@@ -12,6 +12,7 @@ from lsseg.callbacks.stopwatch import Stopwatch
 from lsseg.callbacks.wandb import WandbRun
 
 __all__ = [
+    "BestCheckpoint",
     "JsonlLogger",
     "OfficialScores",
     "Panels",

@@ -14,16 +14,75 @@ from lsseg.tasks.start import read_checkpoint
 OF_A_FILE = ("inline_container", "PytorchStreamWriter", "iostream")  # in torch's words for what the disk did not take
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """The checkpoint of the best validation, beside any other that a configuration keeps of the same score."""
+
+    @property
+    def state_key(self) -> str:
+        """A name of its own in checkpoints: Lightning's says only what is watched."""
+        return type(self).__name__
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the state from under the name that older versions gave it."""
+        states = checkpoint["callbacks"]
+        before = super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+        if self.state_key not in states and before in states:
+            states[self.state_key] = states[before]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare, unless the epoch has not been validated (one that ended as the run went on)."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score so far where its file is in this run's folder, which may have been moved."""
+        file = Path(str(self.dirpath)) / f"{self.filename}.ckpt"
+        if file.is_file() and state_dict["best_model_score"] is not None:
+            here = {"dirpath": self.dirpath, "best_model_path": str(file), "kth_best_model_path": str(file)}
+            scores = {"best_k_models": {str(file): state_dict["best_model_score"]}}
+            super().load_state_dict({**state_dict, **here, **scores})
+
+
 class PeriodicCheckpoint(ModelCheckpoint):
-    """A checkpoint every few optimiser steps, and none within a step.
+    """``last.ckpt``: every few optimiser steps, after every validation, at the end, and never within a step.
 
     (Lightning's forgets, when a run goes on, at which step it saved last: of a step that accumulates gradients it would
     save the first part, whose gradients no checkpoint holds.)
     """
 
+    _step = 0
+    _whole = False  # whether the last batch ended an optimiser step
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The step that a run goes on from is saved already."""
         super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = self._step = trainer.global_step
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: what it has saved says nothing of what it has to save."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time to."""
+        self._whole, self._step = trainer.global_step > self._step, trainer.global_step
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what has just been scored, unless this step is saved already."""
+        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fits and self._whole and trainer.global_step != self._last_global_step_saved:
+            self._save_last(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last weights, whatever the interval."""
+        super().on_train_end(trainer, pl_module)
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
         self._last_global_step_saved = trainer.global_step
 
 

@@ -1,12 +1,15 @@
 """Weights & Biases, without prompts, hangs or junk."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import wandb
 from pytorch_lightning.loggers import WandbLogger
+
+from lsseg.errors import InputError
 
 
 class WandbRun(WandbLogger):
@@ -21,6 +24,9 @@ class WandbRun(WandbLogger):
         job_type: Shown in W&B's tables.
         tags: Shown in W&B's tables.
         mode: ``auto`` is what ``WANDB_MODE`` says, else online where a key is stored, else offline.
+
+    Raises:
+        InputError: If it is to be online, and nobody is logged in.
     """
 
     def __init__(
@@ -34,6 +40,11 @@ class WandbRun(WandbLogger):
         tags: list[str] | None = None,
         mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     ) -> None:
+        chosen = _mode(mode)
+        if chosen == "online" and not logged_in():
+            raise InputError(
+                "wandb.mode online needs a login: run `wandb login` or set WANDB_API_KEY, or give --wandb.mode offline"
+            )
         # Offline rows reach the disk within 2 s instead of 15, so that a killed run keeps them; without a network an
         # online run gives up after 20 s instead of 100.
         settings = wandb.Settings(init_timeout=20, console="off", x_transaction_log_flush_interval=2)
@@ -45,12 +56,19 @@ class WandbRun(WandbLogger):
             group=group,
             job_type=job_type,
             tags=tags,
-            mode=_mode(mode),
+            mode=chosen,
             resume="allow",
             settings=settings,
         )
         self._wandb_init.pop("anonymous", None)  # set by Lightning, deprecated by wandb
         Path(save_dir).mkdir(parents=True, exist_ok=True)
+
+    def where(self) -> str:
+        """Where the run's log is, in a line for people."""
+        settings = self.experiment.settings
+        if settings.mode == "offline":
+            return f"its W&B log is in {settings.sync_dir}; `wandb sync {shlex.quote(settings.sync_dir)}` sends it"
+        return f"its W&B log is at {self.experiment.url}"
 
 
 def _mode(mode: str) -> str:
@@ -62,8 +80,9 @@ def _mode(mode: str) -> str:
 
 
 def logged_in() -> bool:
-    """Whether there is a key for W&B, in the environment or in the netrc file."""
+    """Whether there is a key for W&B, in the environment or in the netrc file, or a token in a file."""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     own = os.environ.get("WANDB_BASE_URL")
     host = urlsplit(own).hostname if own else "wandb"  # `wandb login --host` names it in settings of its own
-    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and str(host) in netrc.read_text())
+    given = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    return bool(given) or (netrc.is_file() and str(host) in netrc.read_text())

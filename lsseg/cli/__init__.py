@@ -5,8 +5,11 @@ import importlib
 import os
 import select
 import sys
+import traceback
 from collections.abc import Sequence
 
+from lsseg.cli.arguments import Arguments
+from lsseg.cli.failures import Place, told
 from lsseg.errors import InputError
 from lsseg.process import die_with_parent
 
@@ -36,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads its output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lsseg",
         description="Deep level-set segmentation.",
         epilog="\n".join(["commands:", *(f"  {name:9} {text}" for name, (_, text) in COMMANDS.items())])
-        + "\n\n`lsseg COMMAND --help` says more.",
+        + "\n\n`lsseg COMMAND --help` says more; --debug behind any command shows the traceback of what went wrong.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="lsseg COMMAND ...",
     )
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     command = parser.parse_args(argv[:1]).command
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
     die_with_parent()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that a user's own classes are found where the command is typed
@@ -61,17 +66,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout:  # None where it was closed
             sys.stdout.flush()
         return status
-    except InputError as error:
-        return _fail(_original(error))
     except KeyboardInterrupt:
         print("lsseg: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:
+    except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             return 141  # of `lsseg … | head`: what a shell gives a program that ends of it
+        if debug:
+            traceback.print_exc()
+        return _fail(_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    """A user's mistake, the operating system's words, or whatever a library has raised."""
+    if isinstance(error, InputError):
+        return _original(error)
+    if isinstance(error, OSError) and error.strerror:
         # A full or read-only disk, a missing file: the operating system's words say which.
-        name = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{name}")
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    return told(error, Place())
 
 
 def _reader_is_gone() -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lsseg.cli import bench_chan_vese, bench_data, bench_dmls, bench_instances, bench_losses, bench_methods
+from lsseg.cli.arguments import Arguments
 from lsseg.errors import InputError
 from lsseg.files import write_json
 
@@ -22,7 +23,7 @@ BENCHMARKS = {
 
 def main(argv: list[str]) -> int:
     """Measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lsseg bench",
         description="Time the cases in turn, and measure the peak memory of each in a process of its own. Quote ratios "
         "within one run: machines are noisy.",

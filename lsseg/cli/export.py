@@ -1,6 +1,5 @@
 """``lsseg export``: a trained network as one file, for inference without its configuration."""
 
-import argparse
 import importlib.util
 import warnings
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lsseg.cli.load import load_run
+from lsseg.cli.arguments import Arguments
+from lsseg.cli.load import load_run, run_config
 from lsseg.errors import InputError
 
 TOLERANCE = 1e-4  # between the file's scores and the network's, of the largest score
@@ -29,7 +29,7 @@ class Scores(nn.Module):
 
 def main(argv: list[str]) -> int:
     """Write the file; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lsseg export",
         description="Write a trained network as one file: B×3×H×W images in [0, 1] to B×C×H×W scores. FILE.onnx runs "
         "without torch. FILE.pt2, of torch.export, keeps this project's operators: import lsseg.functional before "
@@ -37,14 +37,38 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("file", type=Path, help="FILE.onnx or FILE.pt2")
-    parser.add_argument("--size", type=int, nargs=2, required=True, metavar=("H", "W"), help="of the images, fixed")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images, fixed (default: the run's)"
+    )
     parser.add_argument("--batch", type=int, default=1, help="images at a time, fixed (default: 1)")
     parser.add_argument("--checkpoint", default="last.ckpt", help="in the run's folder (default: last.ckpt)")
     options = parser.parse_args(argv[1:])
-    error = export(options.run, options.file, (options.batch, *options.size), options.checkpoint)
+    height, width = options.size or size_of(options.run)
+    error = export(options.run, options.file, (options.batch, height, width), options.checkpoint)
     size = options.file.stat().st_size / 1e6
-    print(f"{options.file}: {size:.1f} MB; its scores differ by at most {error:.1g} from the network's")
+    made = f"{options.file}: {size:.1f} MB, for images of {height}×{width}"
+    print(f"{made}; its scores differ by at most {error:.1g} from the network's")
     return 0
+
+
+def size_of(run: Path) -> tuple[int, int]:
+    """Height and width of the images that a run's network was trained on.
+
+    Args:
+        run: The run's folder.
+
+    Raises:
+        InputError: If it was trained on images of their own sizes.
+    """
+    data = run_config(run)["data"].get("init_args") or {}
+    # Resized images are what it predicts, too; a crop is at least a size that it knows; generated scenes have a size.
+    for key in ("resize", "crop_size", "size"):
+        size = data.get(key)
+        if isinstance(size, list) and len(size) == 2:
+            return size[0], size[1]
+    raise InputError(
+        f"{run} was trained on images of their own sizes, without data.resize or data.crop_size: give --size"
+    )
 
 
 def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str = "last.ckpt") -> float:

@@ -20,7 +20,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
@@ -28,6 +27,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 # Importing these modules is what makes their classes known by their short names.
 from lsseg.callbacks import (
+    BestCheckpoint,
     JsonlLogger,
     Panels,
     PeriodicCheckpoint,
@@ -40,15 +40,20 @@ from lsseg.callbacks import (
     progress_bar,
 )
 from lsseg.cli.environment import describe_environment
-from lsseg.cli.parser import ConfigDumper, Parser, own_errors
+from lsseg.cli.failures import Place, told
+from lsseg.cli.parser import ConfigDumper, Parser, check_class_keys, own_errors
+from lsseg.cli.resume import KeepModel, refuse_other_model
 from lsseg.data import DataModule
 from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
 from lsseg.process import DIE_WITH_PARENT
 from lsseg.tasks import Task
+from lsseg.tasks.checkpoint import refuse_other_classes
+from lsseg.tasks.start import read_checkpoint
 
 RUN_FOLDER = "LSSEG_RUN_FOLDER"
 RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of processes that nothing else tells apart so early
+AS_SAVED = {"skip_none": False, "skip_link_targets": True}  # a configuration with all that it was made of
 CHATTERS = (
     "pytorch_lightning.utilities.rank_zero",
     "lightning_fabric.utilities.rank_zero",
@@ -65,7 +70,7 @@ class SaveConfig(SaveConfigCallback):
         resumed = stage == "fit" and bool(self.config.get("ckpt_path"))
         if (folder / "config.yaml").exists() and stage != "fit":
             return
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_link_targets=True))
+        config = yaml.safe_load(self.parser.dump(self.config, **AS_SAVED))
         # Where a run was written and from what it was resumed is no part of what it is.
         config["trainer"]["default_root_dir"] = None
         config["ckpt_path"] = None
@@ -95,9 +100,11 @@ class LssegCLI(LightningCLI):
             "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
         )
 
-    def __init__(self, *args: Any, held: ExitStack, **options: Any) -> None:
+    def __init__(self, *args: Any, held: ExitStack, place: Place, **options: Any) -> None:
         self._new: Path | None = None  # the run's folder, where this command is the one to make it
         self._held = held
+        self._place = place  # where this command is, for what goes wrong
+        self._resumed: dict[str, Any] | None = None  # the checkpoint that a training goes on from
         with ExitStack() as on_failure:
             on_failure.callback(self._leave_nothing_half_done)
             super().__init__(*args, **options)
@@ -119,16 +126,23 @@ class LssegCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder, check the checkpoint, and fetch no encoder weights that it will replace."""
         config = self.config[self.subcommand]
+        self._place.config = yaml.safe_load(self._parser(self.subcommand).dump(config, **AS_SAVED))
+        _refuse_forks(self._place.config["trainer"]["strategy"])
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):
             if not Path(checkpoint).is_file():
                 raise InputError(f"ckpt_path {checkpoint} is not a file")
             drop_weights(config.model)
+            if self.subcommand == "fit":
+                self._resumed = read_checkpoint(Path(checkpoint), "ckpt_path ")
+                refuse_other_model(Path(checkpoint), self._resumed, self._place.config["model"])
         elif self.subcommand != "fit":
             raise InputError(f"{self.subcommand} needs --ckpt_path: the checkpoint of a run, such as RUN/last.ckpt")
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = self._new_folder(config, checkpoint)
         folder = Path(config.trainer.default_root_dir)
+        if not config.trainer.fast_dev_run:
+            self._place.folder = folder
         if not folder.exists():
             self._new = folder
         if (
@@ -164,6 +178,11 @@ class LssegCLI(LightningCLI):
         # SLURM step take its number for the time.
         if RUN_FOLDER in os.environ:
             return os.environ[RUN_FOLDER]
+        files = [Path(str(path)) for path in config.get("config") or []]
+        if self.subcommand == "fit" and checkpoint:
+            own = Path(checkpoint).parent
+            if any(path.name.startswith("config") and path.resolve().parent == own.resolve() for path in files):
+                return str(own)  # a run that goes on from its own configuration stays where it is
         now = time.strftime("%Y%m%d-%H%M%S")
         if SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:
             now = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
@@ -171,8 +190,7 @@ class LssegCLI(LightningCLI):
             raise InputError("give --trainer.default_root_dir: processes that torchrun starts cannot agree on a folder")
         name = f"{self.subcommand}-{now}"
         if self.subcommand == "fit":
-            files = [Path(str(path)).stem for path in config.get("config") or []]
-            name = f"{files[-1] if files else 'fit'}-{name.partition('-')[2]}"
+            name = f"{files[-1].stem if files else 'fit'}-{name.partition('-')[2]}"
         parent = Path(checkpoint).parent if checkpoint and self.subcommand != "fit" else Path("runs")
         folder = parent / name
         if "." not in now and not config.trainer.fast_dev_run:  # a SLURM step comes back to its own folder
@@ -188,6 +206,11 @@ class LssegCLI(LightningCLI):
         with own_errors():
             super().instantiate_classes()
         self._check_kinds()
+        if self._resumed is not None:  # before anything is written
+            refuse_other_classes(self._resumed, self.datamodule.class_names)
+            self.model.on_load_checkpoint(self._resumed)
+            self.model.refuse_other_training(self._resumed)
+            self._resumed = None
         if self._get(self.config_init, "compile"):
             if self.model.kind == "instances":
                 raise InputError("compile is for networks of label maps: a detector's shapes change with every image")
@@ -213,14 +236,17 @@ class LssegCLI(LightningCLI):
         if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False and not trainer["fast_dev_run"]:
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             keep = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
+            # The best first: the state that the other saves knows of it.
+            callbacks.append(BestCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **keep))
             callbacks.append(PeriodicCheckpoint(filename="last", every_n_train_steps=every, **keep))
-            callbacks.append(LastStep(folder))
-            callbacks.append(ModelCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **keep))
+            callbacks.append(KeepModel(self._place.config["model"]))
         kwargs["plugins"] = [*_listed(trainer["plugins"]), WholeCheckpoints()]
         if trainer["logger"] in (None, True):
             kwargs["logger"] = self._loggers(folder) if not trainer["fast_dev_run"] else False
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        made = super().instantiate_trainer(**kwargs)
+        _refuse_own_names(made.checkpoint_callbacks, Path(folder))
+        return made
 
     def _loggers(self, folder: str) -> list[Any]:
         settings = self._get(self.config_init, "wandb").as_dict()
@@ -233,30 +259,45 @@ class LssegCLI(LightningCLI):
             self.datamodule.check(self.datamodule.test_split)
 
     def after_fit(self) -> None:
-        """Test the weights of the last step where asked to."""
-        if self._get(self.config, "test_after_fit"):
+        """Test the weights of the last step where asked to; say where everything is."""
+        tested = self._get(self.config, "test_after_fit")
+        if tested:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        elif self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            print(f"the run is in {self.trainer.default_root_dir}")
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            if not tested:  # or the test has said it
+                print(f"the run is in {self.trainer.default_root_dir}")
+            for logger in self.trainer.loggers:
+                if isinstance(logger, WandbRun):
+                    print(logger.where())
+
+    def predict(self, **arguments: Any) -> None:
+        """Predict and forget: Lightning would keep what every image gave in memory until the last is done."""
+        self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def test(self, **arguments: Any) -> None:
         """Test without Lightning's table of scores, which the project's own, class by class, replaces."""
         self.trainer.test(**{**arguments, "verbose": False})
 
 
-class LastStep(pl.Callback):
-    """Writes ``last.ckpt`` once more when training ends, whatever the interval of the periodic checkpoint.
+def _refuse_forks(strategy: Any) -> None:
+    """Refuse processes that are copies of this one: they share the scores' memory and count every pixel again."""
+    options = strategy.get("init_args") or {} if isinstance(strategy, dict) else {}
+    method = options.get("start_method") or "popen"
+    name = strategy if isinstance(strategy, str) else f"with start_method {method}"
+    if method != "popen" or any(word in name for word in ("spawn", "fork", "notebook")):
+        raise InputError(f"trainer.strategy {name} is not for this command, whose scores it would spoil: take ddp")
 
-    Args:
-        folder: The run's folder.
-    """
 
-    def __init__(self, folder: str) -> None:
-        self.path = Path(folder) / "last.ckpt"
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the last weights."""
-        trainer.save_checkpoint(self.path)
+def _refuse_own_names(callbacks: list[Any], folder: Path) -> None:
+    """Refuse a checkpoint of the configuration's that would write the files that a run itself writes."""
+    for callback in callbacks:
+        names = {str(callback.filename), *(["last"] if callback.save_last else [])} & {"best", "last"}
+        own = isinstance(callback, BestCheckpoint | PeriodicCheckpoint)
+        if names and not own and callback.dirpath and Path(callback.dirpath).resolve() == folder.resolve():
+            raise InputError(
+                f"trainer.callbacks: a ModelCheckpoint writes {names.pop()}.ckpt, as the run itself does: give it "
+                "another dirpath or filename"
+            )
 
 
 def _made(folder: Path) -> bool:
@@ -276,14 +317,15 @@ def _requeued(folder: Path) -> bool:
 
 
 def _check_files(argv: list[str]) -> None:
-    """Name the configuration file that is no YAML; the parser's own message does not."""
+    """Name the configuration file that is no YAML, or misspells a class's keys; the parser's own message does not."""
     for name, value in zip(argv, [*argv[1:], ""], strict=True):
         path = Path(value if name in ("--config", "-c") else name.partition("--config=")[2])
         if path.is_file():
             try:
-                yaml.safe_load(path.read_text())
+                content = yaml.safe_load(path.read_text())
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+            check_class_keys(content, path)
 
 
 def drop_weights(config: Any) -> None:
@@ -336,13 +378,14 @@ def main(argv: list[str]) -> int:
         logging.getLogger(name).addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")
     _check_files(argv)
-    held = ExitStack()
+    held, place = ExitStack(), Place()
     first = os.environ.setdefault(DIE_WITH_PARENT, str(os.getpid())) == str(os.getpid())  # DDP's others end with it
     try:
         LssegCLI(
             Task,
             DataModule,
             held=held,
+            place=place,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -358,18 +401,23 @@ def main(argv: list[str]) -> int:
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from error
     except ValueError as error:
-        if isinstance(error, InputError) or not _raised_by_lightning(error):
+        if isinstance(error, InputError):
             raise
-        raise InputError(" ".join(str(error).split())) from error
+        known = _raised_by_lightning(error)
+        raise InputError(" ".join(str(error).split()) if known else told(error, place)) from error
     except RuntimeError as error:
         if "/plugins/environments/" in _place(error):  # a cluster's job that was started in the wrong way
             raise InputError(" ".join(str(error).split())) from error
         if not _of_a_lost_process(error):
-            raise
+            raise InputError(told(error, place)) from error
         raise InputError(
             "another process of this run ended (what it said is above, or it was killed): "
             "go on with the same command and --ckpt_path RUN/last.ckpt"
         ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(told(error, place)) from error
     finally:
         held.close()
         if first:

@@ -14,6 +14,7 @@ from lsseg.data import DataModule
 from lsseg.data.images import Images
 from lsseg.errors import InputError
 from lsseg.tasks import Task
+from lsseg.tasks.checkpoint import refuse_other_classes
 from lsseg.tasks.start import read_checkpoint
 
 
@@ -61,17 +62,10 @@ def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
         checkpoint: The file of weights in it.
 
     Raises:
-        InputError: If a file is missing or broken, or the data cannot be found.
+        InputError: If a file is missing or broken, the data cannot be found, or has other classes.
     """
     folder = Path(folder)
-    for name in ("config.yaml", checkpoint):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} is no finished run: it has no {name}")
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        wanted = {key: config[key] for key in ("model", "data")}
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
-        raise InputError(f"{folder / 'config.yaml'} is no configuration of a run") from error
+    wanted = run_config(folder, checkpoint)
     content = read_checkpoint(folder / checkpoint)
     parser = Parser()
     parser.add_lightning_class_args(Task, "model", subclass_mode=True)
@@ -81,6 +75,27 @@ def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
     drop_weights(parsed.model)
     with own_errors():
         made = parser.instantiate_classes(parsed)
+    refuse_other_classes(content, made.data.class_names)
     made.model.on_load_checkpoint(content)
     made.model.load_state_dict(content["state_dict"])
     return LoadedRun(made.model.eval(), made.data)
+
+
+def run_config(folder: Path, checkpoint: str = "last.ckpt") -> dict[str, Any]:
+    """The keys ``model`` and ``data`` of a run's configuration, as they were saved.
+
+    Args:
+        folder: Of a run.
+        checkpoint: A file that a finished run has.
+
+    Raises:
+        InputError: If a file is missing, or is no configuration.
+    """
+    for name in ("config.yaml", checkpoint):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} is no finished run: it has no {name}")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        return {key: config[key] for key in ("model", "data")}
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise InputError(f"{folder / 'config.yaml'} is no configuration of a run") from error

@@ -1,13 +1,16 @@
 """The command line's parser: what is wrong in one line; configurations that are read again as they were written."""
 
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
+from lsseg.cli.arguments import nearest, unknown_option
 from lsseg.errors import InputError
 
 # What jsonargparse says of every attempt to read a value, whatever is wrong with it.
@@ -20,15 +23,56 @@ UNKNOWN_CLASS = r"'\1' is no known class; give a class of lsseg by its name, or 
 class Parser(LightningArgumentParser):
     """Says what is wrong in one line instead of a page of usage."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.allow_abbrev = False
+
     def error(self, message: str, ex: Exception | None = None) -> None:
-        """Raise ``InputError`` instead of printing."""
-        raise InputError(concise(str(message)))
+        """Raise ``InputError`` instead of printing; answer an unknown key with the nearest one that there is."""
+        parser = getattr(ex, "subcommand_parser", self)
+        raise InputError(concise(unknown_key(str(message), parser)))
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Read a null for a nested class as null: jsonargparse hands it on as the word that Python prints."""
         if args is not None:
             args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", arg) for arg in args]
         return super().parse_args(args, *others, **options)
+
+
+def unknown_key(message: str, parser: LightningArgumentParser) -> str:
+    """The parser's message of a key, or an option, that there is not, with the nearest that there is."""
+    found = re.search(
+        r"(?:Group '(?P<group>[^']+)' does not accept o|[Oo])ption '(?P<key>[^']+)'(?: is not accepted)?", message
+    )
+    if not found:
+        return unknown_option(message, parser)
+    key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
+    known = {action.dest for action in parser._actions}
+    hint = nearest(key, known) or nearest(key.partition(".")[0], {name.partition(".")[0] for name in known})
+    return f"{message[: found.end()]}{hint}{message[found.end() :]}"
+
+
+def check_class_keys(content: Any, path: Path, key: str = "") -> None:
+    """Refuse what a configuration file has beside a class and its arguments.
+
+    Args:
+        content: What the file, or a part of it, holds.
+        path: The file.
+        key: Of the part.
+
+    Raises:
+        InputError: Naming the key.
+    """
+    if isinstance(content, list):
+        for value in content:
+            check_class_keys(value, path, key)
+    elif isinstance(content, dict):
+        right = ("class_path", "init_args", "dict_kwargs")
+        for name, value in content.items():
+            if not content.keys().isdisjoint(right[:2]) and name not in right:
+                where = f"{key}.{name}".lstrip(".")
+                raise InputError(f"{path}: {where} is no key of a class{nearest(str(name), right)}")
+            check_class_keys(value, path, f"{key}.{name}".lstrip("."))
 
 
 def concise(message: str) -> str:
@@ -53,6 +97,8 @@ def concise(message: str) -> str:
             reasons.append(re.sub(r"^Expected a dot import path string: (\S+).*", UNKNOWN_CLASS, text))
     if "required: fit." in message:
         return "nothing to train: give a configuration with --config FILE (or --model and --data)"
+    if reasons and not keys and BOILERPLATE.match(message):
+        return reasons[0]
     if not keys or not reasons:
         return " ".join(message.split())
     return f"{'.'.join(keys)}: {reasons[0]}"
@@ -60,16 +106,22 @@ def concise(message: str) -> str:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise an ``InputError`` that a class raises as it is, not wrapped in jsonargparse's account of what it tried."""
+    """Raise what a class raises as it is, not wrapped in jsonargparse's account of what it tried."""
     try:
         yield
     except ValueError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__
-        if cause is not None:
-            raise cause from None
-        raise
+        causes: list[BaseException] = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        for cause in causes:
+            if isinstance(cause, InputError) or not _raised_by_the_parser(cause):
+                raise cause from None
+        raise ValueError(concise(str(error))) from error
+
+
+def _raised_by_the_parser(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or "/jsonargparse/" in frames[-1].filename
 
 
 class ConfigDumper(yaml.SafeDumper):

@@ -9,9 +9,14 @@ from lsseg.errors import InputError
 from lsseg.models.encoder import EncoderNet, encoder_weights_for, load_local_weights, readable_errors
 from lsseg.models.output import SegOutput
 
+# In torch's words: what it says where a layer would be left without a pixel.
+TOO_SMALL = ("Output size is too small", "greater than actual input size", "sizes should be greater than 0")
+
 
 class SmpNet(EncoderNet):
-    """A segmentation_models_pytorch network that takes images in [0, 1] of any size.
+    """A segmentation_models_pytorch network that takes images in [0, 1] of any size that the architecture can take.
+
+    Most take any size, whatever their stride; PAN needs images of 128 pixels or more.
 
     Args:
         num_classes: C.
@@ -23,7 +28,7 @@ class SmpNet(EncoderNet):
         decoder: Further arguments of the architecture, such as ``decoder_channels`` or ``encoder_depth``.
 
     Raises:
-        InputError: If a name is unknown or the weights cannot be had.
+        InputError: If a name is unknown or the weights cannot be had; later, if an image is too small.
 
     >>> import torch
     >>> net = SmpNet(3, "fpn", "tu-test_resnet.r160_in1k").eval()
@@ -53,6 +58,14 @@ class SmpNet(EncoderNet):
             logits = self.net(padded)
             assert self._features is not None
             return self.output(logits, self._features, image, padded)
+        except (RuntimeError, ValueError) as error:
+            if not any(words in str(error) for words in TOO_SMALL):
+                raise
+            size = "×".join(map(str, image.shape[-2:]))
+            raise InputError(
+                f"model.network: {type(self.net).__name__} cannot take an image of {size}, which is too small for it: "
+                "set a larger data.crop_size or data.resize, or take another architecture"
+            ) from error
         finally:  # whatever happens, no graph outlives the call
             self._features = None
 

@@ -13,6 +13,7 @@ from lsseg.data.module import Kind
 from lsseg.errors import InputError
 from lsseg.losses.processes import mean_over_processes
 from lsseg.models.state import steps_of
+from lsseg.tasks.checkpoint import refuse_other_classes, refuse_other_optimizer
 from lsseg.tasks.optimizer import Recipe
 from lsseg.tasks.start import advice, matched_task_state, start_from
 
@@ -48,9 +49,11 @@ class Task(pl.LightningModule):
         return self.recipe.build(self, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the number of classes, to be compared with the data's when it is loaded; keep no spoilt weights."""
+        """Note the classes, to be compared with the data's when it is loaded; keep no spoilt weights."""
         self.refuse_nonfinite()
         checkpoint["num_classes"] = self.num_classes
+        if self.trainer.datamodule is not None:
+            checkpoint["class_names"] = list(self.class_names())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or of another network, in one line; note how long it was trained."""
@@ -58,6 +61,8 @@ class Task(pl.LightningModule):
         classes = checkpoint.get("num_classes")
         if classes is not None and classes != self.num_classes:
             raise InputError(f"the checkpoint has {classes} classes, but the data has {self.num_classes}")
+        if self._trainer is not None and self.trainer.datamodule is not None:
+            refuse_other_classes(checkpoint, self.class_names())
         steps, here = steps_of(checkpoint["state_dict"]), steps_of(self.network.state_dict())
         if steps != here:
             warnings.warn(
@@ -75,19 +80,12 @@ class Task(pl.LightningModule):
             if theirs[key].shape != ours[key].shape:
                 shapes = f"{tuple(theirs[key].shape)} in the checkpoint, {tuple(ours[key].shape)} here"
                 raise InputError(f"the checkpoint is of another network: {key} is {shapes}")
-        self._refuse_another_optimizer(checkpoint)
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self.refuse_other_training(checkpoint)
 
-    def _refuse_another_optimizer(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with a training whose optimiser groups its parameters in another way."""
-        if self._trainer is None or self.trainer.state.fn != "fit":
-            return
-        ours = [len(group["params"]) for group in self.recipe.groups(self)]
-        for state in checkpoint.get("optimizer_states", ()):
-            if [len(group["params"]) for group in state["param_groups"]] != ours:
-                raise InputError(
-                    "the checkpoint's training cannot be continued, for its optimiser has other groups of parameters "
-                    "(of another version, or another model.new_layers); start a new one from it with model.start"
-                )
+    def refuse_other_training(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with a training whose optimiser, or its recipe, is another one."""
+        refuse_other_optimizer(checkpoint, self.recipe, [len(group["params"]) for group in self.recipe.groups(self)])
 
     def refuse_nonfinite(self) -> None:
         """Raise ``InputError`` where a training loss since the last call was no number, naming its terms."""

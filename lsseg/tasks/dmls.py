@@ -45,6 +45,7 @@ class DMLSTask(SegmentationTask):
     """
 
     criterion: WeightedCrossEntropy
+    network: DMLS
 
     def __init__(
         self,
@@ -72,20 +73,22 @@ class DMLSTask(SegmentationTask):
         criterion = WeightedCrossEntropy(weights, boundary_weight)
         super().__init__(num_classes, network=network or partial(DMLS), criterion=criterion, **options)
         net = self.network
-        steps = net.steps if isinstance(net, DMLS) else 1
+        if not isinstance(net, DMLS):
+            raise InputError(f"model.network must be DMLS, not {type(net).__name__}")
+        steps = net.steps
         if step_weights is not None:
             _check_weights("step_weights", step_weights, steps)
         if step_weights is not None and not deep_supervision:
             raise InputError("model.step_weights needs model.deep_supervision")
         self.test_prior = test_prior
         self.deep_supervision = deep_supervision
-        predictions = steps * (2 if isinstance(net, DMLS) and net.level_set is not None else 1)
+        predictions = steps * (2 if net.level_set is not None else 1)
         self.step_weights = step_weights or [1 / predictions] * steps
         self.level_set_weight, self.level_set_loss = level_set_weight, LevelSetLoss()
 
     def unrefined(self, image: Tensor) -> Tensor | None:
         """The last step's scores before its evolution."""
-        if not isinstance(self.network, DMLS) or self.network.level_set is None:
+        if self.network.level_set is None:
             return None
         return self.whole(lambda part: self(part).steps[-1].logits, image)
 
@@ -128,7 +131,7 @@ class DMLSTask(SegmentationTask):
 
         Where the scores are φ/T, it is φ_i - max over j ≠ i of φ_j.
         """
-        if not isinstance(self.network, DMLS) or self.network.level_set is None:
+        if self.network.level_set is None:
             return super().phi(logits)
         scale = self.network.level_set.temperature
         phi = logits.float() * (1.0 if scale is None else scale.detach())

@@ -2,13 +2,34 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR, PolynomialLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from lsseg.errors import InputError
+
+
+class Schedule(LambdaLR):
+    """A learning rate that depends on the step alone: a run that goes on for longer has the longer training's rate."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the step, and nothing of how long the training was to be.
+
+        Args:
+            state_dict: Of this class, or of torch's schedules, which older versions used, one after the other.
+        """
+        self.last_epoch = state_dict.get("_schedulers", [state_dict])[-1]["last_epoch"]
+        rates = [rate * factor(self.last_epoch) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        self._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 @dataclass
@@ -77,15 +98,17 @@ class Recipe:
             optimizer = torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=self.weight_decay)
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay)
-        schedule: LRScheduler
-        if self.milestones is None:
-            schedule = PolynomialLR(optimizer, max(1, int(steps)), self.poly_power)
-        else:
-            schedule = MultiStepLR(optimizer, [round(share * steps) for share in self.milestones])
-        rising = round(self.warmup * steps)
-        if rising:
-            schedule = ChainedScheduler([LinearLR(optimizer, 1 / (rising + 1), 1.0, rising), schedule])
+        schedule = Schedule(optimizer, partial(self.factor, steps=max(1, int(steps))))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate of a step is multiplied with, in a training of so many steps."""
+        if self.milestones is None:
+            factor = max(0.0, 1 - step / steps) ** self.poly_power
+        else:
+            factor = 0.1 ** sum(step >= round(share * steps) for share in self.milestones)
+        rising = round(self.warmup * steps)
+        return factor * min(1.0, (step + 1) / (rising + 1)) if rising else factor
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """Parameters by learning rate and weight decay, in the form torch's optimisers take."""

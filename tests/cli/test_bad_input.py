@@ -92,7 +92,8 @@ def test_configuration_files(refused, tmp_path):
     assert "'modell'" in refused("fit", "--config", TINY, "--config", broken)
     network = "{class_path: SmpNet, init_args: {architectur: 3}}"
     broken.write_text(f"model:\n  class_path: SegmentationTask\n  init_args: {{network: {network}}}\n")
-    assert refused("fit", "--config", TINY, "--config", broken) == "model.network: Option 'architectur' is not accepted"
+    said = refused("fit", "--config", TINY, "--config", broken)
+    assert said == "model.network: Option 'architectur' is not accepted; did you mean architecture?"
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(lsseg, refused, tmp_path):
@@ -310,3 +311,10 @@ def test_encoder_weights_that_cannot_be_had(refused, lsseg, tmp_path):
     # A checkpoint replaces them, so nothing is fetched.
     test = ("test", "--config", TINY, "--ckpt_path", tmp_path / "trained" / "last.ckpt", *run)
     assert lsseg(*test, *weights)[0] == 0
+
+
+@pytest.mark.parametrize(("task", "right"), [("DMLSTask", "DMLS"), ("ChanVeseTask", "ChanVeseNet")])
+def test_a_method_without_its_network_is_refused(refused, tmp_path, task, right):
+    said = refused("fit", "--config", TINY, "--model", task, "--trainer.default_root_dir", tmp_path / "run")
+    assert said == f"model.network must be {right}, not SmpNet"
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """Trained networks as files: what they compute is what the network computes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,34 @@ def test_a_file_computes_what_its_network_does(lsseg, tmp_path, method):
         assert status == 1
         assert "ONNX does not know the level-set evolution (lsseg." in err
     assert sorted(path.suffix for path in tmp_path.glob("*net*")) == [".pt2"]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [({}, (64, 64)), ({"crop_size": [48, 80]}, (48, 80)), ({"crop_size": [48, 80], "resize": [96, 64]}, (96, 64))],
+)
+def test_the_size_is_the_runs_unless_it_is_given(trained_once, lsseg, tmp_path, data, size):
+    run = tmp_path / "run"
+    shutil.copytree(trained_once, run)
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["data"]["init_args"].update(data)
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    status, out, err = lsseg("export", run, tmp_path / "net.pt2")
+    assert status == 0, err
+    assert f"for images of {size[0]}×{size[1]}; " in out
+    assert torch.export.load(tmp_path / "net.pt2").module()(torch.rand(1, 3, *size)).shape == (1, 7, *size)
+
+
+def test_a_run_without_a_size_needs_one(trained_once, lsseg, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained_once, run)
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    del content["data"]["init_args"]["size"]
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    status, _, err = lsseg("export", run, tmp_path / "net.pt2")
+    assert (status, err.rstrip().endswith("without data.resize or data.crop_size: give --size")) == (1, True), err
+    assert lsseg("export", "nowhere", "a.pt2")[2] == "lsseg: error: nowhere is no finished run: it has no config.yaml\n"
 
 
 @onnx

@@ -46,6 +46,7 @@ def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (offline,) = (folder / "wandb").glob("offline-run-*")
+    assert f"its W&B log is in {offline}; `wandb sync {offline}` sends it" in done.stdout
     (record,) = offline.glob("*.wandb")
     read = subprocess.run(
         [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(record)],

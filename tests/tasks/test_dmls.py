@@ -165,7 +165,7 @@ def test_another_number_of_steps_is_said():
 
 def test_a_training_with_other_groups_of_parameters_is_not_continued():
     made = DMLSTask(3, network)
-    made._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    made._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), datamodule=None)
     count = sum(len(group["params"]) for group in made.recipe.groups(made))
     old = {**checkpoint_of(made), "optimizer_states": [{"param_groups": [{"params": list(range(count))}]}]}
     with pytest.raises(InputError, match=r"cannot be continued, .* start a new one from it with model\.start"):

@@ -1,0 +1,111 @@
+"""What a library raises that nobody expected: one line on the screen, and the traceback in a file."""
+
+import os
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LONGEST = 500  # characters of a library's message
+
+
+@dataclass
+class Place:
+    """Where a command is.
+
+    Args:
+        folder: Of the run, once it is known.
+        config: The resolved configuration in plain values, once it is known.
+    """
+
+    folder: Path | None = None
+    config: Any = None
+
+
+def told(error: BaseException, place: Place) -> str:
+    """Keep the traceback of an exception, and say in one line what it is.
+
+    Args:
+        error: Whatever was raised.
+        place: Where: ``log.txt`` of the run's folder takes the traceback, a temporary file where there is no folder.
+
+    Returns:
+        The key that led there where one is known, class, message, and the file.
+    """
+    key = key_of(error, place.config)
+    log = _keep("".join(traceback.format_exception(error)), place.folder)
+    where = f"the traceback is in {log}" if log else "--debug shows the traceback"
+    return f"{f'{key}: ' if key else ''}{described(error)} ({where})"
+
+
+def described(error: BaseException) -> str:
+    r"""Class and message in one line; of an exception of a loader's process, those of the original.
+
+    >>> described(KeyError("a\n  b"))
+    "KeyError: 'a\\n b'"
+    >>> described(RuntimeError("Caught it.\nTraceback (most recent call last):\n  File x\nValueError: no"))
+    'ValueError: no'
+    """
+    message = str(error).strip()
+    if "Traceback (most recent call last)" in message:
+        return _clipped(message.splitlines()[-1])
+    return _clipped(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+
+
+def key_of(error: BaseException, config: Any) -> str | None:
+    """The key of the class, among those of a configuration, in which an exception was raised.
+
+    Args:
+        error: It is the innermost of the classes that its traceback passes, or one that its message names.
+        config: The resolved configuration.
+    """
+    paths = dict(_classes(config, ""))
+    named = [key for path, key in paths.items() if path in str(error)]
+    if named:
+        return named[-1]
+    keys = {"WandbRun": "wandb", "Panels": "panels", "SavePredictions": "predictions"}
+    keys |= {path.rpartition(".")[2]: key for path, key in paths.items()}
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for kind in type(frame.f_locals.get("self")).__mro__:
+            found = keys.get(kind.__name__, found)
+    return found
+
+
+def _classes(config: Any, key: str) -> list[tuple[str, str]]:
+    """The class paths below a configuration, with their keys; of a list, its own."""
+    found: list[tuple[str, str]] = []
+    if isinstance(config, dict):
+        if isinstance(config.get("class_path"), str):
+            found.append((config["class_path"], key))
+        for name, value in config.items():
+            inner = key if name == "init_args" else f"{key}.{name}".lstrip(".")
+            found.extend(_classes(value, inner))
+    elif isinstance(config, list):
+        for value in config:
+            found.extend(_classes(value, key))
+    return found
+
+
+def _keep(text: str, folder: Path | None) -> Path | None:
+    """Append to the folder's log, or write a file of its own; None where nothing can be written."""
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            log = folder / "log.txt"
+            with log.open("a") as file:  # which another process may be writing, too
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}")
+            return log
+        descriptor, name = tempfile.mkstemp(prefix="lsseg-", suffix=".log.txt", text=True)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        return Path(name)
+    except OSError:  # a full or read-only disk, perhaps the very one that failed
+        return None
+
+
+def _clipped(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"

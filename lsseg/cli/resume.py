@@ -1,0 +1,116 @@
+"""Going on with a run: what its configuration may change, and what its checkpoint fixes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+
+from lsseg.tasks.checkpoint import refuse_changes
+
+# The optimiser's and the schedule's state, and the weights, are those of these keys.
+FIXED = (
+    *("optimizer", "lr", "momentum", "weight_decay", "poly_power", "lr_milestones", "lr_warmup", "new_layers"),
+    *("scale_lr", "network"),
+)
+WEIGHTS = ("criterion", "class_weights")  # where the checkpoint holds the weights of the classes
+FREE = ("encoder_weights", "start", "checkpoint")  # what a network started from, and how it saves memory
+
+
+class KeepModel(pl.Callback):
+    """Keeps the model's configuration in the run's checkpoints, and compares them when a run goes on.
+
+    Args:
+        model: The resolved configuration below ``model``.
+    """
+
+    def __init__(self, model: dict[str, Any]) -> None:
+        self.model = model
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the configuration."""
+        checkpoint["model"] = self.model
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Compare, whatever chose the checkpoint (Lightning finds that of a requeued job by itself)."""
+        if trainer.state.fn == "fit" and "model" in checkpoint:
+            refuse_other_keys(checkpoint, checkpoint["model"], self.model)
+
+
+def refuse_other_model(path: Path, checkpoint: dict[str, Any], model: dict[str, Any]) -> None:
+    """Refuse to go on with keys of ``model`` that the state in a checkpoint would silently overrule.
+
+    Args:
+        path: The checkpoint's file. One of an older version holds no configuration: the file beside it does.
+        checkpoint: Its content.
+        model: The resolved configuration below ``model`` of the run that goes on.
+
+    Raises:
+        InputError: If there are such keys.
+    """
+    beside = path.parent / "config.yaml"
+    trained = checkpoint.get("model")
+    if trained is None and beside.is_file():
+        content = yaml.safe_load(beside.read_text())
+        trained = content.get("model") if isinstance(content, dict) else None
+    if isinstance(trained, dict):
+        refuse_other_keys(checkpoint, trained, model)
+
+
+def refuse_other_keys(checkpoint: dict[str, Any], trained: dict[str, Any], model: dict[str, Any]) -> None:
+    """Compare two configurations below ``model``.
+
+    Args:
+        checkpoint: What it holds says whether the weights of the classes are among it.
+        trained: What the checkpoint was trained with.
+        model: What is given now.
+
+    Raises:
+        InputError: If a key differs that cannot change.
+    """
+    before, now = (config.get("init_args") or {} for config in (trained, model))
+    weighted = any(key.startswith("criterion.") for key in checkpoint["state_dict"])
+    fixed = (*FIXED, *(WEIGHTS if weighted else ()))
+    found: list[tuple[str, Any, Any]] = []
+    for key in fixed:
+        if key in before and key in now:  # versions differ in their keys
+            found.extend(differences(f"model.{key}", before[key], now[key]))
+    if any(key == "model.optimizer" for key, *_ in found) or now.get("optimizer") == "adamw":
+        found = [change for change in found if change[0] != "model.momentum"]  # AdamW has none
+    refuse_changes(found)
+
+
+def differences(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The keys of two configurations that differ, with both values; of two classes only the classes.
+
+    >>> net = {"class_path": "DMLS", "init_args": {"steps": 2, "encoder_weights": "imagenet"}}
+    >>> list(differences("model.network", net, {"class_path": "DMLS", "init_args": {"steps": 3}}))
+    [('model.network.steps', 2, 3)]
+    >>> list(differences("model.network", net, {"class_path": "SmpNet"}))
+    [('model.network', 'DMLS', 'SmpNet')]
+    """
+    if not (_is_class(before) and _is_class(now)):
+        if before != now:
+            yield key, _name(before), _name(now)
+        return
+    if _name(before) != _name(now):
+        yield key, _name(before), _name(now)
+        return
+    one, other = (config.get("init_args") or {} for config in (before, now))
+    for name in one:
+        if name in other and name not in FREE:
+            yield from differences(f"{key}.{name}", one[name], other[name])
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, dict) and "class_path" in value
+
+
+def _name(value: Any) -> Any:
+    """A class by its name: where this project keeps its classes differs between versions."""
+    return str(value["class_path"]).rpartition(".")[2] if _is_class(value) else value
