@@ -1,6 +1,5 @@
 """``lsseg data check``: every file of every split of a data set, read once, and what is in them."""
 
-import argparse
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from lsseg.cli.arguments import Arguments
 from lsseg.cli.parser import Parser, own_errors
 from lsseg.data import DataModule
 from lsseg.data.instances import Instances
@@ -49,10 +49,9 @@ class Found:
 
 def main(argv: list[str]) -> int:
     """Check a data set; returns the exit status: 1 where something is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lsseg data check",
         description="Read every file of every split, and show what is in them and all that is wrong with them.",
-        allow_abbrev=False,
     )
     parser.add_argument("config", type=Path, help="a configuration with `data`, or a folder with classes.yaml")
     parser.add_argument("--root", help="the data set's folder, instead of the configuration's data.root")

@@ -1,6 +1,5 @@
 """``lsseg data``: which data sets are there, how to get those that are not, and fetching one."""
 
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lsseg.cli import check
+from lsseg.cli.arguments import Arguments
 from lsseg.data.fetch import Archive, fetch
 from lsseg.data.root import data_root
 from lsseg.errors import InputError
@@ -153,11 +153,10 @@ def main(argv: list[str]) -> int:
     """List the data sets, fetch one, or check one; returns the exit status."""
     if argv[1:2] == ["check"]:
         return check.main(argv[2:])
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lsseg data",
         description="Show which data sets are where; with a name, fetch one that is missing. `lsseg data check CONFIG` "
         "reads every file of a data set.",
-        allow_abbrev=False,
     )
     parser.add_argument("name", nargs="?", choices=sorted(DATA_SETS), help="the data set to fetch")
     parser.add_argument("--root", type=Path, help="where to put it (default: $LSSEG_DATA/NAME, or data/NAME)")

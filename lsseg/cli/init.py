@@ -1,6 +1,5 @@
 """``lsseg init``: a commented configuration for the images and masks of a folder, and the commands that use it."""
 
-import argparse
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
+from lsseg.cli.arguments import Arguments
 from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
 from lsseg.data.coco_folder import FILE
 from lsseg.data.module import SPLITS
@@ -77,10 +77,9 @@ class Layout(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Look at a folder and write its configuration; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="lsseg init",
         description="Look at a folder of images and masks, or at an export in COCO's format; write a configuration.",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, help="holds images/ and masks/, or train/_annotations.coco.json")
     parser.add_argument("--output", type=Path, help="the file to write (default: NAME.yaml of the folder's name, here)")

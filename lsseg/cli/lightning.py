@@ -256,7 +256,7 @@ class LssegCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check the test split, too, where it will be needed after the training."""
         if self._get(self.config, "test_after_fit"):
-            self.datamodule.check(self.datamodule.test_split)
+            self.datamodule.check("train", "val", self.datamodule.test_split)
 
     def after_fit(self) -> None:
         """Test the weights of the last step where asked to; say where everything is."""
