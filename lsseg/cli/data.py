@@ -158,7 +158,7 @@ def main(argv: list[str]) -> int:
         description="Show which data sets are where; with a name, fetch one that is missing. `lsseg data check CONFIG` "
         "reads every file of a data set.",
     )
-    parser.add_argument("name", nargs="?", choices=sorted(DATA_SETS), help="the data set to fetch")
+    parser.add_argument("name", nargs="?", choices=[*sorted(DATA_SETS), "check"], help="the data set to fetch")
     parser.add_argument("--root", type=Path, help="where to put it (default: $LSSEG_DATA/NAME, or data/NAME)")
     parser.add_argument("--url", help="another address of the same archive")
     options = parser.parse_args(argv[1:])

@@ -23,6 +23,8 @@ class DFCN(EncoderNet):
         encoder_name: vgg16, resnet50, resnet101 in the paper; any smp encoder that can be dilated.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         width: Channels of the decoder.
+        mean: Of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
+        std: Standard deviation, likewise.
 
     Raises:
         InputError: If the encoder is unknown or cannot be dilated, or its weights cannot be had.
@@ -39,13 +41,15 @@ class DFCN(EncoderNet):
         encoder_name: str = "resnet50",
         encoder_weights: str | None = None,
         width: int = 256,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
     ) -> None:
         if width < 1:
             raise InputError(f"width of DFCN must be at least 1, not {width}")
         encoder, channels, strides = make_encoder(
             encoder_name, encoder_weights, 8 if encoder_name.startswith("vgg") else 16
         )
-        super().__init__(encoder_name, encoder_weights, max(strides))
+        super().__init__(encoder_name, encoder_weights, max(strides), mean, std)
         self.encoder = encoder
         self.levels = [level for level in reversed(range(len(strides))) if strides[level] >= 4]
         deepest, *skips = (channels[level] for level in self.levels)

@@ -3,7 +3,7 @@
 Legend: B images, H×W pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from lsseg.errors import InputError
+from lsseg.errors import InputError, require
 from lsseg.models.output import SegOutput
 from lsseg.models.weights import (
     classifier_of_file,
@@ -41,17 +41,29 @@ class EncoderNet(nn.Module):
         encoder_name: Any smp encoder.
         encoder_weights: Those that the encoder was loaded with.
         stride: Heights and widths are padded to multiples of it.
+        mean: Of RGB in [0, 1] that the encoder's weights expect; None is what is known of them.
+        std: Standard deviation, likewise.
     """
 
     mean: Tensor
     std: Tensor
     pretrained_parts: tuple[str, ...] = ()  # parts besides the encoder that its published weights hold, too
 
-    def __init__(self, encoder_name: str, encoder_weights: str | None, stride: int) -> None:
+    def __init__(
+        self,
+        encoder_name: str,
+        encoder_weights: str | None,
+        stride: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
-        mean, std = normalisation(encoder_name, encoder_weights)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        known = normalisation(encoder_name, encoder_weights)
+        for name, given, own in (("mean", mean, known[0]), ("std", std, known[1])):
+            values = tuple(own if given is None else given)
+            right = len(values) == 3 and (name == "mean" or min(values) > 0)
+            require(right, f"model.network.{name}", list(values), "must be three numbers, of red, green and blue")
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
         self.stride = stride
 
     def prepare(self, image: Tensor) -> Tensor:

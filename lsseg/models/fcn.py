@@ -29,6 +29,8 @@ class FCN(EncoderNet):
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         width: Channels of the two layers that VGG's fully connected ones become (7×7 and 1×1 convolutions, dropout);
             4096 in the paper, 0 leaves them out as one does over a residual network.
+        mean: Of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
+        std: Standard deviation, likewise.
 
     Raises:
         InputError: If the encoder is unknown or a value is out of range.
@@ -45,11 +47,13 @@ class FCN(EncoderNet):
         encoder_name: str = "vgg16",
         encoder_weights: str | None = None,
         width: int = 4096,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
     ) -> None:
         if width < 0:
             raise InputError(f"width of FCN must not be negative, not {width}")
         encoder, channels, strides = make_encoder(encoder_name, encoder_weights)
-        super().__init__(encoder_name, encoder_weights, 32)
+        super().__init__(encoder_name, encoder_weights, 32, mean, std)
         self.encoder = encoder
         self.levels = [strides.index(32 >> shift) for shift in range(3) if 32 >> shift >= stride]
         self.pooled = encoder_name.startswith("vgg")  # its map of a stride is the one before that stride's pooling

@@ -26,6 +26,8 @@ class SmpNet(EncoderNet):
             file of weights, or null for random weights. Those of ``tu-tf_efficientnet_lite0`` come with the extra
             ``weights`` and need no network.
         decoder: Further arguments of the architecture, such as ``decoder_channels`` or ``encoder_depth``.
+        mean: Of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
+        std: Standard deviation, likewise.
 
     Raises:
         InputError: If a name is unknown or the weights cannot be had; later, if an image is too small.
@@ -43,10 +45,12 @@ class SmpNet(EncoderNet):
         encoder_name: str = "resnet50",
         encoder_weights: str | None = None,
         decoder: dict[str, Any] | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
     ) -> None:
         net = _create(num_classes, architecture, encoder_name, encoder_weights, decoder or {})
         stride = int(net.get_submodule("encoder").output_stride)  # type: ignore[arg-type]
-        super().__init__(encoder_name, encoder_weights, stride)
+        super().__init__(encoder_name, encoder_weights, stride, mean, std)
         self.net = net
         self._features: Tensor | None = None
         net.get_submodule("segmentation_head").register_forward_pre_hook(self._keep)

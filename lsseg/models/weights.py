@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lsseg.errors import InputError
 from lsseg.models.wide_resnet import WideResNet38
 
+TIMM = "model."
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 # Encoders whose ImageNet weights are published as a Python package, which needs no network when a training starts: its
 # module, and the class of that module that knows where the file lies. The extra `weights` installs them.
@@ -41,19 +42,36 @@ def load_encoder_file(encoder: nn.Module, path: str) -> None:
     if isinstance(encoder, WideResNet38):
         theirs = encoder.own_names(theirs)
     ours = {key: value for key, value in encoder.state_dict().items() if not key.endswith("num_batches_tracked")}
-    first = next(iter(ours))
-    prefixes = {key[: -len(first)] for key in theirs if key.endswith(first)} or {""}
-    prefix = max(sorted(prefixes), key=lambda start: sum(start + key in theirs for key in ours))
-    missing = [key for key in ours if prefix + key not in theirs]
+    named = _named_alike(list(ours), theirs)
+    missing = [key for key in ours if named[key] not in theirs]
     if missing:
         raise InputError(
             f"encoder_weights: {path} lacks {len(missing)} of the encoder's {len(ours)} weights, such as {missing[0]}"
         )
     for key, value in ours.items():
-        if theirs[prefix + key].shape != value.shape:
-            shapes = f"{tuple(theirs[prefix + key].shape)}, in the encoder {tuple(value.shape)}"
+        if theirs[named[key]].shape != value.shape:
+            shapes = f"{tuple(theirs[named[key]].shape)}, in the encoder {tuple(value.shape)}"
             raise InputError(f"encoder_weights: {path} is of another encoder: {key} is {shapes}")
-    encoder.load_state_dict({key: theirs[prefix + key] for key in ours}, strict=False)
+    encoder.load_state_dict({key: theirs[named[key]] for key in ours}, strict=False)
+
+
+def _named_alike(ours: list[str], theirs: dict[str, Tensor]) -> dict[str, str]:
+    """What an encoder's weights are called in a file: something may stand before all names, there or here.
+
+    smp puts ``model.`` before the names of timm's encoders, which timm's own files lack.
+    """
+    best: dict[str, str] = {}
+    for own in ("", TIMM):
+        if not all(key.startswith(own) for key in ours):
+            continue
+        first = ours[0].removeprefix(own)
+        for before in sorted({key[: -len(first)] for key in theirs if key.endswith(first)} | {""}):
+            named = {key: before + key.removeprefix(own) for key in ours}
+            if not best or sum(name in theirs for name in named.values()) > sum(
+                name in theirs for name in best.values()
+            ):
+                best = named
+    return best
 
 
 def packaged_weights(encoder: str, weights: str | None) -> Path | None:

@@ -137,3 +137,16 @@ def test_without_a_network_it_is_said_what_to_fetch(encoder, advice, monkeypatch
 def test_a_file_is_normalised_as_its_encoder_was_trained(encoder, mean):
     assert normalisation(encoder, "weights.pth")[0][0] == mean
     assert normalisation(encoder, None)[0][0] == 0.485
+
+
+@pytest.mark.parametrize("before", ["", "module.", "model."])
+def test_timms_own_files_are_read_and_their_numbers_may_be_given(before, tmp_path):
+    theirs = timm.create_model("test_resnet.r160_in1k")
+    torch.save({before + key: value for key, value in theirs.state_dict().items()}, tmp_path / "timm.pth")
+    net = SmpNet(2, "unet", "tu-test_resnet.r160_in1k", str(tmp_path / "timm.pth"))
+    assert torch.equal(net.net.encoder.state_dict()["model.conv1.0.weight"], theirs.state_dict()["conv1.0.weight"])
+    own = SmpNet(2, "unet", "tu-test_resnet.r160_in1k", str(tmp_path / "timm.pth"), mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    assert own.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert own.std.flatten().tolist() == [1, 2, 3]
+    with pytest.raises(InputError, match=r"model\.network\.std must be three numbers"):
+        SmpNet(2, "unet", "tu-test_resnet.r160_in1k", std=(0, 1, 1))
