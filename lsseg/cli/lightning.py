@@ -39,9 +39,10 @@ from lsseg.callbacks import (
     WholeCheckpoints,
     progress_bar,
 )
+from lsseg.cli.checks import check_files, refuse_forks, refuse_own_names
 from lsseg.cli.environment import describe_environment
 from lsseg.cli.failures import Place, told
-from lsseg.cli.parser import ConfigDumper, Parser, check_class_keys, own_errors
+from lsseg.cli.parser import ConfigDumper, Parser, own_errors
 from lsseg.cli.resume import KeepModel, refuse_other_model
 from lsseg.data import DataModule
 from lsseg.errors import InputError
@@ -127,7 +128,7 @@ class LssegCLI(LightningCLI):
         """Choose the run's folder, check the checkpoint, and fetch no encoder weights that it will replace."""
         config = self.config[self.subcommand]
         self._place.config = yaml.safe_load(self._parser(self.subcommand).dump(config, **AS_SAVED))
-        _refuse_forks(self._place.config["trainer"]["strategy"])
+        refuse_forks(self._place.config["trainer"]["strategy"])
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):
             if not Path(checkpoint).is_file():
@@ -245,7 +246,7 @@ class LssegCLI(LightningCLI):
             kwargs["logger"] = self._loggers(folder) if not trainer["fast_dev_run"] else False
         self.trainer_defaults["callbacks"] = callbacks
         made = super().instantiate_trainer(**kwargs)
-        _refuse_own_names(made.checkpoint_callbacks, Path(folder))
+        refuse_own_names(made.checkpoint_callbacks, Path(folder))
         return made
 
     def _loggers(self, folder: str) -> list[Any]:
@@ -279,27 +280,6 @@ class LssegCLI(LightningCLI):
         self.trainer.test(**{**arguments, "verbose": False})
 
 
-def _refuse_forks(strategy: Any) -> None:
-    """Refuse processes that are copies of this one: they share the scores' memory and count every pixel again."""
-    options = strategy.get("init_args") or {} if isinstance(strategy, dict) else {}
-    method = options.get("start_method") or "popen"
-    name = strategy if isinstance(strategy, str) else f"with start_method {method}"
-    if method != "popen" or any(word in name for word in ("spawn", "fork", "notebook")):
-        raise InputError(f"trainer.strategy {name} is not for this command, whose scores it would spoil: take ddp")
-
-
-def _refuse_own_names(callbacks: list[Any], folder: Path) -> None:
-    """Refuse a checkpoint of the configuration's that would write the files that a run itself writes."""
-    for callback in callbacks:
-        names = {str(callback.filename), *(["last"] if callback.save_last else [])} & {"best", "last"}
-        own = isinstance(callback, BestCheckpoint | PeriodicCheckpoint)
-        if names and not own and callback.dirpath and Path(callback.dirpath).resolve() == folder.resolve():
-            raise InputError(
-                f"trainer.callbacks: a ModelCheckpoint writes {names.pop()}.ckpt, as the run itself does: give it "
-                "another dirpath or filename"
-            )
-
-
 def _made(folder: Path) -> bool:
     """Make a folder; False where it is there already."""
     try:
@@ -314,18 +294,6 @@ def _requeued(folder: Path) -> bool:
     saved = [path.stat().st_mtime for path in folder.glob("hpc_ckpt_*.ckpt")]
     last = folder / "last.ckpt"
     return SLURMEnvironment.detect() and bool(saved) and (not last.exists() or max(saved) >= last.stat().st_mtime)
-
-
-def _check_files(argv: list[str]) -> None:
-    """Name the configuration file that is no YAML, or misspells a class's keys; the parser's own message does not."""
-    for name, value in zip(argv, [*argv[1:], ""], strict=True):
-        path = Path(value if name in ("--config", "-c") else name.partition("--config=")[2])
-        if path.is_file():
-            try:
-                content = yaml.safe_load(path.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-            check_class_keys(content, path)
 
 
 def drop_weights(config: Any) -> None:
@@ -377,7 +345,7 @@ def main(argv: list[str]) -> int:
     for name in CHATTERS:
         logging.getLogger(name).addFilter(_worth_saying)
     os.environ.setdefault("WANDB_SILENT", "true")
-    _check_files(argv)
+    check_files(argv)
     held, place = ExitStack(), Place()
     first = os.environ.setdefault(DIE_WITH_PARENT, str(os.getpid())) == str(os.getpid())  # DDP's others end with it
     try:

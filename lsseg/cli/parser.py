@@ -4,7 +4,6 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -50,29 +49,6 @@ def unknown_key(message: str, parser: LightningArgumentParser) -> str:
     known = {action.dest for action in parser._actions}
     hint = nearest(key, known) or nearest(key.partition(".")[0], {name.partition(".")[0] for name in known})
     return f"{message[: found.end()]}{hint}{message[found.end() :]}"
-
-
-def check_class_keys(content: Any, path: Path, key: str = "") -> None:
-    """Refuse what a configuration file has beside a class and its arguments.
-
-    Args:
-        content: What the file, or a part of it, holds.
-        path: The file.
-        key: Of the part.
-
-    Raises:
-        InputError: Naming the key.
-    """
-    if isinstance(content, list):
-        for value in content:
-            check_class_keys(value, path, key)
-    elif isinstance(content, dict):
-        right = ("class_path", "init_args", "dict_kwargs")
-        for name, value in content.items():
-            if not content.keys().isdisjoint(right[:2]) and name not in right:
-                where = f"{key}.{name}".lstrip(".")
-                raise InputError(f"{path}: {where} is no key of a class{nearest(str(name), right)}")
-            check_class_keys(value, path, f"{key}.{name}".lstrip("."))
 
 
 def concise(message: str) -> str:

@@ -1,0 +1,88 @@
+"""What is refused of a configuration before anything is made of it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lsseg.callbacks import BestCheckpoint, PeriodicCheckpoint
+from lsseg.cli.arguments import nearest
+from lsseg.errors import InputError
+
+
+def check_files(argv: list[str]) -> None:
+    """Name the configuration file that is no YAML, or misspells a class's keys; the parser's own message does not.
+
+    Args:
+        argv: The arguments of the command line.
+
+    Raises:
+        InputError: Naming the file.
+    """
+    for name, value in zip(argv, [*argv[1:], ""], strict=True):
+        path = Path(value if name in ("--config", "-c") else name.partition("--config=")[2])
+        if path.is_file():
+            try:
+                content = yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+            check_class_keys(content, path)
+
+
+def check_class_keys(content: Any, path: Path, key: str = "") -> None:
+    """Refuse what a configuration file has beside a class and its arguments.
+
+    Args:
+        content: What the file, or a part of it, holds.
+        path: The file.
+        key: Of the part.
+
+    Raises:
+        InputError: Naming the key.
+    """
+    if isinstance(content, list):
+        for value in content:
+            check_class_keys(value, path, key)
+    elif isinstance(content, dict):
+        right = ("class_path", "init_args", "dict_kwargs")
+        for name, value in content.items():
+            if not content.keys().isdisjoint(right[:2]) and name not in right:
+                where = f"{key}.{name}".lstrip(".")
+                raise InputError(f"{path}: {where} is no key of a class{nearest(str(name), right)}")
+            check_class_keys(value, path, f"{key}.{name}".lstrip("."))
+
+
+def refuse_forks(strategy: Any) -> None:
+    """Refuse processes that are copies of this one: they share the scores' memory and count every pixel again.
+
+    Args:
+        strategy: The name of a strategy, or a class and its arguments, in plain values.
+
+    Raises:
+        InputError: If it starts its processes so.
+    """
+    options = strategy.get("init_args") or {} if isinstance(strategy, dict) else {}
+    method = options.get("start_method") or "popen"
+    name = strategy if isinstance(strategy, str) else f"with start_method {method}"
+    if method != "popen" or any(word in name for word in ("spawn", "fork", "notebook")):
+        raise InputError(f"trainer.strategy {name} is not for this command, whose scores it would spoil: take ddp")
+
+
+def refuse_own_names(callbacks: list[Any], folder: Path) -> None:
+    """Refuse a checkpoint of the configuration's that would write the files that a run itself writes.
+
+    Args:
+        callbacks: All that write checkpoints.
+        folder: The run's.
+
+    Raises:
+        InputError: If there is one.
+    """
+    for callback in callbacks:
+        names = {str(callback.filename), *(["last"] if callback.save_last else [])} & {"best", "last"}
+        own = isinstance(callback, BestCheckpoint | PeriodicCheckpoint)
+        if names and not own and callback.dirpath and Path(callback.dirpath).resolve() == folder.resolve():
+            raise InputError(
+                f"trainer.callbacks: a ModelCheckpoint writes {names.pop()}.ckpt, as the run itself does: give it "
+                "another dirpath or filename"
+            )
