@@ -145,7 +145,7 @@ def own_folder(tmp_path):
         mask.putpalette(list(range(256)) * 3)
         mask.save(root / "masks" / f"photo {i}.png")
     (root / "classes.yaml").write_text(
-        "classes:\n  ground: {value: 0}\n  cell: {value: 128, color: [9, 9, 9]}\nvoid: [7]\n"
+        "classes:\n  ground: {value: 0}\n  cell: {value: 128, color: [9, 9, 9]}\nvoid: [7, 255]\n"
     )
     return root
 

@@ -91,7 +91,7 @@ class SavePredictions(pl.Callback):
     ) -> None:
         """Write the files of one batch."""
         for i, path in enumerate(map(Path, outputs["path"])):
-            stem = self._folder(trainer) / self._names[str(path)]
+            stem = self._folder(trainer) / (path.stem if self.submission else self._names[str(path)])
             stem.parent.mkdir(parents=True, exist_ok=True)  # not before there is something to write
             if self.submission:
                 self._submit(pl_module, outputs, i, path.stem, trainer.datamodule.file_values, self._folder(trainer))

@@ -63,6 +63,8 @@ def compare_classes(found: Counter[int], classes: Classes, said_in: Path) -> Non
         InputError: Where a class without a pixel stands beside values of 255 that nobody has declared void.
     """
     absent = [name for label, name in enumerate(classes.names) if not found[label]]
+    if len(absent) == len(classes.names):
+        raise InputError(f"the training split cannot be learnt from: every pixel of its masks is void ({said_in})")
     undeclared = found[-1] and IGNORE_INDEX not in classes.void and classes.labels.get(IGNORE_INDEX) == IGNORE_INDEX
     if absent and undeclared:
         raise InputError(

@@ -27,6 +27,7 @@ def curvature(phi: Tensor, eta: float = 0.03) -> Tensor:
     Raises:
         ValueError: If ``phi`` is not floating or has no pixel, or ``eta`` is not positive.
 
+    >>> import torch
     >>> x = torch.arange(-9.0, 10.0)
     >>> curvature(-torch.hypot(x, x[:, None]))[9, 14]  # a cone at radius 5: nearly -1 / 5
     tensor(-0.2055)

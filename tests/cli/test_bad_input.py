@@ -168,7 +168,7 @@ def empty_split(root):
     ("damage", "message"),
     [
         (break_mask, "0001TP_2.png holds the value 13, which is no class; the classes have 0, 1, 2"),
-        (shrink_mask, "0001TP_2: the image is 48×60 but its mask is 20×30"),
+        (shrink_mask, "0001TP_2.jpg is 48×60, but its mask"),
         (colour_mask, "0001TP_2.png holds RGB colours; expected an index or palette PNG"),
         (tear_image, "0001TP_2.jpg: "),
         (garble_mask, "cannot decode"),
@@ -256,7 +256,7 @@ def test_predict(lsseg, refused, tmp_path):
     assert not list((tmp_path / "run").glob("predict*"))
     photos = tmp_path / "photos"
     photos.mkdir()
-    assert refused(*predict, "--data.images", photos) == f"there is no image in {photos}"
+    assert refused(*predict, "--data.images", photos) == f"data.images: there is no image in {photos}"
     Image.new("RGB", (40, 40)).save(photos / "one.png")
     before = (photos / "one.png").read_bytes()
     said = refused(*predict, "--data.images", photos / "one.png", "--predictions.output", photos)

@@ -108,9 +108,9 @@ def test_predict_of_a_plain_network_has_no_steps(lsseg, tmp_path):
     assert "this network has no steps" in err
 
 
-def test_a_class_without_training_pixels_has_weight_zero_and_one_warning(fit, own_folder):
+def test_a_class_without_training_pixels_has_weight_zero_and_is_said(fit, own_folder):
     (own_folder / "classes.yaml").write_text(
-        "classes:\n  ground: {value: 0}\n  unicorn: {value: 1}\n  cell: {value: 128}\nvoid: [7]\n"
+        "classes:\n  ground: {value: 0}\n  unicorn: {value: 1}\n  cell: {value: 128}\nvoid: [7, 255]\n"
     )
     data = ("--data", "FolderSegmentation", "--data.root", own_folder, "--data.crop_size", "[48,48]")
     with warnings.catch_warnings(record=True) as caught:
@@ -118,7 +118,8 @@ def test_a_class_without_training_pixels_has_weight_zero_and_one_warning(fit, ow
         status, _, err = fit(*data, folder="own")
     assert status == 0, err
     assert [str(w.message) for w in caught if "unicorn" in str(w.message)] == [
-        "no pixel of unicorn in the training split: weight 0"
+        f"no training mask has a pixel of unicorn ({own_folder / 'classes.yaml'})",
+        "no pixel of unicorn in the training split: weight 0",
     ]
     weights = json.loads((own_folder.parent / "own" / "class_weights.json").read_text())
     assert weights["unicorn"] == 0
