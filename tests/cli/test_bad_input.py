@@ -269,8 +269,10 @@ def test_predict(lsseg, refused, tmp_path):
     assert "the overlay of one and the labels of one_overlay would collide" in refused(
         *predict, "--data.images", photos
     )
-    Image.new("RGB", (40, 40)).save(photos / "one.jpg")
-    assert "several files are named one" in refused(*predict, "--data.images", photos)
+    Image.new("RGB", (40, 40)).save(photos / "one.jpg")  # now the suffix belongs to the name
+    status, _, err = lsseg(*predict, "--data.images", photos, "--predictions.output", tmp_path / "out")
+    assert status == 0, err
+    assert {"one.jpg.png", "one.png.png", "one_overlay.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])
