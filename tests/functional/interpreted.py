@@ -14,6 +14,8 @@ from lsseg.functional import (
     signed_distance,
 )
 
+LARGE = [(1, 150, 13, 3), (2, 300, 2, 35)]
+
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -33,8 +35,14 @@ def compared(function, *inputs, rtol=2e-5, atol=2e-6):
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
 
 
+slow = pytest.mark.slow  # of many numbers; the interpreter takes seconds for them
+
+
 @pytest.mark.parametrize("kind", ["hf", "ahf", "mahf"])
-@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (2, 4, 7, 11), (3, 21, 1, 9), (1, 150, 13, 3), (2, 300, 2, 35)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 2, 1, 1), (2, 4, 7, 11), (3, 21, 1, 9), (1, 150, 3, 3), *(pytest.param(s, marks=slow) for s in LARGE)],
+)
 def test_level_set_loss(shape, kind):
     target = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator())
     target[torch.rand(target.shape, generator=generator(1)) < 0.2] = 999
@@ -95,8 +103,8 @@ def test_the_same_input_gives_the_same_bits():
     ("objects", "groups", "depth", "size", "stride", "delta"),
     [
         (2, 2, 5, (7, 9), 1, "printed"),
-        (4, 2, 3, (23, 12), 1, "derivative"),  # two programs for each group
-        (2, 1, 70, (3, 12), 1, "printed"),
+        pytest.param(4, 2, 3, (23, 12), 1, "derivative", marks=slow),  # two programs for each group
+        pytest.param(2, 1, 70, (3, 12), 1, "printed", marks=slow),
         (2, 1, 4, (1, 7), 1, "printed"),
         (1, 1, 2, (6, 1), 1, "derivative"),
         (1, 1, 1, (1, 1), 1, "printed"),
@@ -116,7 +124,7 @@ def test_chan_vese(objects, groups, depth, size, stride, delta):
     ("shape", "epsilon", "normalize"),
     [
         ((2, 3, 7, 9), 1.0, "gradient"),
-        ((1, 4, 13, 24), 1.0, "classes"),  # two programs for each class
+        pytest.param((1, 4, 13, 24), 1.0, "classes", marks=slow),  # two programs for each class
         ((1, 3, 13, 24), 0.0, "gradient"),
         ((2, 2, 1, 9), 1.0, "gradient"),
         ((1, 2, 8, 1), 1.0, "classes"),
