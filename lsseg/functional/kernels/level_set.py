@@ -19,7 +19,7 @@ from lsseg.functional.kernels.shared import PI, arctan_step
 
 KINDS = {"hf": 0, "ahf": 1, "mahf": 2}
 ELEMENTS = 4096  # of a tile: 32 for each of 128 threads
-MOST_CLASSES = 128  # of a tile
+TILE_CLASSES = 128  # of a tile
 
 
 def sums_of(
@@ -80,7 +80,7 @@ def write_gradient(
 
 def _tile(classes: int) -> tuple[int, int]:
     """BC and BP."""
-    width = max(2, min(triton.next_power_of_2(classes), MOST_CLASSES))
+    width = max(2, min(triton.next_power_of_2(classes), TILE_CLASSES))
     return width, min(512, ELEMENTS // width)
 
 
