@@ -115,6 +115,17 @@ def needs(files, settings=()):
     return [pytest.mark.extra(name) for name, needed in (("crf", crf), ("weights", weights)) if needed]
 
 
+def with_its_base(path):
+    """The files that a configuration is run with: its own and what makes it small, an overlay behind its base."""
+    if not is_overlay(path):
+        return (path, *smaller(path))
+    bases = (path.parent / "base.yaml", path.parent / "gpu_base.yaml", path.parent.parent / "base.yaml")
+    base = next(file for file in bases if file.is_file())
+    small = smaller(base)
+    behind = "small.yaml" in path.read_text()  # as its head says
+    return (base, *((*small, path) if behind else (path, *small)))
+
+
 FAST = ("--data.batch_size=2", "--data.num_workers=0", "--trainer.fast_dev_run=1", "--wandb.mode=disabled")
 
 
@@ -141,21 +152,14 @@ def test_every_run_of_every_suite_goes_through_fit(run, lsseg, tmp_path, real_da
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(p, id=str(p.relative_to(TOP)), marks=needs([p]))
+        pytest.param(p, id=str(p.relative_to(TOP)), marks=needs(with_its_base(p)))
         for p in CONFIGS
         if not is_suite(p) and p.name != "small.yaml"
     ],
 )
 def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, real_data, monkeypatch):
     monkeypatch.setenv("LSSEG_DATA", str(real_data))
-    files = (path, *smaller(path))
-    if is_overlay(path):
-        bases = (path.parent / "base.yaml", path.parent / "gpu_base.yaml", path.parent.parent / "base.yaml")
-        base = next(file for file in bases if file.is_file())
-        small = smaller(base)
-        behind = "small.yaml" in path.read_text()  # as its head says
-        files = (base, *((*small, path) if behind else (path, *small)))
-    configs = [f"--config={file}" for file in files]
+    configs = [f"--config={file}" for file in with_its_base(path)]
     status, _, err = lsseg(
         "fit", *configs, "--trainer.default_root_dir", tmp_path / "run", *FAST, "--test_after_fit=true"
     )
