@@ -32,17 +32,18 @@ def run(plan, monkeypatch, tmp_path):
     return call
 
 
-@pytest.mark.parametrize("data", ["camvid", "car_parts"])
-@pytest.mark.parametrize("small", [True, False])
-def test_the_suites_of_rates_are_what_the_plan_writes(plan, run, tmp_path, data, small):
-    name = f"{data}{'-small' if small else ''}-rates.yaml"
+@pytest.mark.parametrize("data", ["camvid", "car_parts", "nuclei"])
+@pytest.mark.parametrize("size", ["full", "lite", "random"])
+def test_the_suites_of_rates_are_what_the_plan_writes(plan, run, tmp_path, data, size):
+    name = f"{data}-{size}-rates.yaml"
     (tmp_path / name).unlink(missing_ok=True)
-    run("rates", data, *(["--small"] if small else []))
-    if small:  # those for a GPU are written when they are wanted
+    run("rates", data, "--size", size)
+    if (FOLDER / name).is_file():  # the others are written when they are wanted
         assert (tmp_path / name).read_text() == (FOLDER / name).read_text()
     suite = load_suite(tmp_path / name)
     assert all(variant.settings["data.test_split"] == "val" for variant in suite.variants)
-    assert len(suite.variants) == 2 * 6 * 3
+    own = len(plan.METHODS) - len(plan.RATE_OF)
+    assert len(suite.variants) == own * 3 * (2 if size == "full" else 1)
     assert not set(suite.seeds) & set(plan.SEEDS)
 
 
@@ -53,25 +54,45 @@ def write_results(folder, rows):
     return folder
 
 
-def test_the_best_rate_on_validation_is_used_for_every_seed(run, tmp_path, capsys):
-    rates = load_suite(FOLDER / "camvid-small-rates.yaml")
-    rows = [(f'"{v.name}"', 30 - abs(i % 3 - (i // 3) % 3), 0.1) for i, v in enumerate(rates.variants)]
-    run("updates", write_results(tmp_path / "compare-camvid-small-rates", rows))
-    content = yaml.safe_load((tmp_path / "camvid-small-updates.yaml").read_text())
-    grid = [7e-4, 2e-3, 6e-3]
-    assert [row["set"]["model.lr"] for row in content["variants"]] == [grid[k % 3] for k in range(12)]
-    assert content["name"] == "compare-camvid-small-updates"
-    assert content["seeds"] == [0, 1, 2, 3, 4]
+@pytest.fixture
+def rates(plan, run, tmp_path):
+    """Results by (method, rate): all are best at the rate in the middle."""
+    run("rates", "camvid", "--size", "lite", "--rates", "4e-3", "1e-3", "2e-3", "8e-3")
+    own = [method for method in plan.METHODS if method not in plan.RATE_OF]
+    return {(method, rate): 30 - abs(rate - 2e-3) for method in own for rate in (1e-3, 2e-3, 4e-3)}
+
+
+def written(folder, results):
+    rows = [(f'"{method},lr={rate}"', score, 0.1) for (method, rate), score in results.items()]
+    return write_results(folder / "compare-camvid-lite-rates", rows)
+
+
+def test_the_best_rate_on_validation_is_used_for_every_seed_and_for_hybrids(plan, run, rates, tmp_path):
+    rates["lovasz", 8e-3], rates["lovasz", 4e-3] = 30.5, 31
+    run("updates", written(tmp_path, rates))
+    content = yaml.safe_load((tmp_path / "camvid-lite-updates.yaml").read_text())
+    chosen = {row["name"]: row["set"]["model.lr"] for row in content["variants"]}
+    assert chosen == {m: 4e-3 if "lovasz" in m else 2e-3 for m in plan.METHODS}
+    assert (content["name"], content["seeds"]) == ("compare-camvid-lite-updates", [0, 1, 2])
     assert "grid" not in content
-    assert "data.test_split" not in content["set"]
-    assert capsys.readouterr().out.count("at the edge of the grid") == 8
+    assert not content["set"]
 
 
-def test_no_rate_is_chosen_from_part_of_the_grid(run, tmp_path):
-    rates = load_suite(FOLDER / "camvid-small-rates.yaml")
-    rows = [(f'"{v.name}"', 30, 0.1) for i, v in enumerate(rates.variants) if i != 4]
-    with pytest.raises(SystemExit, match="not run yet: go on with `lsseg ablate"):
-        run("updates", write_results(tmp_path / "compare-camvid-small-rates", rows))
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({("dmls", 1e-3): 40}, "dmls: 0.001 is at the edge of the grid: widen it by `rates … --rates`"),
+        ({("dmls", 4e-3): 40}, "dmls,lr=0.008 is not run yet"),
+        ({("dmls", 4e-3): None}, "dmls,lr=0.004 is not run yet"),
+    ],
+)
+def test_no_rate_is_chosen_at_an_edge_or_beside_a_gap(run, rates, tmp_path, change, reason):
+    with pytest.raises(SystemExit) as error:
+        run("updates", written(tmp_path, {key: score for key, score in (rates | change).items() if score}))
+    assert str(error.value) == reason
+
+
+def test_stages_are_taken_in_their_order(run, tmp_path):
     with pytest.raises(SystemExit, match="is no folder of compare-"):
         run("updates", tmp_path)
 
@@ -91,14 +112,13 @@ def test_equal_time_means_as_many_updates_as_fit(plan):
     assert [row["set"]["model.lr"] for row in found] == [1, 2]
 
 
-def test_times_may_come_from_short_runs_that_were_timed_alone(run, tmp_path, capsys):
-    rates = load_suite(FOLDER / "camvid-small-updates.yaml")
-    rows = {
-        place: [(v.name, 30, t if "cross" in v.name else 0.1) for v in rates.variants for _ in rates.seeds]
-        for place, t in (("updates", 0.001), ("updates-clock", 0.05))
-    }
-    rows["updates-clock"] = rows["updates-clock"][:: len(rates.seeds)]  # one of each is enough
-    folders = {place: write_results(tmp_path / f"compare-camvid-small-{place}", rows[place]) for place in rows}
-    run("time", folders["updates"], "--clock", folders["updates-clock"])
-    content = yaml.safe_load((tmp_path / "camvid-small-time.yaml").read_text())
-    assert [row["set"]["trainer.max_steps"] for row in content["variants"]] == [200, 100, 100, 100, 100, 100] * 2
+def test_times_may_come_from_short_runs_that_were_timed_alone(plan, run, rates, tmp_path):
+    run("updates", written(tmp_path, rates))
+    timed = [(method, 30, 0.05 if method == "cross_entropy" else 0.1) for method in plan.METHODS]
+    clock = write_results(tmp_path / "clock", timed)
+    run("time", tmp_path / "compare-camvid-lite-updates", "--clock", clock)
+    content = yaml.safe_load((tmp_path / "camvid-lite-time.yaml").read_text())
+    assert [row["set"]["trainer.max_steps"] for row in content["variants"]] == [1000] + [500] * (len(plan.METHODS) - 1)
+    write_results(tmp_path / "short", timed[:-1])
+    with pytest.raises(SystemExit, match=f"not run yet: {timed[-1][0]}"):
+        run("time", tmp_path / "compare-camvid-lite-updates", "--clock", tmp_path / "short")

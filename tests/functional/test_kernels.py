@@ -21,7 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 def test_kernels_compute_what_the_whole_tensor_form_does(which):
     file = Path(__file__).with_name("interpreted.py")
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-m", which, str(file)]
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no plugins of this run
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**ours, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -2,7 +2,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from lsseg.losses import BoundaryLoss, CrossEntropyLoss, CrossEntropyPlus
+from lsseg.losses import BoundaryLoss, CrossEntropyLoss, CrossEntropyPlus, LevelSetLoss
 
 OTHERS = {
     "dice": smp.losses.DiceLoss("multiclass", ignore_index=255),
@@ -20,6 +20,15 @@ def test_is_the_weighted_sum():
     other = OTHERS["dice"]
     expected = CrossEntropyLoss()(logits, target) + 0.3 * other(logits, target)
     torch.testing.assert_close(CrossEntropyPlus(other, 0.3)(logits, target), expected)
+
+
+def test_a_level_set_is_a_third_term():
+    logits, target = torch.randn(2, 3, 8, 9), torch.randint(0, 3, (2, 8, 9))
+    target[0, :2] = 255
+    terms = [loss(logits, target) for loss in (CrossEntropyLoss(), OTHERS["lovasz"], LevelSetLoss())]
+    expected = 0.5 * terms[0] + 0.3 * terms[1] + 2 * terms[2]
+    found = CrossEntropyPlus(OTHERS["lovasz"], 0.3, 0.5, level_set_weight=2.0)(logits, target)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", OTHERS)
