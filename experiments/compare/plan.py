@@ -63,8 +63,13 @@ METHODS: dict[str, tuple[str, Settings, str]] = {
     ),
     "chan_vese_level_set": ("Chan–Vese refiner + level set", {"model": "ChanVeseTask", **LEVEL_SET}, "ChanVeseNet"),
 }
-# A hybrid is trained at the rate of the method that it adds a loss to.
-RATE_OF = {"level_set_lovasz": "lovasz", "dmls_level_set": "dmls", "chan_vese_level_set": "chan_vese"}
+# A hybrid is trained at the rate of the method that it adds a loss, or class weights, to.
+RATE_OF = {
+    "level_set_lovasz": "lovasz",
+    "dmls_weights": "dmls",
+    "dmls_level_set": "dmls",
+    "chan_vese_level_set": "chan_vese",
+}
 # Left and right parts are one class, so that images may be mirrored.
 PARTS = {
     "bumper": ["front_bumper", "back_bumper"],

@@ -118,7 +118,7 @@ def test_times_may_come_from_short_runs_that_were_timed_alone(plan, run, rates, 
     clock = write_results(tmp_path / "clock", timed)
     run("time", tmp_path / "compare-camvid-lite-updates", "--clock", clock)
     content = yaml.safe_load((tmp_path / "camvid-lite-time.yaml").read_text())
-    assert [row["set"]["trainer.max_steps"] for row in content["variants"]] == [1000] + [500] * (len(plan.METHODS) - 1)
+    assert [row["set"]["trainer.max_steps"] for row in content["variants"]] == [1600] + [800] * (len(plan.METHODS) - 1)
     write_results(tmp_path / "short", timed[:-1])
     with pytest.raises(SystemExit, match=f"not run yet: {timed[-1][0]}"):
         run("time", tmp_path / "compare-camvid-lite-updates", "--clock", tmp_path / "short")
