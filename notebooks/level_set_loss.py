@@ -70,8 +70,9 @@ plt.show()
 #
 # ## λ and the reduction
 #
-# The paper's $\lambda = 4\cdot10^{-4}$ multiplies a *sum* over a map of 41×41 pixels. `reduction="mean"` with
-# $\lambda = 4\cdot10^{-4}\cdot 41^2 \approx 0.67$ is the same there, and does not depend on the resolution:
+# The paper's $\lambda = 4\cdot10^{-4}$ multiplies a *sum* over its network's map: 41×41 pixels for a crop of 321, 65×65
+# for one of 512. `reduction="mean"` with $\lambda = 4\cdot10^{-4}\cdot 41^2 \approx 0.67$ (or 1.69) is the same there,
+# and does not depend on the resolution:
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -79,7 +80,7 @@ for side in (41, 82, 164, 328):
     target = torch.zeros(1, side, side, dtype=torch.long)
     target[:, :, side // 2 :] = 1
     logits = torch.randn(1, 2, side, side, generator=generator)
-    printed = 4e-4 * level_set_energy(logits, target, reduction="sum")
+    printed = 4e-4 * level_set_energy(logits, target, reduction="batchmean")
     ours = 4e-4 * 41**2 * level_set_energy(logits, target)
     print(f"{side:3}×{side:<3}  printed {printed:7.4f}   mean {ours:.4f}")
     if side == 41:

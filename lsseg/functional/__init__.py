@@ -7,7 +7,7 @@ from lsseg.functional.curvature import curvature
 from lsseg.functional.distance import signed_distance, tsdf
 from lsseg.functional.heaviside import HeavisideKind, dirac, heaviside
 from lsseg.functional.kernels import Kernels
-from lsseg.functional.level_set import Reduction, cross_entropy_level_set, level_set_energy
+from lsseg.functional.level_set import Mode, Reduction, cross_entropy_level_set, level_set_energy
 from lsseg.functional.multiphase import Normalization, multiphase_evolve
 from lsseg.functional.partition import gaussian_log_posterior, largest_class, partition_level_sets, regions
 from lsseg.functional.scores import boundary_f1, class_iou, confusion_matrix, overlap_counts, pixel_accuracy
@@ -16,6 +16,7 @@ __all__ = [
     "Delta",
     "HeavisideKind",
     "Kernels",
+    "Mode",
     "Normalization",
     "Reduction",
     "boundary_counts",

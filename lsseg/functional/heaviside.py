@@ -81,6 +81,6 @@ def arctan_step(z: Tensor, epsilon: Tensor) -> Tensor:
 def check_heaviside(epsilon: float, kind: str) -> None:
     """Raise ``ValueError`` for an unknown ``kind`` or an ``epsilon`` that is not positive."""
     if kind not in ("hf", "ahf", "mahf"):
-        raise ValueError(f"kind must be one of 'hf', 'ahf', 'mahf', not {kind!r}")
-    if not epsilon > 0:
+        raise ValueError(f"heaviside must be 'mahf', 'ahf' or 'hf', not {kind!r}")
+    if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be positive, not {epsilon}")

@@ -34,14 +34,16 @@ def largest_class(scores: Tensor) -> Tensor:
 
 
 def regions(labels: Tensor, num_classes: int) -> Tensor:
-    """The region of every class, B×H×W → B×C×H×W bool; void (255) is no class's.
+    """The region of every class, B×spatial → B×C×spatial bool; a label outside 0..C-1, such as void, is no class's.
 
     >>> regions(torch.tensor([[[0, 1, 255]]]), 2)[0, :, 0].tolist()
     [[True, False, False], [False, True, False]]
     """
-    narrow = torch.uint8 if num_classes <= 255 else torch.int16  # less memory to read than int64
+    narrow = torch.uint8 if num_classes <= 255 else torch.int32  # less memory to read than int64
     classes = torch.arange(num_classes, device=labels.device, dtype=narrow)
-    return labels.to(narrow)[:, None] == classes[:, None, None]
+    if labels.dtype != torch.uint8:
+        labels = labels.long().clamp(-1, num_classes).to(narrow)  # in uint8 -1 is 255, which is no class either
+    return labels[:, None] == classes.view(-1, *[1] * (labels.ndim - 1))
 
 
 def partition_level_sets(scores: Tensor, region: Tensor, truncation: float = 10.0) -> Tensor:

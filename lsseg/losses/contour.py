@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lsseg.functional import regions, signed_distance
+from lsseg.losses.cross_entropy import check_labels
 
 
 class BoundaryLoss(nn.Module):
@@ -29,6 +30,7 @@ class BoundaryLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of B×C×H×W logits on a B×H×W target; 0 where nothing is valid."""
+        check_labels(target, logits.shape[1], self.ignore_index)
         probability = _probabilities(logits)
         mask = regions(target, logits.shape[1])
         valid = (target != self.ignore_index)[:, None]
@@ -66,6 +68,7 @@ class ActiveContourLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of B×C×H×W logits on a B×H×W target; 0 where nothing is valid."""
+        check_labels(target, logits.shape[1], self.ignore_index)
         probability = _probabilities(logits)
         mask = regions(target, logits.shape[1])
         valid = (target != self.ignore_index)[:, None]

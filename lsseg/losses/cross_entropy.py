@@ -1,16 +1,16 @@
 """Cross-entropy, the baseline of every comparison."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lsseg.losses.processes import share_of_pixels
+from lsseg.losses.pixel_mean import PixelMean
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(PixelMean):
     """Mean cross-entropy over the valid pixels of the batch; 0 where there are none (torch's own is NaN there).
-
-    The batch is that of all processes that train together.
 
     Args:
         ignore_index: Label of void pixels.
@@ -24,9 +24,51 @@ class CrossEntropyLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of B×C×H×W logits on a B×H×W target."""
-        # A sum over 10⁵ pixels overflows float16 and says little in bfloat16.
-        exact = logits if logits.dtype == torch.float64 else logits.float()
-        total = F.cross_entropy(exact, target.long(), ignore_index=self.ignore_index, reduction="sum")
+        """Scalar loss of B×C×spatial logits on a B×spatial target."""
+        total = cross_entropy(logits, target, None, self.ignore_index, "sum")
         valid = target != self.ignore_index
-        return total / valid.sum().clamp_min(1) * share_of_pixels(valid, self.training)
+        return self.over_processes_too(total / valid.sum().clamp_min(1), lambda: valid)
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: Literal["sum", "none"]
+) -> Tensor:
+    """The cross-entropy of torch, in float32 at least, that refuses a label which names no class.
+
+    Args:
+        logits: B×C×spatial.
+        target: B×spatial integers.
+        weight: Of each class; None is 1.
+        ignore_index: Label of void pixels.
+        reduction: ``sum`` over pixels, or ``none``.
+
+    Raises:
+        ValueError: For such a label, on a CPU. Elsewhere, where it would be waited for (or, on a GPU, end the process),
+            the loss is no number.
+    """
+    # A sum over 10⁵ pixels overflows float16 and says little in bfloat16.
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    labels, classes = target.long(), logits.shape[1]
+    if labels.device.type == "cpu":
+        try:
+            return F.cross_entropy(exact, labels, weight, ignore_index=ignore_index, reduction=reduction)
+        except IndexError:
+            check_labels(labels, classes, ignore_index)
+            raise
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    labels = labels.masked_fill(wrong, ignore_index)
+    loss = F.cross_entropy(exact, labels, weight, ignore_index=ignore_index, reduction=reduction)
+    if reduction == "none":
+        return loss.masked_fill(wrong, torch.nan)
+    return loss + torch.where(wrong.any(), torch.nan, 0.0)
+
+
+def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise ``ValueError`` for a label that names no class, on a CPU; elsewhere it would be waited for."""
+    if target.device.type != "cpu":
+        return
+    wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
+    if wrong.numel():
+        raise ValueError(
+            f"target holds the label {int(wrong[0])}: expected 0..{classes - 1} or the ignore index {ignore_index}"
+        )

@@ -1,31 +1,44 @@
 """Level-set loss (Kim 2019, eq. 4-8)."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
-from lsseg.functional import HeavisideKind, Kernels, Reduction, cross_entropy_level_set, level_set_energy
-from lsseg.losses.processes import share_of_pixels
+from lsseg.functional import HeavisideKind, Kernels, Mode, Reduction, cross_entropy_level_set, level_set_energy
+from lsseg.functional.level_set import check_level_set
+from lsseg.losses.pixel_mean import PixelMean
 
 
 class LevelSetLoss(nn.Module):
     """Level-set energy of the class probabilities on the ground truth (Kim 2019, eq. 4-7).
 
-    Its gradient lives on undecided pixels (ε = 1/20: δ is 10 at P = ½ and 1e-5 at P = 0.1), so it refines what another
-    loss has taught; alone it does not teach.
+    Its gradient lives on undecided pixels (ε = 1/20: δ is 10 at P = ½ and 4.5e-6 at P = 0.1), so it refines what
+    another loss has taught; alone it does not teach.
 
     Args:
         epsilon: Width of the Heaviside transition, in units of probability.
         heaviside: ``mahf`` (the paper's), ``ahf`` (Chan and Vese's) or ``hf`` (a step; no gradient).
-        reduction: ``mean`` per valid pixel, independent of the resolution, or ``sum`` as printed.
+        reduction: ``mean`` per valid pixel, independent of the resolution; ``batchmean`` summed over pixels as printed
+            (``sum`` is its older name); ``none`` keeps one energy for each image and class.
         ignore_index: Label of void pixels.
         kernels: ``auto``: Triton's on a GPU, where Triton is installed; ``triton`` or ``torch`` force one or the other.
+        mode: ``multiclass`` (softmax), ``multilabel`` (a sigmoid of each class) or ``binary`` (a sigmoid, C = 1).
+        class_weights: Factors of the classes' energies, C numbers; None is 1.
 
-    >>> import torch
+    Raises:
+        ValueError: If an option is out of range or unknown.
+
     >>> target = torch.tensor([[[0, 0], [1, 1]]])
     >>> undecided = LevelSetLoss()(torch.zeros(1, 2, 2, 2), target)
     >>> decided = LevelSetLoss()(nn.functional.one_hot(target, 2).permute(0, 3, 1, 2) * 9.0, target)
     >>> bool(decided < undecided)
     True
+    >>> LevelSetLoss(mode="binary")(torch.randn(2, 1, 8, 8, 8), torch.rand(2, 1, 8, 8, 8)).ndim  # soft, and 3-D
+    0
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -34,41 +47,78 @@ class LevelSetLoss(nn.Module):
         reduction: Reduction = "mean",
         ignore_index: int = 255,
         kernels: Kernels = "auto",
+        mode: Mode = "multiclass",
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        check_level_set(epsilon, heaviside, reduction, mode, kernels)
         self.epsilon = epsilon
         self.heaviside: HeavisideKind = heaviside
         self.reduction: Reduction = reduction
         self.ignore_index = ignore_index
         self.kernels: Kernels = kernels
+        self.mode: Mode = mode
+        self.register_buffer("class_weights", weights_of_classes(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar energy of B×C×H×W logits on a B×H×W target."""
-        return level_set_energy(logits, target, *self._options())
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The energy.
 
-    def _options(self) -> tuple[float, HeavisideKind, int, Reduction, Kernels]:
-        return self.epsilon, self.heaviside, self.ignore_index, self.reduction, self.kernels
+        Args:
+            logits: B×C×spatial scores, with any number of axes.
+            target: Labels B×spatial, or soft or overlapping regions B×C×spatial; see
+                :func:`~lsseg.functional.level_set_energy`.
+            valid: Bool, B×spatial: pixels that count; None is all of them (but void labels).
+
+        Returns:
+            A scalar; B×C with ``none``.
+        """
+        return level_set_energy(
+            logits,
+            target,
+            self.epsilon,
+            self.heaviside,
+            self.ignore_index,
+            self.reduction,
+            self.kernels,
+            mode=self.mode,
+            valid=valid,
+            class_weights=self.class_weights,
+        )
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return (
+            f"epsilon={self.epsilon:g}, heaviside={self.heaviside!r}, reduction={self.reduction!r}, "
+            f"ignore_index={self.ignore_index}, mode={self.mode!r}"
+        )
 
 
-class CrossEntropyLevelSetLoss(LevelSetLoss):
-    """Cross-entropy + λ · level-set energy, fused: both read one softmax (Kim 2019, eq. 8).
+class CrossEntropyLevelSetLoss(PixelMean):
+    """Cross-entropy + λ · level-set energy, fused: both read one softmax or sigmoid (Kim 2019, eq. 8).
 
     Args:
-        level_set_weight: λ. The paper's 4e-4 belongs to ``sum`` on a 41×41 map; 4e-4 · 1681 ≈ 0.67 is the same under
-            ``mean`` at any resolution.
+        level_set_weight: λ. The paper's 4e-4 belongs to a sum over the pixels of its network's map, an eighth of the
+            crop in each direction: 4e-4 · 41² = 0.67 for a crop of 321 is the same under ``mean`` at any resolution
+            (1.69 for a crop of 512, whose map has 65²). That 0.67 is also good elsewhere is this project's choice.
         epsilon: See :class:`LevelSetLoss`.
         heaviside: See :class:`LevelSetLoss`.
-        reduction: See :class:`LevelSetLoss`; the cross-entropy is always a mean.
+        reduction: ``mean`` or ``batchmean``, see :class:`LevelSetLoss`; the cross-entropy is always a mean.
         ignore_index: Label of void pixels.
         kernels: See :class:`LevelSetLoss`.
+        mode: See :class:`LevelSetLoss`; the cross-entropy of ``binary`` and ``multilabel`` is the binary one.
+        class_weights: Of the energies only, see :class:`LevelSetLoss`.
 
-    >>> import torch
+    Raises:
+        ValueError: If an option is out of range or unknown.
+
     >>> logits, target = torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 0], [1, 1]]])
     >>> loss = CrossEntropyLevelSetLoss(level_set_weight=0.5)
     >>> cross_entropy, energy = loss.terms(logits, target)
     >>> bool(loss(logits, target) == cross_entropy + 0.5 * energy)
     True
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -78,16 +128,71 @@ class CrossEntropyLevelSetLoss(LevelSetLoss):
         reduction: Reduction = "mean",
         ignore_index: int = 255,
         kernels: Kernels = "auto",
+        mode: Mode = "multiclass",
+        class_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(epsilon, heaviside, reduction, ignore_index, kernels)
+        super().__init__()
+        check_level_set(epsilon, heaviside, reduction, mode, kernels)
+        if reduction == "none":
+            raise ValueError("reduction 'none' cannot be added to a cross-entropy: LevelSetLoss has it")
         self.level_set_weight = level_set_weight
+        self.epsilon = epsilon
+        self.heaviside: HeavisideKind = heaviside
+        self.reduction: Reduction = reduction
+        self.ignore_index = ignore_index
+        self.kernels: Kernels = kernels
+        self.mode: Mode = mode
+        self.register_buffer("class_weights", weights_of_classes(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of B×C×H×W logits on a B×H×W target."""
-        cross_entropy, energy = self.terms(logits, target)
+    @property
+    def level_set_weight(self) -> float:
+        """λ; not negative."""
+        return self._level_set_weight
+
+    @level_set_weight.setter
+    def level_set_weight(self, value: float) -> None:
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"level_set_weight must be a number that is not negative, not {value}")
+        self._level_set_weight = value
+
+    def forward(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Scalar loss; see :meth:`LevelSetLoss.forward` for the shapes."""
+        cross_entropy, energy = self.terms(logits, target, valid)
         return cross_entropy + self.level_set_weight * energy
 
-    def terms(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The cross-entropy and the (unweighted) level-set energy, both differentiable."""
-        cross_entropy, energy = cross_entropy_level_set(logits, target, *self._options())
-        return cross_entropy * share_of_pixels(target != self.ignore_index, self.training), energy
+        cross_entropy, energy = cross_entropy_level_set(
+            logits,
+            target,
+            self.epsilon,
+            self.heaviside,
+            self.ignore_index,
+            self.reduction,
+            self.kernels,
+            mode=self.mode,
+            valid=valid,
+            class_weights=self.class_weights,
+        )
+        return self.over_processes_too(cross_entropy, lambda: self._counted(target, valid)), energy
+
+    def _counted(self, target: Tensor, valid: Tensor | None) -> Tensor:
+        """Which pixels the cross-entropy is a mean over."""
+        if target.is_floating_point() or target.dtype == torch.bool:
+            return torch.ones_like(target[:, :1], dtype=torch.bool) if valid is None else valid
+        known = target != self.ignore_index
+        return known if valid is None else known & valid.view_as(known)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return f"level_set_weight={self.level_set_weight:g}, " + LevelSetLoss.extra_repr(self)  # type: ignore[arg-type]
+
+
+def weights_of_classes(weights: Sequence[float] | None) -> Tensor | None:
+    """Of a list of numbers, none of which may be negative."""
+    if weights is None:
+        return None
+    values = torch.as_tensor(weights, dtype=torch.float32)
+    if values.ndim != 1 or not bool(((values >= 0) & values.isfinite()).all()):
+        raise ValueError(f"class_weights must be numbers that are not negative, not {weights}")
+    return values

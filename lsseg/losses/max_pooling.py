@@ -4,8 +4,9 @@ Legend: n valid pixels of an image.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lsseg.losses.cross_entropy import cross_entropy
 
 
 class LossMaxPooling(nn.Module):
@@ -38,8 +39,7 @@ class LossMaxPooling(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of B×C×H×W logits on a B×H×W target: the mean over the images that have a valid pixel."""
-        exact = logits if logits.dtype == torch.float64 else logits.float()
-        losses = F.cross_entropy(exact, target.long(), ignore_index=self.ignore_index, reduction="none")
+        losses = cross_entropy(logits, target, None, self.ignore_index, "none")
         valid = target != self.ignore_index
         pooled = [self._pooled(loss[keep]) for loss, keep in zip(losses, valid, strict=True)]
         return torch.stack(pooled).sum() / valid.flatten(1).any(1).sum().clamp_min(1)

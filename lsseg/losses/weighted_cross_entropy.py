@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lsseg.functional import label_boundary
-from lsseg.losses.processes import share_of_pixels
+from lsseg.losses.cross_entropy import cross_entropy
+from lsseg.losses.pixel_mean import PixelMean
 
 
-class WeightedCrossEntropy(nn.Module):
+class WeightedCrossEntropy(PixelMean):
     """Cross-entropy with the weight w_c + boundary_weight · 1[boundary] at a pixel of class c (Zhang 2019, eq. 11-12).
 
-    The sum is divided by the number of valid pixels (of all processes that train together), not by that of the weights.
+    The sum is divided by the number of valid pixels, not by that of the weights.
     The paper's λ‖θ‖² is the optimiser's weight decay.
 
     Args:
@@ -40,19 +40,19 @@ class WeightedCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of B×C×H×W logits on a B×H×W target; 0 where every pixel is void."""
         target = target.long()
-        # A sum over 10⁵ pixels overflows float16 and says little in bfloat16.
-        exact = logits if logits.dtype == torch.float64 else logits.float()
-        weights = None if self.class_weights is None else self.class_weights.to(exact.dtype)
+        weights = self.class_weights
+        if weights is not None:
+            weights = weights.to(torch.promote_types(logits.dtype, torch.float32))
         if self.boundary_weight == 0:
-            total = F.cross_entropy(exact, target, weights, ignore_index=self.ignore_index, reduction="sum")
+            total = cross_entropy(logits, target, weights, self.ignore_index, "sum")
         else:
-            total = self._with_boundary(exact, target, weights)
+            total = self._with_boundary(logits, target, weights)
         valid = target != self.ignore_index
-        return total / valid.sum().clamp_min(1) * share_of_pixels(valid, self.training)
+        return self.over_processes_too(total / valid.sum().clamp_min(1), lambda: valid)
 
     def _with_boundary(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        by_pixel = F.cross_entropy(logits, target, ignore_index=self.ignore_index, reduction="none")
+        by_pixel = cross_entropy(logits, target, None, self.ignore_index, "none")
         weight = self.boundary_weight * label_boundary(target, self.ignore_index)
         valid = target != self.ignore_index
-        weight = weight + (1.0 if weights is None else weights[target * valid])
+        weight = weight + (1.0 if weights is None else weights[(target * valid).clamp(0, len(weights) - 1)])
         return torch.where(valid, by_pixel * weight, 0).sum()

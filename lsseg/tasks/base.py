@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lsseg.data.module import Kind
 from lsseg.errors import InputError
-from lsseg.losses.processes import mean_over_processes
+from lsseg.losses.pixel_mean import mean_over_processes
 from lsseg.models.state import steps_of
 from lsseg.tasks.checkpoint import refuse_other_classes, refuse_other_optimizer
 from lsseg.tasks.optimizer import Recipe

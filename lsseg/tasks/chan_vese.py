@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lsseg.errors import InputError
 from lsseg.functional import regions, tsdf
 from lsseg.losses import LevelSetLoss, TSDFLoss
-from lsseg.losses.processes import share_of_pixels
+from lsseg.losses.pixel_mean import share_of_pixels
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
 from lsseg.models.hyperparameters import Numbers

@@ -163,9 +163,7 @@ class LevelSetRCNNTask(Task):
         total = F.binary_cross_entropy_with_logits(scores, target.to(scores.dtype), reduction="sum")
         terms = {"mask": self.initial_weight * total / max(1, scores.numel())}
         if self.level_set_weight:
-            # P - ½ of the object; the background's energy is the same again.
-            both = torch.stack([torch.zeros_like(scores), scores], 1)
-            energy = level_set_energy(both, (target >= 0.5).long()) / 2 if len(both) else scores.sum()
+            energy = level_set_energy(scores[:, None], target >= 0.5, mode="binary")
             terms["level_set"] = self.level_set_weight * energy
         return terms
 

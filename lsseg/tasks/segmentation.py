@@ -17,6 +17,7 @@ from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError
 from lsseg.functional.dense_crf import DenseCRF, lattice_crf
 from lsseg.losses import CrossEntropyLoss
+from lsseg.losses.pixel_mean import set_over_processes
 from lsseg.metrics import BoundaryF1, Overlap, PerImage
 from lsseg.models import SegOutput, SmpNet, checked, made
 from lsseg.tasks.base import Task
@@ -97,6 +98,7 @@ class SegmentationTask(Task):
         )
         super().__init__(num_classes, made(network or partial(SmpNet), num_classes), recipe, start)
         self.criterion = criterion if criterion is not None else CrossEntropyLoss()
+        set_over_processes(self.criterion)
         self.window = window
         self.test_flip, self.test_scales = test_flip, tuple(test_scales)
         self.crf_iterations, self.crf = crf_iterations, crf or DenseCRF()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsseg.functional import cross_entropy_level_set, dirac, heaviside, level_set, level_set_energy
+from lsseg.functional import blocks, cross_entropy_level_set, dirac, heaviside, level_set_energy, level_set_labels
 
 _spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
 reference = importlib.util.module_from_spec(_spec)
@@ -30,7 +30,7 @@ def example(shape, seed=0, void=0.2, dtype=torch.float64, scale=1.0):
 
 @pytest.fixture(params=[2**19, 40], ids=["one block", "many blocks"])
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr(level_set, "BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", request.param)
 
 
 @pytest.mark.usefixtures("_blocks")
@@ -228,8 +228,8 @@ def test_compiles_whole():
     cross_entropy, energy = cross_entropy_level_set(y * 2, target)
     (cross_entropy + 0.5 * energy).backward()
     torch.testing.assert_close(x.grad, y.grad)
-    arguments = (logits.requires_grad_(), target, 0.05, "mahf", 255, "mean", True, False)
-    torch.library.opcheck(level_set._forward, arguments)
+    arguments = (logits, target, 255, 0.05, "mahf", True, True, False)
+    torch.library.opcheck(level_set_labels._forward, arguments)
 
 
 def test_a_second_derivative_is_refused():
@@ -251,13 +251,13 @@ def test_sums_are_accumulated_in_float64():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": torch.zeros(1, 4, 5, dtype=torch.long)}, "B×C×H×W"),
+        ({"target": torch.zeros(1, 4, 5, dtype=torch.long)}, "target B×spatial"),
         ({"target": torch.full((1, 4, 4), 3)}, "the label 3: expected 0..2 or the ignore index 255"),
         ({"target": torch.full((1, 4, 4), -1)}, "the label -1"),
-        ({"target": torch.zeros(1, 4, 4)}, "integer target"),
+        ({"target": torch.zeros(1, 4, 4)}, "target of the logits. shape"),
         ({"epsilon": 0.0}, "epsilon must be positive"),
         ({"kind": "sharp"}, "'sharp'"),
-        ({"reduction": "none"}, "'none'"),
+        ({"reduction": "median"}, "median"),
     ],
 )
 def test_bad_input(change, message):

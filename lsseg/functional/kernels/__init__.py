@@ -13,6 +13,12 @@ INSTALLED = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, asks once
 
 
+def check_kernels(kernels: str) -> None:
+    """Raise ``ValueError`` for an unknown choice."""
+    if kernels not in ("auto", "triton", "torch"):
+        raise ValueError(f"kernels must be 'auto', 'triton' or 'torch', not {kernels!r}")
+
+
 def use_triton(kernels: Kernels, x: Tensor) -> bool:
     """Whether Triton's kernels can take a tensor, and are to.
 
@@ -24,8 +30,7 @@ def use_triton(kernels: Kernels, x: Tensor) -> bool:
     Raises:
         ValueError: If ``kernels`` is unknown, or Triton is asked for and cannot be had.
     """
-    if kernels not in ("auto", "triton", "torch"):
-        raise ValueError(f"kernels must be 'auto', 'triton' or 'torch', not {kernels!r}")
+    check_kernels(kernels)
     # The kernels compute in float32, and are not launched for nothing.
     if kernels == "torch" or x.dtype == torch.float64 or x.numel() == 0:
         return False

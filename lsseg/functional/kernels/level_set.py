@@ -1,4 +1,4 @@
-"""Triton kernels of the level-set energy and its gradient, for :mod:`lsseg.functional.level_set` (Kim 2019, eq. 4-8).
+"""Triton kernels of the level-set energy and its gradient, for :mod:`lsseg.functional.level_set_labels` (Kim 2019).
 
 Legend: B images, C classes, P = H·W pixels; a program works on BP pixels of one image, BC classes at a time.
 
@@ -25,15 +25,15 @@ TILE_CLASSES = 128  # of a tile
 def sums_of(
     logits: Tensor, target: Tensor, epsilon: float, kind: str, ignore_index: int, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cross-entropy, energy, ∂energy/∂h (B×2×C) and 1/(valid pixels), all float32.
+    """Cross-entropy, energies (B×C), ∂energy/∂h (B×2×C) and 1/(valid pixels), all float32.
 
     Args:
-        logits: B×C×H×W; float32, float16 or bfloat16.
-        target: B×H×W.
+        logits: B×C×spatial; float32, float16 or bfloat16.
+        target: B×spatial.
         epsilon: ε.
         kind: Of Heaviside function.
         ignore_index: Label of void pixels.
-        mean: Whether the energy is one of each valid pixel, or summed.
+        mean: Whether energies are per valid pixel, or summed.
     """
     x, labels = logits.flatten(2), target.flatten(1).contiguous()
     images, classes, pixels = x.shape
@@ -42,7 +42,8 @@ def sums_of(
     partial = x.new_empty(images, blocks, 3 * classes + 1, dtype=torch.float32)
     total = x.new_empty(images, 3 * classes + 1, dtype=torch.float64)
     slope = x.new_empty(images, 2, classes, dtype=torch.float32)
-    cross_entropy, energy, inverse_count = (x.new_empty((), dtype=torch.float32) for _ in range(3))
+    energies = x.new_empty(images, classes, dtype=torch.float32)
+    cross_entropy, inverse_count = (x.new_empty((), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(x):
         _block_sums[blocks, images](
             x, labels, partial, classes, pixels, *x.stride(), ignore_index, epsilon,
@@ -52,9 +53,9 @@ def sums_of(
         columns = triton.next_power_of_2(classes)
         rows = max(1, min(triton.next_power_of_2(images), 2048 // columns))
         _energy[(1,)](
-            total, cross_entropy, energy, slope, inverse_count, images, classes, MEAN=mean, ROWS=rows, COLUMNS=columns
+            total, cross_entropy, energies, slope, inverse_count, images, classes, MEAN=mean, ROWS=rows, COLUMNS=columns
         )
-    return cross_entropy, energy, slope, inverse_count
+    return cross_entropy, energies, slope, inverse_count
 
 
 def write_gradient(
@@ -194,13 +195,12 @@ def _add_up(partial, total, blocks, width, ROWS: tl.constexpr, COLUMNS: tl.const
 
 @triton.jit
 def _energy(
-    total, cross_entropy, energy, slope, inverse_count, images, classes,
+    total, cross_entropy, energies, slope, inverse_count, images, classes,
     MEAN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Cross-entropy, energy, slope and 1/(valid pixels) of the sums; one program."""
+    """Cross-entropy, energies, slope and 1/(valid pixels) of the sums; one program."""
     label = tl.arange(0, COLUMNS)
     width = 3 * classes + 1
-    energies = tl.zeros([ROWS], tl.float64)
     pixels = tl.zeros([ROWS], tl.float64)
     entropy = tl.zeros([ROWS], tl.float64)
     for start in range(0, images, ROWS):
@@ -218,12 +218,13 @@ def _energy(
         c1 = tl.minimum(hits / tl.where(inside > 0, inside, 1.0), 1.0)
         c2 = tl.minimum(misses / tl.where(outside > 0, outside, 1.0), 1.0)
         if MEAN:
-            scale = 1 / (images * tl.maximum(count, 1.0))
+            scale = 1 / tl.maximum(count, 1.0)
         else:
-            scale = 1 / (images * tl.full([ROWS], 1.0, tl.float64))
+            scale = tl.full([ROWS], 1.0, tl.float64)
         scales = tl.where(sizes > 0, scale[:, None], 0.0)
         # Adding 0 times what is no number marks the energy of a wrong label, too.
-        energies += tl.sum((hits * (1 - c1) + misses * (1 - c2)) * scales, 1) + 0 * negative_log
+        energy = (hits * (1 - c1) + misses * (1 - c2)) * scales + 0 * negative_log[:, None]
+        tl.store(energies + image[:, None] * classes + label[None, :], energy.to(tl.float32), mask=there)
         pixels += count
         entropy += negative_log
         out = slope + image[:, None] * (2 * classes) + label[None, :]
@@ -231,7 +232,6 @@ def _energy(
         tl.store(out + classes, (2 * (c2 - c1) * scales).to(tl.float32), mask=there)
     inverse = 1 / tl.maximum(tl.sum(pixels, 0), 1.0)
     tl.store(cross_entropy, (tl.sum(entropy, 0) * inverse).to(tl.float32))
-    tl.store(energy, tl.sum(energies, 0).to(tl.float32))
     tl.store(inverse_count, inverse.to(tl.float32))
 
 

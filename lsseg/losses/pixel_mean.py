@@ -1,7 +1,32 @@
-"""Means over the processes of a training on several GPUs."""
+"""Means over the pixels of a batch, and over those of all processes of a training on several GPUs."""
+
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class PixelMean(nn.Module):
+    """The base of losses that are a mean over valid pixels.
+
+    Attributes:
+        over_processes: Whether the pixels are those of all processes that train together. A loss in a loop of yours
+            leaves the other processes alone; the tasks set it by :func:`set_over_processes`. In training every process
+            must then compute the loss.
+    """
+
+    over_processes = False
+
+    def over_processes_too(self, mean: Tensor, valid: Callable[[], Tensor]) -> Tensor:
+        """The mean over this process's valid pixels; in a training of several processes times their share."""
+        return mean * share_of_pixels(valid(), self.training) if self.over_processes else mean
+
+
+def set_over_processes(module: nn.Module) -> None:
+    """Let every loss in a module, itself included, be a mean over the pixels of all processes."""
+    for part in module.modules():
+        if isinstance(part, PixelMean):
+            part.over_processes = True
 
 
 def several_processes() -> bool:
@@ -32,7 +57,7 @@ def share_of_pixels(valid: Tensor, training: bool) -> Tensor:
     >>> share_of_pixels(torch.tensor([True, False]), training=True)
     tensor(1.)
     """
-    count = valid.sum().float()
     if not (training and torch.is_grad_enabled() and several_processes()):
-        return torch.ones_like(count)
+        return torch.ones((), device=valid.device)
+    count = valid.sum().float()
     return count / mean_over_processes(count).clamp_min(1e-8)
