@@ -7,9 +7,13 @@ __version__ = version("lsseg")
 
 
 def __getattr__(name: str) -> Any:
-    """Give ``lsseg.load_run`` when it is asked for: it imports torch, which ``lsseg --help`` must not."""
+    """Give what imports torch, which ``lsseg --help`` must not, when it is asked for."""
     if name == "load_run":
         from lsseg.cli.load import load_run
 
         return load_run
+    if name == "ChanVeseRefiner":
+        from lsseg.models import ChanVeseRefiner
+
+        return ChanVeseRefiner
     raise AttributeError(f"module 'lsseg' has no attribute {name!r}")

@@ -2,9 +2,10 @@
 
 from lsseg.functional.boundary import boundary_counts, label_boundary
 from lsseg.functional.chan_vese import Delta, chan_vese_evolve
+from lsseg.functional.classical import chan_vese_energy, chan_vese_segment
 from lsseg.functional.competition import competition
 from lsseg.functional.curvature import curvature
-from lsseg.functional.distance import signed_distance, tsdf
+from lsseg.functional.distance import signed_distance, tsdf, tsdf_loss
 from lsseg.functional.heaviside import HeavisideKind, dirac, heaviside
 from lsseg.functional.kernels import Kernels
 from lsseg.functional.level_set import Mode, Reduction, cross_entropy_level_set, level_set_energy
@@ -21,7 +22,9 @@ __all__ = [
     "Reduction",
     "boundary_counts",
     "boundary_f1",
+    "chan_vese_energy",
     "chan_vese_evolve",
+    "chan_vese_segment",
     "class_iou",
     "competition",
     "confusion_matrix",
@@ -40,4 +43,5 @@ __all__ = [
     "regions",
     "signed_distance",
     "tsdf",
+    "tsdf_loss",
 ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
+from lsseg.functional.heaviside import arctan_step
 from lsseg.functional.kernels import Kernels, use_triton
 
 # Squares of distances up to this are told from their neighbours in float32 (2¹² squared has 24 bits).
@@ -74,6 +75,36 @@ def tsdf(mask: Tensor, reach: float) -> Tensor:
     tensor([[-0.2500,  0.2500,  0.7500,  1.0000]])
     """
     return signed_distance(mask, reach).div_(reach)
+
+
+def tsdf_loss(phi: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = None, epsilon: float = 0.1) -> Tensor:
+    """Mean |φ - φ_GT| + mean BCE(H_ε(φ), M_GT) over the valid pixels (Homayounfar 2020, section 4.2).
+
+    H is the arctan step function; both H(φ) and 1 - H(φ) = H(-φ) keep their tails in float32, so the logarithm is
+    finite wherever φ is.
+
+    Args:
+        phi: Any shape.
+        target: φ_GT, normalised like φ (:func:`tsdf`); the shape of ``phi``.
+        mask: M_GT, bool, the shape of ``phi``.
+        valid: Bool, broadcast to ``phi``: pixels that count; None is all of them.
+        epsilon: ε > 0, width of the step in units of φ; 0.1 in the paper.
+
+    Returns:
+        A scalar; 0 (with zero gradient) where nothing is valid.
+
+    >>> phi = torch.tensor([[-0.5, 0.5]])
+    >>> tsdf_loss(phi, phi, phi > 0)  # -log H_0.1(½)
+    tensor(0.0649)
+    """
+    exact = phi if phi.dtype == torch.float64 else phi.float()
+    distance = (exact - target).abs()
+    signed = torch.where(mask, exact, -exact)
+    entropy = -arctan_step(signed, signed.new_full((), epsilon)).log()
+    loss = distance + entropy
+    if valid is None:
+        return loss.sum() / max(1, loss.numel())
+    return torch.where(valid, loss, 0).sum() / valid.expand_as(loss).sum().clamp_min(1)
 
 
 @torch.library.custom_op("lsseg::signed_distance", mutates_args=())

@@ -1,22 +1,19 @@
 """The loss of truncated signed distance functions (Homayounfar 2020, section 4.2)."""
 
-import torch
 from torch import Tensor, nn
 
-from lsseg.functional.heaviside import arctan_step
+from lsseg.functional import tsdf_loss
 
 
 class TSDFLoss(nn.Module):
-    """mean |φ - φ_GT| + mean BCE(H_ε(φ), M_GT) over the valid pixels (Homayounfar 2020, section 4.2).
-
-    H is the arctan step function; both H(φ) and 1 - H(φ) = H(-φ) keep their tails in float32, so the logarithm is
-    finite wherever φ is.
+    """:func:`~lsseg.functional.tsdf_loss` as a module.
 
     Args:
         epsilon: ε > 0, width of the step in units of φ; 0.1 in the paper.
 
+    >>> import torch
     >>> phi = torch.tensor([[-0.5, 0.5]])
-    >>> TSDFLoss()(phi, phi, phi > 0)  # -log H_0.1(½)
+    >>> TSDFLoss()(phi, phi, phi > 0)
     tensor(0.0649)
     """
 
@@ -27,19 +24,5 @@ class TSDFLoss(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, phi: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Scalar loss; 0 (with zero gradient) where nothing is valid.
-
-        Args:
-            phi: Any shape.
-            target: φ_GT, normalised like φ; the shape of ``phi``.
-            mask: M_GT, bool, the shape of ``phi``.
-            valid: Bool, broadcast to ``phi``: pixels that count; None is all of them.
-        """
-        exact = phi if phi.dtype == torch.float64 else phi.float()
-        distance = (exact - target).abs()
-        signed = torch.where(mask, exact, -exact)
-        entropy = -arctan_step(signed, signed.new_full((), self.epsilon)).log()
-        loss = distance + entropy
-        if valid is None:
-            return loss.sum() / max(1, loss.numel())
-        return torch.where(valid, loss, 0).sum() / valid.expand_as(loss).sum().clamp_min(1)
+        """Scalar loss of φ, φ_GT and M_GT, all of one shape; see the function."""
+        return tsdf_loss(phi, target, mask, valid, self.epsilon)

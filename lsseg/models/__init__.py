@@ -9,6 +9,7 @@ from lsseg.models.level_set_rcnn import LevelSetRCNN
 from lsseg.models.multi_scale import MultiScale
 from lsseg.models.multiphase import MultiphaseLevelSet
 from lsseg.models.output import SegOutput, Step, checked, made
+from lsseg.models.refiner import ChanVeseRefiner, Refined
 from lsseg.models.smp import SmpNet
 
 __all__ = [
@@ -16,11 +17,13 @@ __all__ = [
     "DMLS",
     "FCN",
     "ChanVeseNet",
+    "ChanVeseRefiner",
     "DeepLabLargeFOV",
     "DeepLabV2",
     "LevelSetRCNN",
     "MultiScale",
     "MultiphaseLevelSet",
+    "Refined",
     "SegOutput",
     "SmpNet",
     "Step",

@@ -9,16 +9,16 @@ from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import InputError, require
-from lsseg.functional import Delta, chan_vese_evolve
+from lsseg.functional import Delta
 from lsseg.functional.heaviside import arctan_step
 from lsseg.models.feature_head import SMALL, FeatureHead
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
 from lsseg.models.multiphase import enlarged, scaled
 from lsseg.models.output import SegOutput, Step, checked, made
+from lsseg.models.refiner import ABSENT, ChanVeseRefiner, averaged, soft_means, wide
 from lsseg.models.smp import SmpNet
 from lsseg.models.state import takes_relatives
 
@@ -27,8 +27,6 @@ Refine = Literal["chan_vese", "convolution", "none"]
 
 # Where φ is a distance, all classes compete as φ/T; with T the width of the step function in the loss.
 TEMPERATURE = 0.1
-# A class that an image lacks reads its hyperparameters from the mean of the image.
-ABSENT = 1e-4
 
 
 class Parts(NamedTuple):
@@ -132,25 +130,21 @@ class ChanVeseNet(nn.Module):
         self.steps, self.slope = steps, slope
         self.detach_init = detach_init
         self.max_classes = min(max_classes, num_classes)
-        self.delta: Delta = delta
-        self.eta = eta
         channels, own_stride = self._features_of_network()
         self.feature_stride = own_stride
         self.stride = stride or own_stride
-        if self.refine != "none":
-            self._build_head(channels, features, hyperparameters == "adaptive", gain)
-        takes_relatives(self)
-
-    def _build_head(self, channels: int, features: int, adaptive: bool, gain: float) -> None:
-        self.feature_head = FeatureHead(channels, features, depth=1, norm=True)
-        numbers = Hyperparameters(channels, self.steps, adaptive)
         if self.refine == "chan_vese":
-            self.hyperparameters = numbers
-        else:
-            self.block = pointwise_block(features, self.num_classes, sum(p.numel() for p in numbers.parameters()))
-        if self.initial == "scores":
+            self.refiner = ChanVeseRefiner(
+                channels, steps, features, "distance", True, hyperparameters, delta=delta, eta=eta, depth=1, norm=True
+            )
+        elif self.refine == "convolution":
+            self.feature_head = FeatureHead(channels, features, depth=1, norm=True)
+            numbers = Hyperparameters(channels, self.steps, hyperparameters == "adaptive")
+            self.block = pointwise_block(features, num_classes, sum(p.numel() for p in numbers.parameters()))
+        if self.refine != "none" and initial == "scores":
             # Its logarithm is what is learnt, so that it stays positive.
             self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
+        takes_relatives(self)
 
     def forward(self, image: Tensor, present: Tensor | None = None) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]: the final ones, and as steps those before and after.
@@ -206,13 +200,17 @@ class ChanVeseNet(nn.Module):
         classes = self._likely(phi, present)
         start = self._chosen(self._on_grid(phi.detach() if self.detach_init else phi, 1), classes)
         decoded = self._on_grid(output.features, output.feature_stride)
-        features = self.feature_head(decoded)
-        wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        coarse = max(1, output.feature_stride // self.stride)  # cells of the grid in one of the features
-        numbers = Numbers(*[phi.new_empty(0)] * 5)
-        if self.refine == "chan_vese":
-            numbers = self.hyperparameters(_pooled(decoded, self._share(start), coarse))
-        return Parts(output.logits, phi, classes, start.flatten(0, 1), wide, numbers)
+        start = start.flatten(0, 1)
+        if self.refine == "convolution":
+            nothing = Numbers(*[phi.new_empty(0)] * 5)
+            return Parts(output.logits, phi, classes, start, wide(self.feature_head(decoded)), nothing)
+        numbers = self.refiner.numbers(soft_means(decoded, self._share(start), self._coarse))
+        return Parts(output.logits, phi, classes, start, self.refiner.embed(decoded), numbers)
+
+    @property
+    def _coarse(self) -> int:
+        """Cells of the grid in one of the features, each way."""
+        return max(1, self.feature_stride // self.stride)
 
     def _share(self, phi: Tensor) -> Tensor:
         """How much of each cell is a class's: what its features are pooled over."""
@@ -224,8 +222,7 @@ class ChanVeseNet(nn.Module):
         return self._evolved(parts.start, parts.features, parts.numbers)
 
     def _evolved(self, phi: Tensor, features: Tensor, numbers: Numbers) -> Tensor:
-        coarse = max(1, self.feature_stride // self.stride)
-        return chan_vese_evolve(phi, features, *numbers, delta=self.delta, eta=self.eta, stride=coarse)
+        return self.refiner.evolve(phi, features, numbers, self._coarse)
 
     def _likely(self, phi: Tensor, present: Tensor | None) -> Tensor:
         if self._all_evolve:
@@ -241,7 +238,7 @@ class ChanVeseNet(nn.Module):
 
     def _on_grid(self, values: Tensor, stride: int) -> Tensor:
         """Averages over the cells of the grid of what has a finer stride; a coarser one is left as it is."""
-        return _averaged(values, max(1, self.stride // stride))
+        return averaged(values, max(1, self.stride // stride))
 
     def _change(self, parts: Parts, evolved: Tensor) -> Tensor:
         """What the evolution has changed, B×C×H×W; 0 for classes that do not evolve."""
@@ -255,7 +252,7 @@ class ChanVeseNet(nn.Module):
     def _convolved(self, parts: Parts) -> Tensor:
         """What the control changes in the evolution's place."""
         start = parts.start.view(*parts.classes.shape, *parts.start.shape[1:])
-        features = enlarged(parts.features, max(1, self.feature_stride // self.stride), start)
+        features = enlarged(parts.features, self._coarse, start)
         return enlarged(self.block(torch.cat([features, start], 1)), self.stride, parts.phi)
 
     def _refined(self, parts: Parts, change: Tensor) -> Tensor:
@@ -300,26 +297,3 @@ def pointwise_block(features: int, num_classes: int, weights: int) -> nn.Sequent
     nn.init.normal_(last.weight, std=SMALL)
     nn.init.zeros_(last.bias)  # type: ignore[arg-type]
     return nn.Sequential(nn.Conv2d(inputs, hidden, 1), nn.ReLU(inplace=True), last)
-
-
-def _averaged(values: Tensor, factor: int) -> Tensor:
-    """Means over cells of factor × factor; at the edge the last row and column are repeated."""
-    if factor == 1:
-        return values
-    height, width = values.shape[-2:]
-    padded = F.pad(values, (0, -width % factor, 0, -height % factor), mode="replicate")
-    return F.avg_pool2d(padded, factor)
-
-
-def _pooled(features: Tensor, share: Tensor, coarse: int) -> Tensor:
-    """Means of the features over every class's soft region, (B·K)×E.
-
-    Args:
-        features: B×E×h'×w'.
-        share: How much of each cell is a class's, B×K×h×w.
-        coarse: Cells of φ's grid in one of the features, each way.
-    """
-    with torch.autocast(share.device.type, enabled=False):  # a sum over an image overflows float16
-        weights = _averaged(share, coarse).flatten(2)
-        values = features.to(weights.dtype).flatten(2)
-        return (torch.bmm(weights, values.mT) / weights.sum(2, keepdim=True)).flatten(0, 1)

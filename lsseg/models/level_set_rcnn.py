@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from lsseg.errors import InputError, require
-from lsseg.functional import Delta, blocks, chan_vese_evolve
+from lsseg.functional import Delta, blocks
 from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
 from lsseg.models.box_heads import box_heads, proposal_network
@@ -23,6 +23,8 @@ from lsseg.models.feature_head import SMALL, FeatureHead
 from lsseg.models.fpn import BoxPooler, PyramidEncoder
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
 from lsseg.models.mask_heads import EdgeHead, MaskHead, PooledHead, enlarged
+from lsseg.models.refiner import ChanVeseRefiner
+from lsseg.models.state import takes_relatives
 
 # Δt of DELSE with hand-set hyperparameters, and a factor of learnt ones, which come up to 2 · 2: a step is stable while
 # Δt (|V_x| + |V_y|), at most √2 Δt, is below 1. So N steps move a contour by N / 2 cells at most: it takes 28 to cross
@@ -209,27 +211,33 @@ class LevelSetRCNN(nn.Module):
         self.boxes = box_heads(pool, width, box_width, num_classes, box_samples, score_threshold, detections)
         self.pool = BoxPooler(strides, 14)
         self.mask_head = MaskHead(width, num_classes, resolution if target == "binary" else 28, mask_width)
-        self.hyperparameters: Hyperparameters | None = None
         if evolution != "none":
             self._build_evolution(width, features, feature_resolution, hyperparameters)
+        takes_relatives(self)
 
     def _build_evolution(self, width: int, features: int, feature_resolution: int, hyperparameters: str) -> None:
         """What evolving masks need beside initial ones."""
         self.thin = nn.Conv2d(width, features, 1)
         self.pool_fine = BoxPooler(self.encoder.strides, 28)
-        if self.evolution == "delse":
-            self.edge_head = EdgeHead(features, self.resolution)
-        else:
-            self.feature_head = FeatureHead(features, features, enlarge=feature_resolution // 28)
+        enlarge = feature_resolution // 28
         if self.evolution == "convolution":
+            self.feature_head = FeatureHead(features, features, enlarge=enlarge)
             self.block = nn.Conv2d(features + 1, 1, 1)
             nn.init.normal_(self.block.weight, std=SMALL)
             nn.init.zeros_(self.block.bias)  # type: ignore[arg-type]
             return
-        if hyperparameters != "fixed":
-            adaptive = hyperparameters == "adaptive"
-            self.pooled_head = PooledHead(width) if adaptive else None
-            self.hyperparameters = Hyperparameters(64, self.steps, adaptive)
+        adaptive = hyperparameters == "adaptive"
+        if self.evolution == "chan_vese":
+            kind: Literal["adaptive", "global"] = "adaptive" if adaptive else "global"
+            self.refiner = ChanVeseRefiner(
+                features, self.steps, features, "distance", True, kind,
+                delta=self.delta, eta=self.eta, enlarge=enlarge, pooled=64,
+            )  # fmt: skip
+            self.hyperparameters = None
+        else:
+            self.edge_head = EdgeHead(features, self.resolution)
+            self.hyperparameters = None if hyperparameters == "fixed" else Hyperparameters(64, self.steps, adaptive)
+        self.pooled_head = PooledHead(width) if adaptive else None
 
     def forward(self, images: Sequence[Tensor]) -> list[Detections]:
         """The objects in images of 3×H×W in [0, 1], of any sizes."""
@@ -308,19 +316,16 @@ class LevelSetRCNN(nn.Module):
         if self.evolution == "none":
             return Masks(initial, initial)
         start = initial.detach() if self.detach_init else initial
-        numbers = None
-        if self.hyperparameters is not None:
-            read = pooled.new_zeros(len(pooled), 0) if self.pooled_head is None else self.pooled_head(pooled)
-            numbers = self.hyperparameters(read)
         fine = self.pool_fine(pyramid.thin, boxes)
-        if self.evolution == "delse":
-            return self._edge_masks(initial, start, fine, numbers)
-        embedded = self.feature_head(fine)
         if self.evolution == "convolution":
+            embedded = self.feature_head(fine)
             return Masks(initial, start + self._convolved(start, embedded), embedded)
-        assert numbers is not None
-        final = self._evolved(start, embedded, numbers)
-        return Masks(initial, final, embedded, numbers)
+        read = pooled.new_zeros(len(pooled), 0) if self.pooled_head is None else self.pooled_head(pooled)
+        if self.evolution == "delse":
+            own = None if self.hyperparameters is None else self.hyperparameters(read)
+            return self._edge_masks(initial, start, fine, own)
+        numbers, embedded = self.refiner.numbers(read), self.refiner.embed(fine)
+        return Masks(initial, self._evolved(start, embedded, numbers), embedded, numbers)
 
     def history(self, masks: Masks) -> list[Tensor]:
         """φ⁰ and φ after every Chan-Vese iteration; φ⁰ and φᴺ of DELSE; φ⁰ alone where nothing evolves."""
@@ -332,8 +337,7 @@ class LevelSetRCNN(nn.Module):
         return phi
 
     def _evolved(self, phi: Tensor, features: Tensor, numbers: Numbers) -> Tensor:
-        stride = self.resolution // features.shape[-1]
-        return chan_vese_evolve(phi, features, *numbers, delta=self.delta, eta=self.eta, stride=stride)
+        return self.refiner.evolve(phi, features, numbers, self.resolution // features.shape[-1])
 
     def _convolved(self, start: Tensor, embedded: Tensor) -> Tensor:
         """What the control changes in the evolution's place: a weighted sum of the features and φ⁰ in every cell."""

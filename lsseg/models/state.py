@@ -16,6 +16,8 @@ RENAMED = {
     "feature_head.1.": "feature_head.convolutions.0.1.",
     "feature_head.3.": "feature_head.embed.",
 }
+# What has moved into the refiner of networks that have one.
+MOVED = re.compile(r"(?<!refiner\.)\b(feature_head|hyperparameters)\.")
 
 
 def matched_state(state: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
@@ -36,7 +38,8 @@ def matched_state(state: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str,
     """
     wanted = list(ours)
     renamed = {old: new for old, new in RENAMED.items() if not any(old in key for key in wanted)}
-    theirs = _wrapped_alike({_today(key, renamed): value for key, value in state.items()}, wanted)
+    refiner = any("refiner." in key for key in wanted)
+    theirs = _wrapped_alike({_today(key, renamed, refiner): value for key, value in state.items()}, wanted)
     by_step: dict[str, dict[int, Tensor]] = {}
     for key, value in theirs.items():
         by_step.setdefault(_plain(key), {})[_step(key)] = value
@@ -79,11 +82,12 @@ def _wrapped_alike(theirs: dict[str, Tensor], ours: list[str]) -> dict[str, Tens
     return max((theirs, outer, inner), key=lambda names: sum(_plain(key) in known for key in names))
 
 
-def _today(key: str, renamed: dict[str, str]) -> str:
+def _today(key: str, renamed: dict[str, str], refiner: bool) -> str:
     for old, new in renamed.items():
         if old in key:
-            return key.replace(old, new)
-    return key
+            key = key.replace(old, new)
+            break
+    return MOVED.sub(r"refiner.\1.", key) if refiner else key
 
 
 def _plain(key: str) -> str:

@@ -17,9 +17,9 @@ def net(classes=4, **options):
     options = {"network": TINY, "features": 6, **options}
     made = ChanVeseNet(classes, **options)
     if (
-        made.refine == "chan_vese" and made.steps and made.hyperparameters.layers is not None
+        made.refine == "chan_vese" and made.steps and made.refiner.hyperparameters.layers is not None
     ):  # as after some training: objects differ
-        nn.init.normal_(made.hyperparameters.layers[-1].weight)
+        nn.init.normal_(made.refiner.hyperparameters.layers[-1].weight)
     return made
 
 
@@ -172,8 +172,8 @@ def test_detached_the_final_loss_does_not_reach_the_initial_phi(max_classes):
         made(image()).logits.square().sum().backward()
         head = made.network.net.segmentation_head[0].weight.grad
         assert (head is None or not head.any()) == detach
-        assert made.feature_head.convolutions[0][0].weight.grad.any()
-        assert made.hyperparameters.shared.grad.any()
+        assert made.refiner.feature_head.convolutions[0][0].weight.grad.any()
+        assert made.refiner.hyperparameters.shared.grad.any()
 
 
 def test_gradients_reach_everything():

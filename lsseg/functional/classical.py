@@ -1,0 +1,162 @@
+"""The classical Chan-Vese segmentation of an image, without anything learnt (Chan and Vese 2001).
+
+Legend: M images, D channels, H×W pixels; u is the soft inside, in [0, 1].
+
+    E = λ1 Σ_inside ‖I - c1‖² + λ2 Σ_outside ‖I - c2‖² + μ · length,    c1, c2 the means of I inside and outside
+
+For given means E is convex in u, and every threshold of its minimiser minimises E among regions (Chan, Esedoglu and
+Nikolova 2006, theorem 2), which no evolution of a level set can promise. A primal-dual iteration (Chambolle and Pock
+2011, algorithm 1) finds it, and the means follow. The length is that of forward differences.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# The primal step is this over μ, as u lies in [0, 1], the dual one this times μ, the length of its vectors. The product
+# of both times 8, the norm of the differences squared, must not exceed 1.
+STEP = 1 / math.sqrt(8)
+# After so many iterations the means are taken anew, and it is looked whether labels still change.
+EVERY = 10
+
+
+def chan_vese_segment(
+    image: Tensor,
+    mask: Tensor | None = None,
+    mu: float = 0.25,
+    lambda1: float = 1.0,
+    lambda2: float = 1.0,
+    steps: int = 500,
+    tolerance: float = 1e-5,
+) -> Tensor:
+    """Split every image into two regions of nearly one colour each, with a short contour between them.
+
+    Args:
+        image: M×D×H×W, with values in [0, 1] (μ is in units of squared values).
+        mask: M×H×W bool, where the means start from and which region is called inside; None splits every image at its
+            brightest colours (two means of the sum over channels).
+        mu: μ ≥ 0, the price of a pixel of contour.
+        lambda1: λ1 > 0, of what differs from the mean inside.
+        lambda2: λ2 > 0, outside.
+        steps: The most iterations.
+        tolerance: Iterations end when at most this share of the pixels changes sides in ten of them.
+
+    Returns:
+        φ = 2u - 1 in [-1, 1], M×H×W, positive inside.
+
+    Raises:
+        ValueError: If shapes do not fit or a number is out of range.
+
+    >>> image = torch.zeros(1, 1, 6, 8)
+    >>> image[..., 3:] = 1
+    >>> (chan_vese_segment(image)[0, 0] > 0).int().tolist()
+    [0, 0, 0, 1, 1, 1, 1, 1]
+    """
+    _check(image, mask, mu, lambda1, lambda2, steps)
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    values = image.detach().to(dtype)
+    inside = _two_means(values) if mask is None else mask
+    found = [
+        _relaxed(one, start, mu, lambda1, lambda2, steps, tolerance) for one, start in zip(values, inside, strict=True)
+    ]
+    return torch.stack(found) if found else values.new_empty(0, *image.shape[2:])
+
+
+def chan_vese_energy(
+    image: Tensor, mask: Tensor, mu: float = 0.25, lambda1: float = 1.0, lambda2: float = 1.0
+) -> Tensor:
+    """E of regions, M, float64.
+
+    Args:
+        image: M×D×H×W.
+        mask: M×H×W bool, the inside.
+        mu: μ.
+        lambda1: λ1.
+        lambda2: λ2.
+
+    >>> image = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 4)
+    >>> chan_vese_energy(image, image[:, 0] > 0.5)  # nothing but a contour of one pixel
+    tensor([0.2500], dtype=torch.float64)
+    """
+    values, energy = image.double().flatten(2), mask.new_zeros(len(mask), dtype=torch.float64)
+    for side, weight in ((mask, lambda1), (~mask, lambda2)):
+        share = side.double().flatten(1).unsqueeze(1)
+        mean = (values * share).sum(2, keepdim=True) / share.sum(2, keepdim=True).clamp_min(1)
+        energy = energy + weight * ((values - mean).square() * share).sum((1, 2))
+    u = mask.double()
+    across, down = torch.zeros_like(u), torch.zeros_like(u)
+    across[:, :, :-1], down[:, :-1] = u.diff(dim=2), u.diff(dim=1)
+    return energy + mu * (across.square() + down.square()).sqrt().sum((1, 2))
+
+
+def _check(image: Tensor, mask: Tensor | None, mu: float, lambda1: float, lambda2: float, steps: int) -> None:
+    if image.ndim != 4 or not image.is_floating_point() or 0 in image.shape[1:]:
+        raise ValueError(f"expected floating images M×D×H×W, not {tuple(image.shape)} of {image.dtype}")
+    if mask is not None and (mask.shape != (len(image), *image.shape[2:]) or mask.dtype != torch.bool):
+        raise ValueError(f"expected a bool mask M×H×W, not {tuple(mask.shape)} of {mask.dtype}")
+    if not 0 <= mu < math.inf:
+        raise ValueError(f"mu must be a number that is not negative, not {mu}")
+    for name, value in (("lambda1", lambda1), ("lambda2", lambda2)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, not {value}")
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, not {steps}")
+
+
+def _two_means(values: Tensor) -> Tensor:
+    """Which pixels are brighter than midway between the two means of the brightness, M×H×W."""
+    brightness = values.sum(1)
+    threshold = brightness.mean((1, 2), keepdim=True)
+    for _ in range(20):
+        above = brightness > threshold
+        count = above.sum((1, 2), keepdim=True)
+        high = (brightness * above).sum((1, 2), keepdim=True) / count.clamp_min(1)
+        low = (brightness * ~above).sum((1, 2), keepdim=True) / (above.shape[1] * above.shape[2] - count).clamp_min(1)
+        threshold = torch.where(count > 0, (high + low) / 2, threshold)  # of one colour nothing is brighter
+    return brightness > threshold
+
+
+def _relaxed(
+    image: Tensor, inside: Tensor, mu: float, lambda1: float, lambda2: float, steps: int, tolerance: float
+) -> Tensor:
+    """2u - 1 of one image."""
+    u = inside.to(image.dtype)
+    if mu == 0:
+        force = _force(image, inside, lambda1, lambda2)
+        return 2.0 * (force > 0).to(image.dtype) - 1 if force is not None else 2 * u - 1
+    ahead, across, down = u.clone(), torch.zeros_like(u), torch.zeros_like(u)
+    force, norm, change = _force(image, inside, lambda1, lambda2), torch.empty_like(u), torch.empty_like(u)
+    for step in range(1, steps + 1):
+        if force is None:  # nothing is left on one side: no means, and no contour
+            break
+        across[:, :-1].add_(ahead.diff(dim=1), alpha=STEP * mu)
+        down[:-1].add_(ahead.diff(dim=0), alpha=STEP * mu)
+        torch.hypot(across, down, out=norm).div_(mu).clamp_min_(1)
+        across.div_(norm)
+        down.div_(norm)
+        torch.add(across, down, out=change)
+        change[:, 1:].sub_(across[:, :-1])
+        change[1:].sub_(down[:-1])
+        new = change.add_(force).mul_(STEP / mu).add_(u).clamp_(0, 1)
+        torch.mul(new, 2, out=ahead).sub_(u)
+        u, change = new, u
+        if step % EVERY == 0:
+            before, inside = inside, u > 0.5
+            force = _force(image, inside, lambda1, lambda2)
+            if int((before != inside).sum()) <= tolerance * inside.numel():
+                break
+    return 2 * u - 1
+
+
+def _force(image: Tensor, inside: Tensor, lambda1: float, lambda2: float) -> Tensor | None:
+    """λ2 ‖I - c2‖² - λ1 ‖I - c1‖², H×W; None where a region is empty."""
+    count = int(inside.sum())
+    if count in (0, inside.numel()):
+        return None
+    share = inside.to(image.dtype)
+    total = (image * share).sum((1, 2))
+    c1 = total / count
+    c2 = (image.sum((1, 2)) - total) / (inside.numel() - count)
+    first, second = ((image - c[:, None, None]).square().sum(0) for c in (c1, c2))
+    return second.mul_(lambda2).sub_(first, alpha=lambda1)
