@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": ("lsseg.cli.lightning", "score a checkpoint on the validation split"),
     "test": ("lsseg.cli.lightning", "score a checkpoint on the test split"),
     "predict": ("lsseg.cli.lightning", "segment a folder of images"),
+    "refine": ("lsseg.cli.refine", "move the contours of masks to those of their images"),
     "export": ("lsseg.cli.export", "write a trained network as one file, ONNX or torch.export"),
     "ablate": ("lsseg.ablation.command", "run a suite of experiments and report on it"),
     "run": ("lsseg.ablation.command", "one run of a suite, for W&B's agents and clusters"),

@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from lsseg.functional.distance import signed_distance
+
 # The primal step is this over μ, as u lies in [0, 1], the dual one this times μ, the length of its vectors. The product
 # of both times 8, the norm of the differences squared, must not exceed 1.
 STEP = 1 / math.sqrt(8)
@@ -29,6 +31,7 @@ def chan_vese_segment(
     lambda2: float = 1.0,
     steps: int = 500,
     tolerance: float = 1e-5,
+    reach: float | None = None,
 ) -> Tensor:
     """Split every image into two regions of nearly one colour each, with a short contour between them.
 
@@ -41,6 +44,8 @@ def chan_vese_segment(
         lambda2: λ2 > 0, outside.
         steps: The most iterations.
         tolerance: Iterations end when at most this share of the pixels changes sides in ten of them.
+        reach: How many pixels from the contour of ``mask`` labels may change; the means are those of the pixels that
+            may (as in Lankton and Tannenbaum 2008). None lets all change, wherever they lie.
 
     Returns:
         φ = 2u - 1 in [-1, 1], M×H×W, positive inside.
@@ -53,12 +58,14 @@ def chan_vese_segment(
     >>> (chan_vese_segment(image)[0, 0] > 0).int().tolist()
     [0, 0, 0, 1, 1, 1, 1, 1]
     """
-    _check(image, mask, mu, lambda1, lambda2, steps)
+    _check(image, mask, mu, lambda1, lambda2, steps, reach)
     dtype = torch.promote_types(image.dtype, torch.float32)
     values = image.detach().to(dtype)
     inside = _two_means(values) if mask is None else mask
+    free = torch.ones_like(inside) if reach is None else signed_distance(inside, reach).abs() < reach
     found = [
-        _relaxed(one, start, mu, lambda1, lambda2, steps, tolerance) for one, start in zip(values, inside, strict=True)
+        _relaxed(one, start, where, mu, lambda1, lambda2, steps, tolerance)
+        for one, start, where in zip(values, inside, free, strict=True)
     ]
     return torch.stack(found) if found else values.new_empty(0, *image.shape[2:])
 
@@ -90,7 +97,15 @@ def chan_vese_energy(
     return energy + mu * (across.square() + down.square()).sqrt().sum((1, 2))
 
 
-def _check(image: Tensor, mask: Tensor | None, mu: float, lambda1: float, lambda2: float, steps: int) -> None:
+def _check(
+    image: Tensor,
+    mask: Tensor | None,
+    mu: float,
+    lambda1: float,
+    lambda2: float,
+    steps: int,
+    reach: float | None,
+) -> None:
     if image.ndim != 4 or not image.is_floating_point() or 0 in image.shape[1:]:
         raise ValueError(f"expected floating images M×D×H×W, not {tuple(image.shape)} of {image.dtype}")
     if mask is not None and (mask.shape != (len(image), *image.shape[2:]) or mask.dtype != torch.bool):
@@ -100,6 +115,8 @@ def _check(image: Tensor, mask: Tensor | None, mu: float, lambda1: float, lambda
     for name, value in (("lambda1", lambda1), ("lambda2", lambda2)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive, not {value}")
+    if reach is not None and (mask is None or not 0 < reach < math.inf):
+        raise ValueError("reach must be positive, and needs a mask whose contour it is measured from")
     if steps < 0:
         raise ValueError(f"steps must not be negative, not {steps}")
 
@@ -118,15 +135,23 @@ def _two_means(values: Tensor) -> Tensor:
 
 
 def _relaxed(
-    image: Tensor, inside: Tensor, mu: float, lambda1: float, lambda2: float, steps: int, tolerance: float
+    image: Tensor,
+    inside: Tensor,
+    free: Tensor,
+    mu: float,
+    lambda1: float,
+    lambda2: float,
+    steps: int,
+    tolerance: float,
 ) -> Tensor:
-    """2u - 1 of one image."""
+    """2u - 1 of one image, of which only some pixels are free to change."""
     u = inside.to(image.dtype)
+    force = _force(image, inside, free, lambda1, lambda2)
     if mu == 0:
-        force = _force(image, inside, lambda1, lambda2)
-        return 2.0 * (force > 0).to(image.dtype) - 1 if force is not None else 2 * u - 1
+        return 2 * u - 1 if force is None else 2 * torch.where(free, force > 0, inside).to(image.dtype) - 1
+    least, most = u.masked_fill(free, 0), u.masked_fill(free, 1)
     ahead, across, down = u.clone(), torch.zeros_like(u), torch.zeros_like(u)
-    force, norm, change = _force(image, inside, lambda1, lambda2), torch.empty_like(u), torch.empty_like(u)
+    norm, change = torch.empty_like(u), torch.empty_like(u)
     for step in range(1, steps + 1):
         if force is None:  # nothing is left on one side: no means, and no contour
             break
@@ -138,25 +163,25 @@ def _relaxed(
         torch.add(across, down, out=change)
         change[:, 1:].sub_(across[:, :-1])
         change[1:].sub_(down[:-1])
-        new = change.add_(force).mul_(STEP / mu).add_(u).clamp_(0, 1)
+        new = change.add_(force).mul_(STEP / mu).add_(u).clamp_(least, most)
         torch.mul(new, 2, out=ahead).sub_(u)
         u, change = new, u
         if step % EVERY == 0:
             before, inside = inside, u > 0.5
-            force = _force(image, inside, lambda1, lambda2)
+            force = _force(image, inside, free, lambda1, lambda2)
             if int((before != inside).sum()) <= tolerance * inside.numel():
                 break
     return 2 * u - 1
 
 
-def _force(image: Tensor, inside: Tensor, lambda1: float, lambda2: float) -> Tensor | None:
-    """λ2 ‖I - c2‖² - λ1 ‖I - c1‖², H×W; None where a region is empty."""
-    count = int(inside.sum())
-    if count in (0, inside.numel()):
-        return None
-    share = inside.to(image.dtype)
-    total = (image * share).sum((1, 2))
-    c1 = total / count
-    c2 = (image.sum((1, 2)) - total) / (inside.numel() - count)
-    first, second = ((image - c[:, None, None]).square().sum(0) for c in (c1, c2))
+def _force(image: Tensor, inside: Tensor, free: Tensor, lambda1: float, lambda2: float) -> Tensor | None:
+    """λ2 ‖I - c2‖² - λ1 ‖I - c1‖², H×W, with means of the free pixels; None where a region has none."""
+    both = []
+    for side in (inside & free, ~inside & free):
+        count = int(side.sum())
+        if not count:
+            return None
+        mean = (image * side.to(image.dtype)).sum((1, 2), keepdim=True) / count
+        both.append((image - mean).square().sum(0))
+    first, second = both
     return second.mul_(lambda2).sub_(first, alpha=lambda1)
