@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         _refine(job, refiner, options, output) for job in track(jobs, "refining", console=console, transient=True)
     ]
     console.print(
-        f"masks refined: {len(jobs)}; they are in {output / 'masks'}, pictures of their contours in {output / 'steps'}; "
+        f"masks refined: {len(jobs)}; they are in {output / 'masks'}, pictures of them in {output / 'steps'}; "
         f"{100 * sum(changed) / len(changed):.2f} % of the pixels changed sides"
     )
     return 0

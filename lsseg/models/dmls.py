@@ -33,9 +33,11 @@ class DMLS(nn.Module):
 
     Args:
         num_classes: C.
-        network: Makes the network for C classes, anything that returns ``SegOutput``, or is such a network; null is
-            :class:`~lsseg.models.DFCN` on ResNet-50. In YAML a class path and its arguments without ``num_classes``.
-            One that resizes its input before its first convolution is refused at the first image.
+        network: Any network that maps an image to logits of its size (alone, as ``SegOutput``, or as the ``out`` of a
+            mapping, like torchvision's), or what makes it for C classes; null is :class:`~lsseg.models.DFCN` on
+            ResNet-50. In YAML a class path and its arguments without ``num_classes``. One that resizes its input before
+            its first convolution is refused at the first image. Images are given to it as they are: a network that
+            does not normalise colours itself wants normalised ones.
         steps: K ≥ 1; 4 in the paper. 1 leaves out the recurrence.
         level_set: Whether the multiphase layer is on.
         batch_norm: Statistics of batch-norm over the steps: ``per_step`` (each step its own), ``shared``, or
@@ -50,6 +52,9 @@ class DMLS(nn.Module):
     Raises:
         InputError: If a value is out of range, or the network has no convolution on three channels.
 
+    >>> mine = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    >>> DMLS(3, mine, steps=2)(torch.rand(2, 3, 20, 30)).logits.shape
+    torch.Size([2, 3, 20, 30])
     >>> net = DMLS(3, partial(DFCN, encoder_name="tu-test_resnet.r160_in1k", width=8), steps=2).eval()
     >>> output = net(torch.rand(1, 3, 45, 70))
     >>> output.logits.shape, len(output.steps)

@@ -1,6 +1,6 @@
 """What every semantic network returns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -44,14 +44,28 @@ class SegOutput(NamedTuple):
 
 
 def checked(output: Any, network: object, image: Tensor, num_classes: int) -> SegOutput:
-    """A network's output, if it is what every network has to return.
+    """A network's output as ``SegOutput``.
+
+    Args:
+        output: What it returned: ``SegOutput``; or the logits alone, as smp's networks return them; or a mapping with
+            ``out`` (and, in training, ``aux``), as torchvision's do.
+        network: Which one.
+        image: What it was given, B×3×H×W.
+        num_classes: C.
 
     Raises:
-        InputError: If it is not, naming the network.
+        InputError: If it is none of these, or the logits are not B×C×H×W; names the network.
     """
     name = type(network).__name__
-    if not isinstance(output, SegOutput):
-        raise InputError(f"network {name} must return SegOutput(logits), not {type(output).__name__}")
+    if isinstance(output, Tensor):
+        output = SegOutput(output)
+    elif isinstance(output, Mapping) and isinstance(output.get("out"), Tensor):
+        output = SegOutput(output["out"], auxiliary=(output["aux"],) if "aux" in output else ())
+    elif not isinstance(output, SegOutput):
+        raise InputError(
+            f"network {name} must return SegOutput(logits), logits alone, or a mapping with out, "
+            f"not {type(output).__name__}"
+        )
     expected = (len(image), num_classes, *image.shape[-2:])
     if output.logits.shape != expected:
         raise InputError(f"network {name} returned logits {tuple(output.logits.shape)}; expected {expected}: B×C×H×W")

@@ -2,14 +2,17 @@ import copy
 from functools import partial
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from lsseg.errors import InputError
 from lsseg.models import DFCN, DMLS, FCN, MultiphaseLevelSet, SegOutput, SmpNet
 from lsseg.models.multiphase import enlarged
 from lsseg.models.step_norm import StepNorm, batch_norms
+from lsseg.tasks import SegmentationTask
 
 TINY = "tu-test_resnet.r160_in1k"
 dfcn = partial(DFCN, encoder_name=TINY, width=8)
@@ -142,10 +145,59 @@ def test_a_network_without_features_cannot_have_their_likelihood():
         net(image())
 
 
+class Listing(nn.Module):
+    """A network whose output is none of those that are understood."""
+
+    def forward(self, x):
+        return [x]
+
+
+def hand_written():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1))
+
+
+def of_smp():
+    return smp.Unet("tu-test_resnet.r160_in1k", encoder_weights=None, classes=3, decoder_channels=(32, 24, 16, 16, 8))
+
+
+def of_torchvision():
+    return torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=3)
+
+
+@pytest.mark.parametrize("network", [hand_written, of_smp, of_torchvision])
+def test_networks_of_others_are_wrapped_as_they_are(network):
+    """Each refines its own prediction, and at the start is at every step the network alone."""
+    torch.manual_seed(0)
+    own = network()
+    x = image(2, (64, 96))
+    net = DMLS(3, own, steps=2)
+    with torch.no_grad():
+        plain = net.network.eval()(x)
+        output = net.eval()(x)
+    expected = plain if isinstance(plain, torch.Tensor) else plain["out"]
+    torch.testing.assert_close(output.steps[0].logits, expected)
+    torch.testing.assert_close(output.steps[1].logits, expected)
+    refined = MultiphaseLevelSet()(expected, x)
+    torch.testing.assert_close(output.steps[0].refined, refined)
+    trained = DMLS(3, own, steps=2).train()
+    F.cross_entropy(trained(x).logits, torch.randint(0, 3, (2, 64, 96))).backward()
+    assert trained.feedback.weight.grad.any()
+
+
+def test_the_auxiliary_scores_of_torchvisions_networks_are_kept():
+    class Auxiliary(nn.Conv2d):
+        def forward(self, x):
+            return {"out": super().forward(x), "aux": 2 * super().forward(x)}
+
+    task = SegmentationTask(3, network=Auxiliary(3, 3, 1))
+    output = task(image())
+    torch.testing.assert_close(output.auxiliary[0], 2 * output.logits)
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda classes: nn.Conv2d(3, classes, 1), r"network Conv2d must return SegOutput\(logits\), not Tensor"),
+        (lambda classes: Listing(), r"network Listing must return SegOutput\(logits\), logits alone, or a mapping"),
         (lambda classes: FCN(4, 8, TINY, width=4), r"returned logits \(2, 4, 33, 46\); expected \(2, 3, 33, 46\)"),
     ],
 )
