@@ -34,7 +34,7 @@ def suite(tmp_path):
 
 
 def test_notebooks_are_scripts_in_percent_format():
-    assert [path.suffix for path in NOTEBOOKS] == [".py"] * 4
+    assert [path.suffix for path in NOTEBOOKS] == [".py"] * 5
     for path in NOTEBOOKS:
         assert path.read_text().startswith("# %% [markdown]\n# # ")
 
