@@ -18,13 +18,19 @@ CASES = {
     "fused": "both, fused",
     "whole": "both, fused, without Triton",
     "dense": "level set, textbook",
+    "dice": "Dice (smp's)",
+    "lovasz": "Lovász (smp's)",
 }
 SLOW = {"dense"}  # timed fewer times
+# Timed after the others: what they leave in memory would make those that come behind them faster.
+RIVALS = {"dice", "lovasz"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--shape", type=int, nargs=4, default=[4, 21, 512, 512], metavar=("B", "C", "H", "W"))
+    parser.add_argument(
+        "--shape", type=int, nargs="+", default=[4, 21, 512, 512], metavar="B C H W", help="of the logits; any axes"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the logits")
     parser.add_argument("--void", type=float, default=0.0, help="share of void pixels (default: 0)")
     parser.set_defaults(repeats=9)
@@ -32,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(options: Any) -> None:
     """Refuse options out of range."""
-    if min(options.shape) < 1 or options.shape[1] < 2 or not 0 <= options.void < 1:
-        raise InputError("expected --shape of four positive numbers, C at least 2, and --void in [0, 1)")
+    few = len(options.shape) < 3
+    if few or min(options.shape) < 1 or options.shape[1] < 2 or not 0 <= options.void < 1:
+        raise InputError("expected --shape of three or more positive numbers, C at least 2, and --void in [0, 1)")
 
 
 def run(options: Any, argv: list[str]) -> dict[str, Any]:
@@ -69,18 +76,22 @@ def _bandwidth(result: dict[str, Any], options: Any) -> dict[str, float]:
 
 def _losses(options: Any) -> tuple[dict[str, Callable[[], Any]], Any]:
     """The cases as functions without arguments, and the logits they share."""
+    import segmentation_models_pytorch as smp
     import torch
     import torch.nn.functional as F
 
     from lsseg.functional import cross_entropy_level_set, level_set_energy
 
     generator = torch.Generator().manual_seed(0)
-    images, classes, height, width = options.shape
-    logits = torch.randn(images, classes, height, width, generator=generator)
+    images, classes, *space = options.shape
+    logits = torch.randn(images, classes, *space, generator=generator)
     logits = logits.to(options.device, getattr(torch, options.dtype)).requires_grad_()
-    target = torch.randint(0, classes, (images, height, width), generator=generator)
+    target = torch.randint(0, classes, (images, *space), generator=generator)
     target[torch.rand(target.shape, generator=generator) < options.void] = 255
     target = target.to(options.device)
+
+    dice = smp.losses.DiceLoss("multiclass", ignore_index=255)
+    lovasz = smp.losses.LovaszLoss("multiclass", ignore_index=255)
 
     def fused(kernels: Any = "auto") -> Any:
         cross_entropy, energy = cross_entropy_level_set(logits, target, kernels=kernels)
@@ -92,6 +103,8 @@ def _losses(options: Any) -> tuple[dict[str, Callable[[], Any]], Any]:
         "fused": fused,
         "whole": lambda: fused("torch"),
         "dense": lambda: dense_level_set(logits, target),
+        "dice": lambda: dice(logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)),
+        "lovasz": lambda: lovasz(logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1)),
     }
     if options.device == "cpu":  # where Triton is never asked for
         del cases["whole"]
@@ -104,14 +117,14 @@ def dense_level_set(logits: Any, target: Any, epsilon: float = 1 / 20) -> Any:
     import torch.nn.functional as F
 
     valid = (target != 255).unsqueeze(1)
-    truth = F.one_hot(target.masked_fill(~valid[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2) * valid
+    truth = F.one_hot(target.masked_fill(~valid[:, 0], 0), logits.shape[1]).movedim(-1, 1) * valid
     h = 0.5 * (1 + torch.tanh((torch.softmax(logits, 1) - 0.5) / epsilon))
-    pixels = (2, 3)
+    pixels = tuple(range(2, logits.ndim))
     c1 = (truth * h).sum(pixels, keepdim=True) / (h * valid).sum(pixels, keepdim=True)
     c2 = (truth * (1 - h)).sum(pixels, keepdim=True) / ((1 - h) * valid).sum(pixels, keepdim=True)
     energy = (((truth - c1) ** 2 * h + (truth - c2) ** 2 * (1 - h)) * valid).sum(pixels)
     present = truth.sum(pixels) > 0
-    return ((energy * present).sum(1) / valid.sum((1, 2, 3))).mean()
+    return ((energy * present).sum(1) / valid.flatten(1).sum(1)).mean()
 
 
 def _time(options: Any) -> dict[str, list[float]]:
@@ -127,16 +140,19 @@ def _time(options: Any) -> dict[str, list[float]]:
 
     timed = {name: backward(loss) for name, loss in cases.items()}
     few = max(2, options.repeats // 3)
-    seconds = in_turn(timed, few, options.device)
-    more = in_turn({n: r for n, r in timed.items() if n not in SLOW}, options.repeats - few, options.device)
-    return {name: values + more.get(name, []) for name, values in seconds.items()}
+    seconds = in_turn({n: r for n, r in timed.items() if n not in RIVALS}, few, options.device)
+    more = in_turn({n: r for n, r in timed.items() if n not in SLOW | RIVALS}, options.repeats - few, options.device)
+    rivals = in_turn({n: r for n, r in timed.items() if n in RIVALS}, few, options.device)
+    return {name: values + more.get(name, []) for name, values in (seconds | rivals).items()}
 
 
 def memory_of(case: str, options: Any) -> int:
     """Peak memory of one case, in bytes."""
     cases, _ = _losses(options)
     # Once on a small input: what is allocated at first use is no cost of the loss.
-    small = argparse.Namespace(**{**vars(options), "shape": [1, options.shape[1], 8, 8]})
+    small = argparse.Namespace(
+        **{**vars(options), "shape": [1, options.shape[1], 8, 8, *[1] * (len(options.shape) - 4)]}
+    )
     _losses(small)[0][case]().backward()
     return peak_memory(lambda: cases[case]().backward(), options.device)
 
@@ -148,7 +164,11 @@ def _show(result: dict[str, Any], ratios: dict[str, float], options: Any, thread
         table.add_column(column, justify="left" if column == "loss" else "right")
     base, dense = result["cross_entropy"], result["dense"]
     for name, figures in result.items():
-        faster = "–" if name in ("cross_entropy", "dense") else f"{dense['seconds'] / figures['seconds']:.1f}× faster"
+        faster = (
+            "–"
+            if name in ("cross_entropy", "dense", "dice", "lovasz")
+            else f"{dense['seconds'] / figures['seconds']:.1f}× faster"
+        )
         table.add_row(
             CASES[name],
             f"{1e3 * figures['seconds']:.{0 if figures['seconds'] > 0.01 else 2}f}",

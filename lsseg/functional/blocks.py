@@ -1,13 +1,21 @@
-"""How much of a tensor to work on at a time."""
+"""How much of a tensor to work on at a time, and which CPU thread works on it."""
 
-from collections.abc import Iterator
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 # Planes that fit into a CPU core's cache together with their intermediate results; a GPU takes everything at once.
 CACHE_ELEMENTS = 2**18
-# Scores in one block of pixels: 2 MB of float32. Smaller blocks pay for dispatch, larger ones for main memory.
-BLOCK_ELEMENTS = 2**19
+# Scores in one block of pixels: 1 MB of float32. Smaller blocks pay for dispatch, larger ones for main memory.
+BLOCK_ELEMENTS = 2**18
 
 
 def in_cache(device: torch.device) -> bool:
@@ -38,3 +46,50 @@ def of_pixels(scores: torch.Tensor) -> Iterator[tuple[slice, slice, slice]]:
     for row in range(0, images, max(rows, 1)):
         for start in range(0, pixels, max(step, 1)):
             yield slice(row, row + rows), slice(None), slice(start, min(start + step, pixels))
+
+
+def in_threads(work: Callable[[Sequence[Item]], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
+    """What becomes of consecutive shares of the items, one share for each of torch's threads on a CPU; in their order.
+
+    Every thread works on its own blocks and they meet once, at the end. Torch's own way, to split every operation among
+    the threads, lets them wait for each other at each, which takes long where other processes keep the cores busy.
+
+    Args:
+        work: Makes one result of some items. It is called without gradients.
+        items: Blocks, for instance.
+        device: Of the tensors; elsewhere than on a CPU there is one share.
+    """
+    count = min(torch.get_num_threads(), len(items)) if in_cache(device) else 1
+    if count <= 1:
+        return [_without_gradients(work, items)]
+    edges = [len(items) * k // count for k in range(count + 1)]
+    shares = [items[start:stop] for start, stop in itertools.pairwise(edges)]
+    return list(_pool(count).map(_without_gradients, [work] * count, shares))
+
+
+def _without_gradients(work: Callable[[Sequence[Item]], Result], items: Sequence[Item]) -> Result:
+    with torch.no_grad():
+        return work(items)
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _pool(count: int) -> ThreadPoolExecutor:
+    """Threads in which torch has one thread each; made once for each number of them."""
+    if count not in _pools:
+        own, ready = torch.get_num_threads(), threading.Barrier(count + 1)
+
+        def prepare() -> None:
+            torch.set_num_threads(1)  # of this thread, and of those that have not begun
+            ready.wait()
+
+        _pools[count] = ThreadPoolExecutor(count, thread_name_prefix="lsseg")
+        for _ in range(count):
+            _pools[count].submit(prepare)
+        ready.wait()
+        torch.set_num_threads(own)
+    return _pools[count]
+
+
+os.register_at_fork(after_in_child=_pools.clear)  # threads do not go along

@@ -6,8 +6,8 @@ CPU it is done in blocks of pixels that stay in the cache, on a GPU by Triton's 
 (:mod:`lsseg.functional.kernels.level_set`), and elsewhere in whole tensors.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,13 +45,35 @@ def terms(
     return entropy, energies
 
 
-def _blocks(logits: Tensor, labels: Tensor, ignore_index: int) -> Iterator[tuple[Place, Tensor, Tensor, Tensor]]:
-    """A place in B×C×P, its logits x (b×C×n, float32 at least), labels y (b×1×n, 0 where void), and what is valid."""
-    scores, labels = logits.flatten(2), labels.flatten(1).unsqueeze(1).long()
-    for place in blocks.of_pixels(scores):
-        label = labels[place]
-        valid = label != ignore_index
-        yield place, scores[place].to(work_dtype(logits)), torch.where(valid, label, 0), valid
+class _Sums(NamedTuple):
+    """S, A and T of every class, B×C, and the sum of the cross-entropy, all float64."""
+
+    inside: Tensor
+    hits: Tensor
+    sizes: Tensor
+    negative_log: Tensor
+
+
+class _Blocks:
+    """Blocks of logits and labels.
+
+    Args:
+        logits: B×C×spatial.
+        labels: B×spatial.
+        ignore_index: Label of void pixels.
+    """
+
+    def __init__(self, logits: Tensor, labels: Tensor, ignore_index: int) -> None:
+        self.scores, self.labels = logits.flatten(2), labels.flatten(1).unsqueeze(1)
+        self.ignore_index, self.dtype = ignore_index, work_dtype(logits)
+        self.places = list(blocks.of_pixels(self.scores))
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Logits (b×C×n, float32 at least), labels (b×1×n, 0 where void), what is valid, and which labels are wrong."""
+        label = self.labels[place].long()
+        valid = label != self.ignore_index
+        y, wrong = _known(torch.where(valid, label, 0), self.scores.shape[1], self.ignore_index)
+        return self.scores[place].to(self.dtype), y, valid, wrong
 
 
 def work_dtype(logits: Tensor) -> torch.dtype:
@@ -65,6 +87,20 @@ def gradient_format(logits: Tensor) -> torch.memory_format:
         return torch.contiguous_format
     last = torch.channels_last if logits.ndim == 4 else torch.channels_last_3d
     return last if logits.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+def exponentials(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest score of every pixel, exp(x - largest) and its sum over classes: a softmax in fewer passes."""
+    largest = x.amax(1, keepdim=True)
+    e = (x - largest).exp_()
+    return largest, e, e.sum(1, keepdim=True)
+
+
+def step_of(e: Tensor, total: Tensor, epsilon: float, kind: str) -> Tensor:
+    """H_ε(e/total - ½), in the place of e."""
+    if kind == "mahf":  # a logistic function of 2z/ε
+        return e.mul_(2 / epsilon / total).sub_(1 / epsilon).sigmoid_()
+    return heaviside(e.div_(total).sub_(0.5), epsilon, kind)  # type: ignore[arg-type]
 
 
 def _known(labels: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
@@ -111,25 +147,42 @@ def _forward(
 
         return sums_of(logits, labels, epsilon, kind, ignore_index, mean)
     images, classes = logits.shape[:2]
-    inside, hits, sizes = (logits.new_zeros(images, classes, dtype=torch.float64) for _ in range(3))
-    negative_log = logits.new_zeros((), dtype=torch.float64)
-    for (image, *_), x, y, valid in _blocks(logits, labels, ignore_index):
-        y, wrong = _known(y, classes, ignore_index)
-        p = torch.softmax(x, 1)
-        if cross_entropy:
-            # log Σ exp x, read off the likeliest class: its probability is at least 1/C, so its logarithm is accurate.
-            log_sum = x.amax(1, keepdim=True) - p.amax(1, keepdim=True).log()
-            negative_log += drop_void(_marked((log_sum - x.gather(1, y)).double(), wrong), valid).sum()
-        h = drop_void(heaviside(p.sub_(0.5), epsilon, kind), valid)  # type: ignore[arg-type]
-        label = y.squeeze(1)
-        inside[image] += h.sum(2, dtype=torch.float64)
-        at_label = _marked(h.gather(1, y), wrong).squeeze(1).double()
-        hits[image] += torch.zeros_like(hits[image]).scatter_add_(1, label, at_label)
-        sizes[image] += torch.zeros_like(sizes[image]).scatter_add_(1, label, valid.squeeze(1).double())
+    parts = _Blocks(logits, labels, ignore_index)
+
+    def add_up(places: Sequence[Place]) -> _Sums:
+        shape = (images, classes)
+        sums = _Sums(*(logits.new_zeros(size, dtype=torch.float64) for size in (shape, shape, shape, ())))
+        for place in places:
+            _add(sums, place[0], parts[place], epsilon, kind, cross_entropy)
+        return sums
+
+    shares = blocks.in_threads(add_up, parts.places, logits.device)
+    inside, hits, sizes, negative_log = (torch.stack(part).sum(0) for part in zip(*shares, strict=True))
     energies, slope = _energies_and_slope(inside, hits, sizes, mean)
     weight = sizes.sum().clamp_min(1).reciprocal()
     dtype = work_dtype(logits)
     return (negative_log * weight).to(dtype), energies.to(dtype), slope.to(dtype), weight.to(dtype)
+
+
+def _add(
+    sums: _Sums,
+    image: slice,
+    block: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    epsilon: float,
+    kind: str,
+    cross_entropy: bool,
+) -> None:
+    """Add the sums of a block."""
+    x, y, valid, wrong = block
+    largest, e, total = exponentials(x)
+    if cross_entropy:
+        log_p = x.gather(1, y).sub_(largest).sub_(total.log())
+        sums.negative_log.sub_(drop_void(_marked(log_p.double(), wrong), valid).sum())
+    h = drop_void(step_of(e, total, epsilon, kind), valid)
+    label, own = y.squeeze(1), sums.hits[image]
+    sums.inside[image] += h.sum(2).double()  # of a block; what grows long is summed in float64
+    own += torch.zeros_like(own).scatter_add_(1, label, _marked(h.gather(1, y), wrong).squeeze(1).double())
+    sums.sizes[image] += torch.zeros_like(own).scatter_add_(1, label, valid.squeeze(1).double())
 
 
 def _energies_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
@@ -182,20 +235,36 @@ def _backward(
 
         write_gradient(logits, labels, slope, pixel_weight, epsilon, kind, ignore_index, gradient)
         return gradient
-    flat = gradient.flatten(2)
+    flat, parts = gradient.flatten(2), _Blocks(logits, labels, ignore_index)
     everywhere, at_label = slope.unsqueeze(3).unbind(1)
-    for place, x, y, valid in _blocks(logits, labels, ignore_index):
-        y, _ = _known(y, logits.shape[1], ignore_index)
-        image = place[0]
-        p = torch.softmax(x, 1)
-        delta = dirac(p - 0.5, epsilon, kind)  # type: ignore[arg-type]
-        more = delta.gather(1, y) * at_label[image].squeeze(2).gather(1, y.squeeze(1)).unsqueeze(1)
-        by_p = delta.mul_(everywhere[image]).scatter_add_(1, y, more)
-        # Through the softmax: p (u - Σ p u); the cross-entropy adds pixel_weight (p - 1[label]) to it.
-        total = (p * by_p).sum(1, keepdim=True).sub_(pixel_weight)
-        block = p.mul_(by_p.sub_(total)).scatter_add_(1, y, -pixel_weight.expand_as(more))
-        flat[place] = drop_void(block, valid)
+
+    def write(places: Sequence[Place]) -> None:
+        for place in places:
+            image = place[0]
+            flat[place] = _block_gradient(parts[place], everywhere[image], at_label[image], pixel_weight, epsilon, kind)
+
+    blocks.in_threads(write, parts.places, logits.device)
     return gradient
+
+
+def _block_gradient(
+    block: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    everywhere: Tensor,
+    at_label: Tensor,
+    pixel_weight: Tensor,
+    epsilon: float,
+    kind: str,
+) -> Tensor:
+    x, y, valid, _ = block
+    _, p, total = exponentials(x)
+    p.mul_(total.reciprocal_())
+    delta = dirac(p - 0.5, epsilon, kind)  # type: ignore[arg-type]
+    more = delta.gather(1, y) * at_label.squeeze(2).gather(1, y.squeeze(1)).unsqueeze(1)
+    p_by_p = delta.mul_(everywhere).scatter_add_(1, y, more).mul_(p)
+    # Through the softmax: p (u - Σ p u); the cross-entropy adds pixel_weight (p - 1[label]) to it.
+    mean = p_by_p.sum(1, keepdim=True).sub_(pixel_weight)
+    result = p_by_p.addcmul_(p, mean, value=-1).scatter_add_(1, y, -pixel_weight.expand_as(more))
+    return drop_void(result, valid)
 
 
 @_backward.register_fake

@@ -4,6 +4,7 @@ Legend: B images, C classes, P pixels of an image, b×C×n a block of them. The 
 :mod:`lsseg.functional.level_set`; the work is an opaque custom operator, done in blocks that stay in a CPU's cache.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lsseg.functional import blocks
 from lsseg.functional.heaviside import dirac, heaviside
-from lsseg.functional.level_set_labels import drop_void, gradient_format, loop_over, work_dtype
+from lsseg.functional.level_set_labels import Place, drop_void, gradient_format, loop_over, work_dtype
 from lsseg.functional.once import Gradient, Once
 
 
@@ -57,21 +58,26 @@ def _forward(
     scores, regions = logits.flatten(2), truth.flatten(2)
     counted = None if valid is None else valid.flatten(1).unsqueeze(1)
     images, classes, pixels = scores.shape
-    sums = scores.new_zeros(5, images, classes, dtype=torch.float64)
     count = scores.new_full((images, 1), pixels, dtype=torch.float64)
     if counted is not None:
         count = counted.sum(2, dtype=torch.float64)
-    entropy = scores.new_zeros((), dtype=torch.float64)
-    for place in blocks.of_pixels(scores):
-        x, g, keep = _block(scores, regions, counted, place)
-        if cross_entropy:
-            entropy += _cross_entropy(x, g, softmax, keep).sum(dtype=torch.float64)
-        p = torch.softmax(x, 1) if softmax else torch.sigmoid(x)
-        h = drop_void(heaviside(p.sub_(0.5), epsilon, kind), keep)  # type: ignore[arg-type]
-        image = place[0]
-        gh = g * h
-        for row, values in zip(sums, (h, gh, g, gh.mul(g), g.square()), strict=True):
-            row[image] += values.sum(2, dtype=torch.float64)
+
+    def add_up(places: Sequence[Place]) -> tuple[Tensor, Tensor]:
+        sums = scores.new_zeros(5, images, classes, dtype=torch.float64)
+        entropy = scores.new_zeros((), dtype=torch.float64)
+        for place in places:
+            x, g, keep = _block(scores, regions, counted, place)
+            if cross_entropy:
+                entropy += _cross_entropy(x, g, softmax, keep).sum(dtype=torch.float64)
+            p = torch.softmax(x, 1) if softmax else torch.sigmoid(x)
+            h = drop_void(heaviside(p.sub_(0.5), epsilon, kind), keep)  # type: ignore[arg-type]
+            gh = g * h
+            for row, values in zip(sums, (h, gh, g, gh.mul(g), g.square()), strict=True):
+                row[place[0]] += values.sum(2).double()  # of a block; what grows long is summed in float64
+        return sums, entropy
+
+    shares = blocks.in_threads(add_up, list(blocks.of_pixels(scores)), scores.device)
+    sums, entropy = (torch.stack(part).sum(0) for part in zip(*shares, strict=True))
     energies, slope = _energies_and_slope(sums, count, mean)
     weight = 1 / (count.sum() * (1 if softmax else classes)).clamp_min(1)
     dtype = work_dtype(logits)
@@ -153,18 +159,22 @@ def _backward(
     scores, regions, flat = logits.flatten(2), truth.flatten(2), gradient.flatten(2)
     counted = None if valid is None else valid.flatten(1).unsqueeze(1)
     everywhere, by_truth = slope.unsqueeze(3).unbind(1)
-    for place in blocks.of_pixels(scores):
-        x, g, keep = _block(scores, regions, counted, place)
-        p = torch.softmax(x, 1) if softmax else torch.sigmoid(x)
-        image = place[0]
-        by_p = torch.addcmul(everywhere[image], by_truth[image], g)
-        by_p.mul_(dirac(p - 0.5, epsilon, kind))  # type: ignore[arg-type]
-        if softmax:  # through the softmax: p (u - Σ p u); the cross-entropy adds weight (p Σ g - g) to it
-            total = (p * by_p).sum(1, keepdim=True).sub_(g.sum(1, keepdim=True) * weight)
-            block = p.mul_(by_p.sub_(total)).sub_(g.mul_(weight))
-        else:
-            block = by_p.mul_(p * (1 - p)).add_((p - g).mul_(weight))
-        flat[place] = drop_void(block, keep)
+
+    def write(places: Sequence[Place]) -> None:
+        for place in places:
+            x, g, keep = _block(scores, regions, counted, place)
+            p = torch.softmax(x, 1) if softmax else torch.sigmoid(x)
+            image = place[0]
+            by_p = torch.addcmul(everywhere[image], by_truth[image], g)
+            by_p.mul_(dirac(p - 0.5, epsilon, kind))  # type: ignore[arg-type]
+            if softmax:  # through the softmax: p (u - Σ p u); the cross-entropy adds weight (p Σ g - g) to it
+                total = (p * by_p).sum(1, keepdim=True).sub_(g.sum(1, keepdim=True) * weight)
+                block = p.mul_(by_p.sub_(total)).sub_(g.mul_(weight))
+            else:
+                block = by_p.mul_(p * (1 - p)).add_((p - g).mul_(weight))
+            flat[place] = drop_void(block, keep)
+
+    blocks.in_threads(write, list(blocks.of_pixels(scores)), scores.device)
     return gradient
 
 

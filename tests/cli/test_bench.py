@@ -8,7 +8,8 @@ import pytest
 from lsseg.cli import measure
 
 TINY = {
-    "losses": ["--shape", 1, 3, 16, 20],
+    "losses": ["--shape", 1, 3, 4, 8, 10, "--busy", 1],
+    "segment": ["--size", 24, 30],
     "chan_vese": ["--objects", 2, "--features", 4, "--size", 12, "--image-size", 24],
     "dmls": ["--classes", 3, "--size", 32, 40, "--steps", 2, "--encoder", "resnet18", "--memory-encoder", "resnet18"],
     "instances": ["--size", 64, 96, "--objects", 3, "--encoder", "tu-test_resnet.r160_in1k"],
@@ -47,6 +48,7 @@ def test_all_runs_every_benchmark(lsseg, tmp_path, monkeypatch):
 
 
 def test_bad_options_are_one_line(lsseg):
-    for options in (["instances", "--size", 8, 8], ["losses", "--repeats", 0], ["data", "--batch", 99]):
+    busy = ["losses", "--busy", -1]
+    for options in (["instances", "--size", 8, 8], ["losses", "--repeats", 0], ["data", "--batch", 99], busy):
         status, _, err = lsseg("bench", *options)
         assert (status, err.count("\n"), "expected" in err or "must be" in err) == (1, 1, True), err

@@ -290,3 +290,23 @@ def test_dirac_is_the_derivative_of_heaviside(kind):
 
 def test_mahf_keeps_its_lower_tail_in_float32():
     assert float(heaviside(torch.tensor(-0.5), 0.05)) == pytest.approx(2.0611536e-9, rel=1e-5)
+
+
+def test_threads_work_on_blocks_of_their_own_and_change_nothing_else(monkeypatch):
+    """The result is that of one thread but for the order of float64 sums; errors arrive; torch keeps its threads."""
+    logits, target = example((3, 4, 40, 30), dtype=torch.float32)
+    own, found = torch.get_num_threads(), []
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 500)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x = logits.clone().requires_grad_()
+            sum(cross_entropy_level_set(x, target)).backward()
+            found.append(x.grad)
+            assert torch.get_num_threads() == threads
+            with pytest.raises(ValueError, match="the label 9"):
+                level_set_energy(logits, target.masked_fill(target == 255, 9))
+    finally:
+        torch.set_num_threads(own)
+    for gradient in found[1:]:
+        torch.testing.assert_close(gradient, found[0], rtol=1e-6, atol=1e-12)
