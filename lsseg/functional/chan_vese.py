@@ -28,6 +28,7 @@ from lsseg.functional.kernels import Kernels, use_triton
 
 Delta = Literal["printed", "derivative"]
 
+BLOCK = 2**22  # elements of features, or of planes
 MOST_FEATURES = 256  # of which Triton's kernels hold a tile in registers
 
 
@@ -210,8 +211,15 @@ def _sides(phi: Tensor, epsilon: Tensor) -> Tensor:
 
 
 def _blocks(features: Tensor, phi: Tensor) -> Iterable[slice]:
-    """Groups whose features and planes stay in a CPU's cache; all at once elsewhere."""
-    return blocks.grouped(len(phi), max(features[0].numel(), 4 * phi[0].numel()), phi.device)
+    """Groups that are worked on together: a share for each thread on a CPU, or some megabytes; all at once elsewhere.
+
+    With fewer in a block the threads wait for Python's lock, with more for memory.
+    """
+    if not blocks.in_cache(phi.device):
+        return [slice(0, len(phi))]
+    share = -(-len(phi) // torch.get_num_threads())
+    size = max(1, min(share, BLOCK // max(features[0].numel(), 4 * phi[0].numel())))
+    return [slice(start, min(start + size, len(phi))) for start in range(0, len(phi), size)]
 
 
 @torch.library.custom_op("lsseg::chan_vese", mutates_args=())
@@ -243,18 +251,22 @@ def _evolve(
     before = phi.new_empty(steps, groups, objects, pixels)
     means = phi.new_empty(steps, groups, 2 * objects, depth)
     sizes = phi.new_empty(steps, groups, 2 * objects, 1)
-    for part in _blocks(features, phi):
-        x, n = phi[part].flatten(2), _split(numbers[part])
-        f = FeatureGrid(features[part], (height, width), stride)
-        energy = f.energy()
-        for step in range(steps):
-            before[step, part] = x
-            epsilon, dt = n.epsilon[..., step, None], n.dt[..., step, None]
-            force, means[step, part], sizes[step, part] = _force(_sides(x, epsilon), f, energy, n)
-            bend = curvature(x.view(*x.shape[:2], height, width), eta).flatten(2)
-            delta, _ = _delta(x, epsilon, printed)
-            x = x.addcmul(force.addcmul_(n.mu, bend), delta.mul_(dt))
-        out[part] = x
+
+    def evolve(parts: Sequence[slice]) -> None:
+        for part in parts:
+            x, n = phi[part].flatten(2), _split(numbers[part])
+            f = FeatureGrid(features[part], (height, width), stride)
+            energy = f.energy()
+            for step in range(steps):
+                before[step, part] = x
+                epsilon, dt = n.epsilon[..., step, None], n.dt[..., step, None]
+                force, means[step, part], sizes[step, part] = _force(_sides(x, epsilon), f, energy, n)
+                bend = curvature(x.view(*x.shape[:2], height, width), eta).flatten(2)
+                delta, _ = _delta(x, epsilon, printed)
+                x = x.addcmul(force.addcmul_(n.mu, bend), delta.mul_(dt))
+            out[part] = x
+
+    blocks.in_threads(evolve, list(_blocks(features, phi)), phi.device)
     return out.view(phi.shape), before, means, sizes
 
 
@@ -296,15 +308,19 @@ def _evolve_backward(
         return by_phi, by_features, by_numbers
     by_phi = torch.empty_like(by_out, memory_format=torch.contiguous_format)
     by_numbers = torch.empty_like(numbers)
-    for part in _blocks(features, by_out):
-        grid = FeatureGrid(features[part], (by_out.shape[2], by_out.shape[3]), stride)
-        back = _Backward(grid, _split(numbers[part]), by_out[part], printed, eta)
-        for step in reversed(range(len(before))):
-            back.step(step, before[step, part], means[step, part], sizes[step, part])
-        by_phi[part] = back.by_phi.view(by_phi[part].shape)
-        by_numbers[part] = back.by_numbers()
-        if wants_features:
-            back.write_by_features(by_features[part])
+
+    def evolve_back(parts: Sequence[slice]) -> None:
+        for part in parts:
+            grid = FeatureGrid(features[part], (by_out.shape[2], by_out.shape[3]), stride)
+            back = _Backward(grid, _split(numbers[part]), by_out[part], printed, eta)
+            for step in reversed(range(len(before))):
+                back.step(step, before[step, part], means[step, part], sizes[step, part])
+            by_phi[part] = back.by_phi.view(by_phi[part].shape)
+            by_numbers[part] = back.by_numbers()
+            if wants_features:
+                back.write_by_features(by_features[part])
+
+    blocks.in_threads(evolve_back, list(_blocks(features, by_out)), by_out.device)
     return by_phi, by_features, by_numbers
 
 
