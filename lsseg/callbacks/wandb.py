@@ -64,8 +64,10 @@ class WandbRun(WandbLogger):
         Path(save_dir).mkdir(parents=True, exist_ok=True)
 
     def where(self) -> str:
-        """Where the run's log is, in a line for people."""
+        """Where the run's log is, in a line for people; empty where there is none."""
         settings = self.experiment.settings
+        if settings.mode == "disabled":
+            return ""
         if settings.mode == "offline":
             return f"its W&B log is in {settings.sync_dir}; `wandb sync {shlex.quote(settings.sync_dir)}` sends it"
         return f"its W&B log is at {self.experiment.url}"

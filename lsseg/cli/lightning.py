@@ -268,8 +268,8 @@ class LssegCLI(LightningCLI):
             if not tested:  # or the test has said it
                 print(f"the run is in {self.trainer.default_root_dir}")
             for logger in self.trainer.loggers:
-                if isinstance(logger, WandbRun):
-                    print(logger.where())
+                if isinstance(logger, WandbRun) and (where := logger.where()):
+                    print(where)
 
     def predict(self, **arguments: Any) -> None:
         """Predict and forget: Lightning would keep what every image gave in memory until the last is done."""

@@ -25,6 +25,7 @@ from lsseg.functional.curvature import curvature, curvature_adjoint
 from lsseg.functional.grid import FeatureGrid, enlarged
 from lsseg.functional.heaviside import arctan_step
 from lsseg.functional.kernels import Kernels, use_triton
+from lsseg.functional.once import refuse_forward_mode
 
 Delta = Literal["printed", "derivative"]
 
@@ -84,6 +85,7 @@ def chan_vese_evolve(
     epsilon, dt = (_filled(number, phi, shape) for number in (epsilon, dt))
     _check(phi, features, (lambda1, lambda2, mu), epsilon, dt, delta, eta, stride)
     tensors = (phi, features, lambda1, lambda2, mu, epsilon, dt)
+    refuse_forward_mode(*tensors)
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)

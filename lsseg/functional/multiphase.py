@@ -28,6 +28,7 @@ from lsseg.functional.differences import (
     spread_adjoint,
 )
 from lsseg.functional.kernels import Kernels, use_triton
+from lsseg.functional.once import refuse_forward_mode
 from lsseg.functional.partition import largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
@@ -84,6 +85,7 @@ def multiphase_evolve(
     [True, True, True, True, True, False]
     """
     _check(phi, log_likelihood, epsilon, rho, dt, steps, speed_limit, eta, normalize)
+    refuse_forward_mode(phi, log_likelihood)
     dtype = torch.promote_types(torch.promote_types(phi.dtype, log_likelihood.dtype), torch.float32)
     phi, log_f = phi.to(dtype), log_likelihood.to(dtype)
     if steps == 0:

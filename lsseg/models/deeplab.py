@@ -56,6 +56,8 @@ class DeepLabLargeFOV(DeepLab):
     VGG are given, both former fully connected layers start as a regular selection of theirs: every fourth unit, and
     rows and columns 0, 3 and 6 of the 7×7. Over another encoder the head is the same and starts at random.
 
+    The first cell of its map is centred on the first pixel and is drawn 3.5 pixels further right and below.
+
     Args:
         num_classes: C.
         encoder_name: ``vgg16`` in the paper; any smp encoder that can be dilated to stride 8.

@@ -22,6 +22,10 @@ class FCN(EncoderNet):
     VGG the skips come from what its fourth and third pooling give, and where its weights are given, both large layers
     start as its fully connected ones, as in the paper.
 
+    The first cell of a map of stride s is centred on the first pixel and is drawn (s - 1)/2 pixels further right and
+    below, as in all networks whose strided convolutions have odd kernels: 15.4 pixels of FCN-32s on a ResNet. Training
+    makes up for what it can see of this.
+
     Args:
         num_classes: C.
         stride: Of the finest scores: 32, 16 or 8.
