@@ -73,8 +73,8 @@ class ChanVeseRefiner(nn.Module):
     Of probabilities and logits φ⁰ is 2P - 1, and g · (φᴺ - φ⁰), with a learnt g, is added to the logits, so that
     cross-entropy can train them. Of distances φ⁰ is the distance, and φᴺ is taught the true one, as in the paper.
 
-    Features must be learnt. On raw colours the evolution harms good masks (0.90 → 0.88 of IoU and worse, measured with
-    the paper's hyperparameters), with ideal features it takes them to 1.00. What colours alone can give is
+    Features must be learnt. Untrained, on raw colours, the evolution hardly moves good masks (IoU 0.884 → 0.892 of 20
+    pedestrians shifted by two pixels), with ideal features it takes them to 1.00. What colours alone can give is
     :func:`~lsseg.functional.chan_vese_segment`.
 
     Args:
