@@ -96,6 +96,12 @@ class LssegCLI(LightningCLI):
         parser.add_lightning_class_args(SavePredictions, "predictions")
         parser.add_argument("--gallery", type=int, default=3, help="best and worst test images kept as pictures")
         parser.add_argument("--compile", type=bool, default=False, help="compile the network (torch.compile)")
+        parser.add_argument(
+            "--channels_last",
+            type=bool,
+            default=False,
+            help="keep the network's convolutions in torch.channels_last, mostly faster on CPUs and in bf16 on GPUs",
+        )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="test the last weights after training")
         parser.add_argument(
             "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
@@ -212,6 +218,8 @@ class LssegCLI(LightningCLI):
             self.model.on_load_checkpoint(self._resumed)
             self.model.refuse_other_training(self._resumed)
             self._resumed = None
+        if self._get(self.config_init, "channels_last"):
+            self.model.network.to(memory_format=torch.channels_last)
         if self._get(self.config_init, "compile"):
             if self.model.kind == "instances":
                 raise InputError("compile is for networks of label maps: a detector's shapes change with every image")

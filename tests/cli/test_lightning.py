@@ -330,12 +330,19 @@ def test_mixed_precision_accumulation_and_clipping(lsseg, tmp_path, precision):
     assert all(np.isfinite(row["train/loss"]) for row in rows if "train/loss" in row)
 
 
-def test_compiling_and_averaged_weights(trained, lsseg, tmp_path, monkeypatch):
+def test_compiling_channels_last_and_averaged_weights(trained, lsseg, tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+
+    def compile_(network):
+        weights = [weight for weight in network.parameters() if weight.ndim == 4]
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+        compiled.append(type(network).__name__)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
     average = {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
     run = tmp_path / "averaged"
-    options = ("--compile", "true", "--trainer.callbacks", json.dumps([average]), "--test_after_fit", "true")
+    options = ("--compile", "true", "--channels_last", "true", "--trainer.callbacks", json.dumps([average]))
+    options += ("--test_after_fit", "true")
     status, _, err = lsseg("fit", "--config", TINY, *options, "--trainer.default_root_dir", run)
     assert status == 0, err
     assert compiled == ["SmpNet"]
