@@ -16,6 +16,7 @@ from typing import NamedTuple
 import yaml
 
 from lsseg.ablation.spec import load_suite
+from lsseg.metrics.scores import COSTS, SCORES
 
 HERE = Path(__file__).parent
 PAPERS = {
@@ -124,23 +125,13 @@ SHOWN: dict[str, dict[str, str | Drawn]] = {
         ),
     },
 }
-SCORES = {
-    "miou": "mIoU",
-    "boundary_f1_1px": "boundary F, 1 px",
-    "accuracy": "accuracy",
-    "official_iiou": "iIoU",
-    "official_category_miou": "category IoU",
-    "official_category_iiou": "category iIoU",
-    "mask_ap": "AP",
-    "initial_mask_ap": "AP of φ⁰",
-    "official_ap": "official AP",
-    "official_ap50": "official AP50",
-    "af1": "AF1",
-    "af2": "AF2",
-}
+# What a table shows of many scores: the first three that it has.
+FIRST = ("miou", "boundary_f1_1px", "accuracy", "official_iiou", "official_category_miou", "official_category_iiou")
+FIRST += ("mask_ap", "initial_mask_ap", "official_ap", "official_ap50", "af1", "af2")
+LABELS = {score.name: score.label for score in (*SCORES, *COSTS)}
+MS = {cost.name for cost in COSTS}
 UNITS = {"fps": "fps", "gflops": "GFLOPs", "parameters": "parameters (M)", "ms": "ms an image"}
 DIFFERENCE = "_difference"
-COSTS = {"train_seconds_per_image": "ms to train an image", "test_seconds_per_image": "ms to test an image"}
 
 OVERLAYS = ("small", "small-pennfudan", "small-nuclei", "small-car_parts")  # what stands behind a suite's name
 COMPARED = {"CamVid": "camvid-lite", "Car parts as semantic classes": "car_parts-lite", "Nuclei": "nuclei-lite"}
@@ -200,7 +191,7 @@ def _compared(title: str, path: Path) -> list[str]:
     scores = ["miou", "boundary_f1_1px"]
     head = ["", "rate", "updates"]
     for score in scores:
-        head += [SCORES[score], f"Δ {SCORES[score]} [95 % over images] [over seeds]"]
+        head += [LABELS[score], f"Δ {LABELS[score]} [95 % over images] [over seeds]"]
     lines = [f"### {title}", "", f"[compare/{path.name}](compare/{path.name})", ""]
     lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in suite["variants"]:
@@ -220,11 +211,11 @@ def _suite(paper: str, name: str, path: Path) -> list[str]:
     results = {
         file.stem.removeprefix(suite.name).lstrip("-") or "as it is": _read(file) for file in files if file.is_file()
     }
-    titles = SCORES | COSTS
+    titles = dict(LABELS)
     cited = dict.fromkeys(score for row in suite.variants for score in row.paper)
     titles |= {score: score.partition("/")[2] for score in cited if "/" in score}  # of a class
     scores = [score for score in titles if score in cited]
-    costs = [score for score in scores if score in COSTS]
+    costs = [score for score in scores if score in MS]
     shown = {where: _columns(rows, costs, len(scores)) for where, rows in results.items()}
     head = ["", *(f"paper: {titles[s]}" for s in scores)]
     head += [f"{where}: {_title(s)}" for where in results for s in shown[where]]
@@ -276,15 +267,15 @@ def _columns(rows: dict[str, dict[str, str]], costs: list[str], cited: int) -> l
     """What is shown of a table of results: three scores, the difference of the first to the baseline, costs."""
     if costs and len(costs) == cited:
         return costs
-    first, *others = [score for score in SCORES if any(row.get(score) for row in rows.values())][:3]
+    first, *others = [score for score in FIRST if any(row.get(score) for row in rows.values())][:3]
     difference = [f"{first}{DIFFERENCE}"] if any(row.get(f"{first}{DIFFERENCE}") for row in rows.values()) else []
     return [first, *difference, *others, *costs]
 
 
 def _title(column: str) -> str:
     if column.endswith(DIFFERENCE):
-        return f"Δ {SCORES[column.removesuffix(DIFFERENCE)]}"
-    return (SCORES | COSTS)[column]
+        return f"Δ {LABELS[column.removesuffix(DIFFERENCE)]}"
+    return LABELS[column]
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
@@ -295,14 +286,14 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
 def _number(row: Mapping[str, float], score: str) -> str:
     if score not in row:
         return ""
-    return f"{1000 * row[score]:g}" if score in COSTS else str(row[score])
+    return f"{1000 * row[score]:g}" if score in MS else str(row[score])
 
 
 def _cell(row: dict[str, str], score: str) -> str:
     """A score with its spread over seeds, a difference with its intervals over images and over seeds, or a cost."""
     if not row.get(score):
         return ""
-    if score in COSTS:
+    if score in MS:
         return f"{1000 * float(row[score]):.1f}"
     if score.endswith(DIFFERENCE):
         ends = [[row.get(f"{score}{kind}_{end}") for end in ("low", "high")] for kind in ("", "_seeds")]

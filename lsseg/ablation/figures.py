@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lsseg.ablation.results import Result, by_class_of, kind_of_results
+from lsseg.ablation.results import Result, scores_of, with_classes
 from lsseg.files import read_jsonl
 
 COLORS = ("#4c6a92", "#d1742f", "#3f8f5f", "#9b4f96", "#b3a02b", "#5b9bb5", "#a4483f", "#666666")
@@ -56,17 +56,17 @@ def _scores(
     baseline: str,
 ) -> Figure:
     """Every seed's score, and the differences to the baseline (some to one of their own) with their intervals."""
-    kind = kind_of_results(results)
+    compared = [score for score in scores_of(results) if score.compared]
     others = [name for name in labels if own.get(name, baseline) != name]
     longest = max(len(labels[name]) + len(labels.get(own.get(name, ""), "")) for name in labels)
     figure = _figure(10.5 + 0.08 * longest, 2.2 + 0.35 * (2 * len(labels)))
-    axes = figure.subplots(2 if others and baseline in labels else 1, len(kind.compared), squeeze=False)
-    for column, score in enumerate(kind.compared):
+    axes = figure.subplots(2 if others and baseline in labels else 1, len(compared), squeeze=False)
+    for column, (score, label) in enumerate((score.name, score.label) for score in compared):
         for y, name in enumerate(labels):
             values = [result.scores().get(score, np.nan) for result in results if result.variant == name]
             axes[0, column].plot(values, [y] * len(values), "o", color=colors[name], alpha=0.6)
             axes[0, column].plot(np.mean(values), y, "|", color=colors[name], markersize=22, markeredgewidth=2.5)
-        axes[0, column].set(title=f"{kind.titles[score]} (%)", ylim=(len(labels) - 0.5, -0.5))
+        axes[0, column].set(title=f"{label} (%)", ylim=(len(labels) - 0.5, -0.5))
         _name_rows(axes[0, column], list(labels.values()), column == 0)
         if len(axes) > 1 and f"{score}_difference" in table:
             for y, name in enumerate(others):
@@ -96,7 +96,8 @@ def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str
     axes = figure.subplots(1, 3)
     # A method that logs its cross-entropy beside further terms is shown by it, the only term that several share.
     keys: list[tuple[tuple[str, ...], str, int]] = [(("train/cross_entropy", "train/loss"), "training loss", 1)]
-    keys += [((score,), title, 100) for score, title in kind_of_results(results).curves.items()]
+    curves = [score for score in scores_of(results) if score.curve]
+    keys += [((f"val/{s.name}",), f"validation {s.label} ({s.unit})", int(s.shown(1))) for s in curves]
     named: set[str] = set()
     for result in results:
         rows = read_jsonl(result.folder / "metrics.jsonl")
@@ -119,7 +120,7 @@ def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, st
     """The scores of every class, mean over seeds."""
     classes = results[0].summary["classes"]
     figure = _figure(max(8, 0.35 * len(classes) * (len(labels) + 1) / 2 + 3), 5.5)
-    by_class = by_class_of(results)
+    by_class = {score.classes: score.class_label for score in with_classes(results)}
     axes = figure.subplots(len(by_class), 1, sharex=True, squeeze=False)[:, 0]
     width = 0.8 / len(labels)
     for axis, (score, title) in zip(axes, by_class.items(), strict=True):

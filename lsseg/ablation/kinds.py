@@ -3,9 +3,9 @@
 import importlib
 from pathlib import Path
 
-from lsseg.ablation.scores import KINDS, can_be_cited
 from lsseg.ablation.spec import Run, Suite
 from lsseg.errors import InputError
+from lsseg.metrics.scores import can_be_cited, of_kind
 
 
 def check_kinds(path: Path, suite: Suite) -> None:
@@ -25,13 +25,14 @@ def check_kinds(path: Path, suite: Suite) -> None:
             f"{path}: the model of variant {first!r} is {one}, that of {second!r} {other}: no table can hold both"
         )
     for kind in kinds:
-        titles = KINDS[kind].titles
+        scores = of_kind(kind)
         for variant in suite.variants:
             for score in variant.paper:
-                if can_be_cited(score, titles):
+                if can_be_cited(score, scores):
                     continue
+                names = ", ".join(one.name for one in scores if one.in_suites)
                 raise InputError(
-                    f"{path}: paper.{score} of variant {variant.name!r} is no score here; expected {', '.join(titles)}"
+                    f"{path}: paper.{score} of variant {variant.name!r} is no score here; expected {names}"
                 )
 
 

@@ -14,16 +14,16 @@ from lsseg.ablation.figures import draw_figures
 from lsseg.ablation.page import write_latex, write_page
 from lsseg.ablation.results import (
     Result,
-    by_class_of,
-    kind_of_results,
     load_description,
     load_results,
     run_table,
+    scores_of,
     variant_table,
+    with_classes,
 )
-from lsseg.ablation.scores import COSTS, Kind
 from lsseg.errors import InputError
 from lsseg.files import write_text
+from lsseg.metrics.scores import COSTS, Score
 
 
 def write_report(folder: Path, console: Console) -> None:
@@ -41,55 +41,55 @@ def write_report(folder: Path, console: Console) -> None:
     table = variant_table(results, description)
     write_text(folder / "results.csv", table.to_csv(index=False))
     write_text(folder / "runs.csv", run_table(results).to_csv(index=False))
-    kind = kind_of_results(results)
+    scores = scores_of(results)
     for name, pattern in description["subsets"].items():
         if not all(len(result.subset(pattern).names) for result in results):
             console.print(f"subset {name}: no test image has a name like {pattern}", style="red", highlight=False)
-    shown = _shown(table, description, kind)
+    shown = _shown(table, description, scores)
     figures = draw_figures(folder, results, description, table)
     caption, note = _caption(results, description), _note(description)
     mixed = _mixed(results)
     if mixed:
         console.print(mixed, style="yellow", highlight=False, soft_wrap=True)
         note = f"{note} {mixed}"
-    by_class = {f"{title} by class": _by_class(results, description, s) for s, title in by_class_of(results).items()}
+    by_class = {f"{s.class_label} by class": _by_class(results, description, s) for s in with_classes(results)}
     tables = {"": shown, **by_class}
     write_text(folder / "results.md", _markdown(description["name"], caption, note, tables, figures))
     labels = {variant["name"]: variant["label"] for variant in description["variants"]}
     write_page(folder / "report.html", description["name"], caption, note, tables, figures, results, labels)
-    brief = _brief(shown, kind)
+    brief = _brief(shown, scores)
     write_latex(folder / "results.tex", brief, f"{description['name']}: {caption}")
     console.print(_rich(brief, f"{description['name']}: {caption}"))
     made = f"report: {folder / 'report.html'}, results.md, .csv, .tex, runs.csv, figures/"
     console.print(made, markup=False, highlight=False)
 
 
-def _shown(table: pd.DataFrame, description: dict[str, Any], kind: Kind) -> pd.DataFrame:
+def _shown(table: pd.DataFrame, description: dict[str, Any], scores: list[Score]) -> pd.DataFrame:
     """The columns a reader wants, as text."""
     rows = []
     records: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
-    main, *others = kind.titles
-    later = others.index(kind.compared[-1]) + 1
+    compared = [score for score in scores if score.compared]
+    main, second = compared[0], compared[1]
+    last = scores.index(compared[-1]) + 1
     for row in records:
-        shown = {"method": row["label"], **_score(row, main, kind, table)}
-        shown[f"Δ {kind.titles[main]} [95 %]"] = _interval(row, f"{main}_difference")
-        by_seed = row.get(f"{main}_difference_by_seed")
-        shown[f"Δ {kind.titles[main]} by seed"] = by_seed if isinstance(by_seed, str) else "–"
-        shown |= _over_seeds(row, main, kind, table)
+        shown = {"method": row["label"], **_score(row, main, table)}
+        shown[f"Δ {main.label} [95 %]"] = _interval(row, f"{main.name}_difference")
+        by_seed = row.get(f"{main.name}_difference_by_seed")
+        shown[f"Δ {main.label} by seed"] = by_seed if isinstance(by_seed, str) else "–"
+        shown |= _over_seeds(row, main, table)
         for name in description["subsets"]:
-            shown[f"{kind.titles[main]} {name}"] = _spread(row, f"{name}_{main}")
-            shown[f"Δ {name} [95 %]"] = _interval(row, f"{name}_{main}_difference")
-        for score in others[:later]:
-            shown |= _score(row, score, kind, table)
-        shown[f"Δ {kind.titles[kind.second]} [95 %]"] = _interval(row, f"{kind.second}_difference")
-        shown |= _over_seeds(row, kind.second, kind, table)
-        for score in others[later:]:
-            shown |= _score(row, score, kind, table)
+            shown[f"{main.label} {name}"] = _spread(row, f"{name}_{main.name}")
+            shown[f"Δ {name} [95 %]"] = _interval(row, f"{name}_{main.name}_difference")
+        for score in scores[1:last]:
+            shown |= _score(row, score, table)
+        shown[f"Δ {second.label} [95 %]"] = _interval(row, f"{second.name}_difference")
+        shown |= _over_seeds(row, second, table)
+        for score in scores[last:]:
+            shown |= _score(row, score, table)
         for cost in COSTS:
-            title = cost.replace("_seconds_per_", " ms/")
-            shown[title] = _number(_times(row.get(cost), 1e3), 1)
-            if f"paper_{cost}" in table:
-                shown[f"{title} in the paper"] = _number(_times(row[f"paper_{cost}"], 1e3), 0)
+            shown[cost.label] = _number(_times(row.get(cost.name), cost.shown(1)), 1)
+            if f"paper_{cost.name}" in table:
+                shown[f"{cost.label} in the paper"] = _number(_times(row[f"paper_{cost.name}"], cost.shown(1)), 0)
         shown["parameters"] = f"{row['parameters'] / 1e6:.2f} M" if _given(row.get("parameters")) else "–"
         shown["seeds"] = str(row["seeds"])
         shown["commit"] = row["commit"] if isinstance(row.get("commit"), str) else "–"
@@ -97,22 +97,22 @@ def _shown(table: pd.DataFrame, description: dict[str, Any], kind: Kind) -> pd.D
     return pd.DataFrame(rows)
 
 
-def _score(row: dict[str, Any], score: str, kind: Kind, table: pd.DataFrame) -> dict[str, str]:
+def _score(row: dict[str, Any], score: Score, table: pd.DataFrame) -> dict[str, str]:
     """A score and, where the suite gives one, the paper's."""
-    title = kind.titles[score]
-    if score not in table and f"paper_{score}" not in table:
+    cited = f"paper_{score.name}"
+    if score.name not in table and cited not in table:
         return {}
-    paper = {f"{title} in the paper": _number(row[f"paper_{score}"], 1)} if f"paper_{score}" in table else {}
-    return {title: _spread(row, score), **paper}
+    paper = {f"{score.label} in the paper": _number(row[cited], 1)} if cited in table else {}
+    return {score.label: _spread(row, score.name), **paper}
 
 
-def _over_seeds(row: dict[str, Any], score: str, kind: Kind, table: pd.DataFrame) -> dict[str, str]:
+def _over_seeds(row: dict[str, Any], score: Score, table: pd.DataFrame) -> dict[str, str]:
     """The interval of a difference over seeds, where a row has enough of them."""
-    low, high = (f"{score}_difference_seeds_{end}" for end in ("low", "high"))
+    low, high = (f"{score.name}_difference_seeds_{end}" for end in ("low", "high"))
     if low not in table:
         return {}
     text = f"[{row[low]:+.2f}, {row[high]:+.2f}]" if _given(row.get(low)) else "–"
-    return {f"Δ {kind.titles[score]}, 95 % over seeds": text}
+    return {f"Δ {score.label}, 95 % over seeds": text}
 
 
 def _caption(results: list[Result], description: dict[str, Any]) -> str:
@@ -164,16 +164,16 @@ def _markdown(name: str, caption: str, note: str, tables: dict[str, pd.DataFrame
     return "\n".join(lines)
 
 
-def _by_class(results: list[Result], description: dict[str, Any], score: str) -> pd.DataFrame:
+def _by_class(results: list[Result], description: dict[str, Any], score: Score) -> pd.DataFrame:
     classes = results[0].summary["classes"]
     rows = []
     for variant in description["variants"]:
         own = [result.summary["scores"] for result in results if result.variant == variant["name"]]
-        values = {name: [100 * scores.get(f"{score}/{name}", np.nan) for scores in own] for name in classes}
+        values = {name: [100 * scores.get(f"{score.classes}/{name}", np.nan) for scores in own] for name in classes}
         row = {name: _number(float(np.nanmean(v)) if np.isfinite(v).any() else None, 1) for name, v in values.items()}
         if own or not variant.get("cite"):
             rows.append({"method": variant["label"], **row})
-        paper = {name: variant["paper"].get(f"{score}/{name}") for name in classes}
+        paper = {name: variant["paper"].get(f"{score.classes}/{name}") for name in classes}
         if any(number is not None for number in paper.values()):
             rows.append({"method": f"{variant['label']}, in the paper", **{n: _number(x, 1) for n, x in paper.items()}})
     return pd.DataFrame(rows)
@@ -185,9 +185,9 @@ def _rows(table: pd.DataFrame) -> list[str]:
     return ["| " + " | ".join(map(str, row)) + " |" for row in [head, ruler, *table.to_numpy().tolist()]]
 
 
-def _brief(shown: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+def _brief(shown: pd.DataFrame, scores: list[Score]) -> pd.DataFrame:
     """The columns that fit into 80 characters, or onto a page; the files have them all."""
-    first, second = (re.escape(kind.titles[score]) for score in (kind.main, kind.second))
+    first, second = [re.escape(score.label) for score in scores if score.compared][:2]
     wanted = rf"(method|{first}( in the paper)?|Δ {first} \[.*|(Δ )?{second}( \[.*)?)"
     return shown[[name for name in shown.columns if re.fullmatch(wanted, name)]]
 

@@ -3,23 +3,21 @@
 import fnmatch
 import json
 import zipfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
-from lsseg.ablation.instance_results import score_of
-from lsseg.ablation.scores import COSTS, KINDS, Kind, kind_of
-from lsseg.ablation.statistics import RESAMPLES, Difference, Scored, of_counts, paired_difference
+from lsseg.ablation.statistics import RESAMPLES, Difference, Scored, paired_difference
 from lsseg.errors import InputError
-from lsseg.functional import boundary_f1, class_iou, pixel_accuracy
+from lsseg.metrics.scores import COSTS, Score, Summed, of_kind
 
+NEEDED = {"semantic": {"overlap", "boundary"}, "instances": {"detections", "objects", "index"}}
 SUMMARY_KEYS = {
     "scores", "train_seconds_per_image", "test_seconds_per_image", "parameters", "step", "classes", "device",
 }  # fmt: skip
@@ -28,7 +26,7 @@ FEW_RESAMPLES = 1_000
 
 
 @dataclass(frozen=True)
-class Result(ABC):
+class Result:
     """A finished run.
 
     Attributes:
@@ -47,20 +45,10 @@ class Result(ABC):
     names: npt.NDArray[np.str_]
     counts: dict[str, npt.NDArray[Any]]
 
-    resamples = RESAMPLES
-    needed = frozenset[str]()
-
-    @abstractmethod
-    def subset(self, pattern: str) -> "Result":
-        """The same run on the test images of matching names."""
-
-    @abstractmethod
-    def scores(self) -> dict[str, float]:
-        """Percentages over its test images."""
-
-    @abstractmethod
-    def scored(self, score: str) -> Scored:
-        """A score as a function of how often each test image counts."""
+    @property
+    def kind(self) -> str:
+        """Of its task."""
+        return kind_of_summary(self.summary)
 
     @property
     def version(self) -> str:
@@ -70,70 +58,41 @@ class Result(ABC):
         commit = str(noted.get("git_commit") or "unknown")[:10]
         return commit + ("+" if noted.get("git_changed_files") else "")
 
-    def _kept(self, pattern: str) -> npt.NDArray[np.bool_]:
-        return np.array([fnmatch.fnmatch(str(name), pattern) for name in self.names], dtype=bool)
-
-
-class SemanticResult(Result):
-    """Its counts are ``overlap``, N×C×3, and ``boundary``, N×radii×C×4."""
-
-    needed = frozenset(("overlap", "boundary"))
-
-    def subset(self, pattern: str) -> "SemanticResult":
-        """The same run on the test images of matching names."""
-        keep = self._kept(pattern)
-        counts = {name: values[keep] for name, values in self.counts.items()}
+    def subset(self, pattern: str) -> "Result":
+        """The same run on the test images of matching names; scores that need the images again are left out."""
+        keep = np.array([fnmatch.fnmatch(str(name), pattern) for name in self.names], dtype=bool)
+        counts = {name: rows[keep] for name, rows in self.counts.items() if len(rows) == len(keep)}
+        if "detections" in self.counts:  # several of an image
+            detections = self.counts["detections"]
+            counts["detections"] = detections[np.isin(detections[:, 0], counts["index"])]
         return replace(self, names=self.names[keep], counts=counts, summary={**self.summary, "scores": {}})
 
     def scores(self) -> dict[str, float]:
-        """Percentages over its test images."""
-        every = np.ones((1, len(self.names)))
-        scores = {score: float(self.scored(score)(every)[0]) for score in KINDS["semantic"].compared}
-        scores["accuracy"] = float(pixel_accuracy(torch.from_numpy(self.counts["overlap"].sum(0))))
-        known = self.summary["scores"]
-        scores |= {score: known[score] for score in KINDS["semantic"].titles if score not in scores and score in known}
-        return {name: 100 * value for name, value in scores.items()}
+        """By name, as tables show them: of label maps from its counts, others as the run itself found them."""
+        known, every = self.summary["scores"], np.ones((1, len(self.names)))
+        found = {}
+        for score in of_kind(self.kind):
+            if score.of_images is not None and (isinstance(score.of_images, Summed) or score.name not in known):
+                if self._can_be_weighted(score):
+                    found[score.name] = score.shown(float(score.of_images(self.counts, every)[0]))
+            elif score.name in known:
+                found[score.name] = score.shown(known[score.name])
+        return found
 
-    def scored(self, score: str) -> Scored:
-        """A score as a function of how often each test image counts."""
-        if score == "miou":
-            return of_counts(self.counts["overlap"], class_iou)
-        radius = ("boundary_f1_1px", "boundary_f1_2px", "boundary_f1_3px").index(score)
-        return of_counts(self.counts["boundary"][:, radius], boundary_f1)
+    def scored(self, score: Score) -> Scored | None:
+        """A score as a function of how often each test image counts; None of one that the run has no counts of."""
+        if score.of_images is None or not self._can_be_weighted(score):
+            return None
+        return partial(score.of_images, self.counts)
 
-
-class InstanceResult(Result):
-    """Its counts are ``detections`` and ``objects`` of :class:`~lsseg.metrics.InstanceMatches`, and ``index``, N."""
-
-    resamples = FEW_RESAMPLES
-    needed = frozenset(("detections", "objects", "index"))
-
-    def subset(self, pattern: str) -> "InstanceResult":
-        """The same run on the test images of matching names; scores that need the masks again are left out."""
-        keep = self._kept(pattern)
-        index, detections = self.counts["index"][keep], self.counts["detections"]
-        counts = {
-            "index": index,
-            "objects": self.counts["objects"][keep],
-            "detections": detections[np.isin(detections[:, 0], index)],
-        }
-        every = np.ones((1, len(index)))
-        part = replace(self, names=self.names[keep], counts=counts)
-        scores = {score: float(part.scored(score)(every)[0]) for score in KINDS["instances"].compared}
-        return replace(part, summary={**self.summary, "scores": scores})
-
-    def scores(self) -> dict[str, float]:
-        """Percentages over its test images, as the run's own evaluation found them."""
-        known = self.summary["scores"]
-        return {score: 100 * known[score] for score in KINDS["instances"].titles if score in known}
-
-    def scored(self, score: str) -> Scored:
-        """A score as a function of how often each test image counts."""
-        detections, objects, index = (self.counts[name] for name in ("detections", "objects", "index"))
-        return lambda weights: score_of(score, detections, objects, index, weights)
+    def _can_be_weighted(self, score: Score) -> bool:
+        return not isinstance(score.of_images, Summed) or score.of_images.counts in self.counts
 
 
-RESULTS: dict[str, type[Result]] = {"semantic": SemanticResult, "instances": InstanceResult}
+def kind_of_summary(summary: dict[str, Any]) -> str:
+    """The kind of a run's task."""
+    kind: str = summary.get("kind", "semantic")
+    return kind
 
 
 def load_description(folder: Path) -> dict[str, Any]:
@@ -173,12 +132,10 @@ def load_results(folder: Path, description: dict[str, Any]) -> list[Result]:
 
 
 def _load_result(run: Path, variant: str, seed: int) -> Result:
-    kind: type[Result]
-
     def counts() -> tuple[npt.NDArray[np.str_], dict[str, npt.NDArray[Any]]]:
         with (run / "test_images.npz").open("rb") as raw, np.load(raw) as file:
             kept = {name: file[name] for name in file.files if name not in ("names", "classes")}
-            missing = kind.needed - kept.keys()
+            missing = NEEDED[kind_of_summary(summary)] - kept.keys()
             if missing:
                 raise KeyError(*missing)
             return file["names"], kept
@@ -187,19 +144,25 @@ def _load_result(run: Path, variant: str, seed: int) -> Result:
     summary = _read(run / "test.json", lambda: json.loads((run / "test.json").read_text()), advice)
     if not isinstance(summary, dict) or not summary.keys() >= SUMMARY_KEYS:
         raise InputError(f"{run / 'test.json'} lacks results; {advice}")
-    kind = RESULTS[summary.get("kind", "semantic")]
-    return kind(variant, seed, run, summary, *_read(run / "test_images.npz", counts, advice))
+    return Result(variant, seed, run, summary, *_read(run / "test_images.npz", counts, advice))
 
 
-def by_class_of(results: list[Result]) -> dict[str, str]:
-    """The scores that classes have in some of the runs, and their titles."""
+def with_classes(results: list[Result]) -> list[Score]:
+    """The scores that classes have in some of the runs."""
     known = {key.partition("/")[0] for result in results for key in result.summary["scores"] if "/" in key}
-    return {score: title for score, title in kind_of_results(results).by_class.items() if score in known}
+    return [score for score in scores_of(results) if score.class_label and score.classes in known]
 
 
-def kind_of_results(results: list[Result]) -> Kind:
-    """The scores that all runs have."""
-    return kind_of({result.summary.get("kind", "semantic") for result in results})
+def scores_of(results: list[Result]) -> list[Score]:
+    """The scores of the one kind that all runs have, in the order of tables.
+
+    Raises:
+        InputError: If they have several.
+    """
+    kinds = {result.kind for result in results}
+    if len(kinds) != 1:
+        raise InputError(f"the runs of one suite must have one kind of scores, not {' and '.join(sorted(kinds))}")
+    return [score for score in of_kind(kinds.pop()) if score.in_suites]
 
 
 def _read(path: Path, load: Callable[[], Any], advice: str) -> Any:
@@ -209,7 +172,7 @@ def _read(path: Path, load: Callable[[], Any], advice: str) -> Any:
         raise InputError(f"{path} is damaged or missing; {advice}") from error
 
 
-def difference(results: list[Result], variant: str, baseline: str, score: str) -> Difference | None:
+def difference(results: list[Result], variant: str, baseline: str, score: Score) -> Difference | None:
     """Paired difference of a variant to the baseline over their common seeds, in percentage points."""
     ours = {result.seed: result for result in results if result.variant == variant}
     theirs = {result.seed: result for result in results if result.variant == baseline}
@@ -219,9 +182,12 @@ def difference(results: list[Result], variant: str, baseline: str, score: str) -
     for seed in seeds:
         if list(ours[seed].names) != list(theirs[seed].names):
             raise InputError(f"{ours[seed].folder} and {theirs[seed].folder} were tested on different images")
-    first, second = ([side[seed].scored(score) for seed in seeds] for side in (ours, theirs))
+    first, second = ([one for seed in seeds if (one := side[seed].scored(score))] for side in (ours, theirs))
+    if len(first) + len(second) < 2 * len(seeds):
+        return None
     images = len(ours[seeds[0]].names)
-    return paired_difference(first, second, images, ours[seeds[0]].resamples).times(100)
+    resamples = RESAMPLES if isinstance(score.of_images, Summed) else FEW_RESAMPLES
+    return paired_difference(first, second, images, resamples).times(score.shown(1))
 
 
 def run_table(results: list[Result]) -> pd.DataFrame:
@@ -229,7 +195,7 @@ def run_table(results: list[Result]) -> pd.DataFrame:
     rows = []
     for result in results:
         per_class = {k: 100 * v for k, v in result.summary["scores"].items() if "/" in k}
-        costs = {key: result.summary[key] for key in (*COSTS, "parameters")}
+        costs = {key: result.summary[key] for key in (*(cost.name for cost in COSTS), "parameters")}
         made = {"variant": result.variant, "seed": result.seed, "commit": result.version}
         rows.append({**made, **result.scores(), **costs, **per_class})
     return pd.DataFrame(rows)
@@ -237,7 +203,7 @@ def run_table(results: list[Result]) -> pd.DataFrame:
 
 def variant_table(results: list[Result], description: dict[str, Any]) -> pd.DataFrame:
     """One row for each variant: mean and spread over seeds, difference to the baseline, costs, the paper's number."""
-    kind = kind_of_results(results)
+    scores = scores_of(results)
     rows = []
     for variant in description["variants"]:
         baseline = variant.get("baseline") or description["baseline"]
@@ -245,18 +211,20 @@ def variant_table(results: list[Result], description: dict[str, Any]) -> pd.Data
         row: dict[str, Any] = {"variant": variant["name"], "label": variant["label"], "seeds": len(own)}
         if own:
             row |= _means(own, "")
-            for score in kind.compared:
-                row |= _columns(difference(results, variant["name"], baseline, score), f"{score}_difference")
+            for score in scores:
+                if score.compared:
+                    found = difference(results, variant["name"], baseline, score)
+                    row |= _columns(found, f"{score.name}_difference")
             for name, pattern in description["subsets"].items():
                 part = [result.subset(pattern) for result in results]
                 if not all(len(result.names) for result in part):
                     continue
                 row |= _means([result for result in part if result.variant == variant["name"]], f"{name}_")
-                found = difference(part, variant["name"], baseline, kind.main)
-                row |= _columns(found, f"{name}_{kind.main}_difference")
+                found = difference(part, variant["name"], baseline, scores[0])
+                row |= _columns(found, f"{name}_{scores[0].name}_difference")
             for cost in COSTS:
-                values = [result.summary[cost] for result in own if result.summary[cost] is not None]
-                row[cost] = float(np.mean(values)) if values else None
+                values = [result.summary[cost.name] for result in own if result.summary[cost.name] is not None]
+                row[cost.name] = float(np.mean(values)) if values else None
             row["parameters"] = own[0].summary["parameters"]
             row["commit"] = " ".join(sorted({result.version for result in own}))
         rows.append(row | {f"paper_{score}": value for score, value in variant["paper"].items()})

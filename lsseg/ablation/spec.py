@@ -27,8 +27,8 @@ from typing import Any
 
 import yaml
 
-from lsseg.ablation.scores import COSTS, SCORES, can_be_cited
 from lsseg.errors import InputError
+from lsseg.metrics.scores import COSTS, SCORES, can_be_cited
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
 VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite", "baseline", "start"}
@@ -217,10 +217,10 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
             raise InputError(f"{path}: config (or a list of them) and label of variant {entry['name']!r} must be text")
         paper = _mapping(path, entry, "paper")
         for score, number in paper.items():
-            if not can_be_cited(score) or isinstance(number, bool) or not isinstance(number, int | float):
-                raise InputError(
-                    f"{path}: paper.{score}: {number!r}; expected a number for one of {', '.join((*SCORES, *COSTS))}"
-                )
+            known = can_be_cited(score, SCORES)
+            if not known or isinstance(number, bool) or not isinstance(number, int | float):
+                names = ", ".join(one.name for one in (*SCORES, *COSTS) if one.in_suites)
+                raise InputError(f"{path}: paper.{score}: {number!r}; expected a number for one of {names}")
         if not isinstance(entry.get("cite", False), bool):
             raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
         configs = tuple(str(_file(path, file)) for file in (*base, *own)) + tuple(map(str, extra))

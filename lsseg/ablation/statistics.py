@@ -1,6 +1,6 @@
 """Is the difference between two methods more than the luck of the test images?
 
-Legend: R resamples, N test images, C classes, K numbers of a class. A score of a run is a function of how often each
+Legend: R resamples, N test images. A score of a run is a function of how often each
 test image counts: it maps R×N weights to R numbers.
 """
 
@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import stdtrit
-from torch import Tensor
 
 Scored = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 RESAMPLES = 10_000
@@ -57,24 +55,6 @@ class Difference:
 def resampling_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np.float64]:
     """How often each of N images is drawn in each resample, R×N."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(float)
-
-
-def of_counts(counts: npt.NDArray[np.int64], class_score: Callable[[Tensor], Tensor]) -> Scored:
-    """A score that is formed of counts summed over images, and is a mean over classes.
-
-    Args:
-        counts: N×C×K.
-        class_score: Maps …×C×K counts to …×C scores, NaN for a class without one.
-    """
-
-    def scored(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        summed = weights @ counts.reshape(len(counts), -1).astype(float)
-        result: npt.NDArray[np.float64] = (
-            class_score(torch.from_numpy(summed.reshape(-1, *counts.shape[1:]))).nanmean(-1).numpy()
-        )
-        return result
-
-    return scored
 
 
 def paired_difference(

@@ -7,6 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 
+from lsseg.metrics.scores import SCORES
+
 
 class PlainProgress(ProgressBar):
     """One line at every epoch's end, and every ``seconds`` in between.
@@ -39,7 +41,7 @@ class PlainProgress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the validation scores."""
         if not trainer.sanity_checking:
-            self._say(trainer, pl_module, ("val/miou", "val/boundary_f1_1px", "val/mask_ap", "val/mask_ap75"))
+            self._say(trainer, pl_module, tuple(f"val/{score.name}" for score in SCORES if score.curve))
 
     def _say(self, trainer: pl.Trainer, module: pl.LightningModule, scores: tuple[str, ...] = ()) -> None:
         if not self._enabled:

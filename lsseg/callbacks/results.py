@@ -16,6 +16,7 @@ from lsseg.callbacks.gallery import save_gallery
 from lsseg.callbacks.stopwatch import Stopwatch
 from lsseg.errors import require
 from lsseg.files import write_json
+from lsseg.metrics.scores import of_kind
 
 
 class TestResults(pl.Callback):
@@ -104,32 +105,30 @@ class TestResults(pl.Callback):
 
 def _table(scores: dict[str, float], classes: list[str]) -> Table:
     """Scores of every class in percent, and their means."""
-    columns = {"iou": "IoU", **{f"boundary_f1_{r}px": f"boundary F {r}px" for r in (1, 2, 3)}}
-    means = {"iou": scores.get("miou"), **{name: scores.get(name) for name in columns if name != "iou"}}
+    columns = [score for score in of_kind("semantic") if score.classes]
     table = Table("class", title=f"pixel accuracy {100 * scores.get('accuracy', float('nan')):.2f} %")
-    for title in columns.values():
-        table.add_column(f"{title} (%)", justify="right")
+    for score in columns:
+        table.add_column(f"{score.class_label or score.label} (%)", justify="right")
     for label in classes:
-        table.add_row(label, *(_percent(scores.get(f"{name}/{label}")) for name in columns))
+        table.add_row(label, *(_percent(scores.get(f"{score.classes}/{label}")) for score in columns))
     table.add_section()
-    table.add_row("mean", *(_percent(means[name]) for name in columns))
+    table.add_row("mean", *(_percent(scores.get(score.name)) for score in columns))
     return table
 
 
 def _instance_table(scores: dict[str, float], classes: list[str]) -> Table:
-    """Average precision and AF of the final masks, beside those of the initial ones where there are both."""
+    """The scores of the final masks, beside those of the initial ones where there are both."""
     both = "initial_mask_ap" in scores
     table = Table("", title="masks, %")
     for title in ("final", "initial") if both else ("",):
         table.add_column(title, justify="right")
-    rows = {"AP": "mask_ap", "AP50": "mask_ap50", "AP75": "mask_ap75", "AP small": "mask_ap_small"}
-    rows |= {"AP medium": "mask_ap_medium", "AP large": "mask_ap_large", "AF 1px": "af1", "AF 2px": "af2"}
+    own = [score for score in of_kind("instances") if not score.name.startswith(("initial_", "official_"))]
+    rows = {score.label: score.name for score in own}
     if len(classes) > 1:
         rows |= {f"AP {name}": f"mask_ap/{name}" for name in classes}
-    for name, score in rows.items():
-        values = [scores.get(score), *([scores.get(f"initial_{score}")] if both else [])]
-        table.add_row(name, *map(_percent, values))
-    table.add_row("AP of the boxes", _percent(scores.get("box_ap")), *([""] if both else []))
+    for label, name in rows.items():
+        values = [scores.get(name), *([scores.get(f"initial_{name}")] if both else [])]
+        table.add_row(label, *map(_percent, values))
     return table
 
 

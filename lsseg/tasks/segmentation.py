@@ -18,14 +18,14 @@ from lsseg.errors import InputError
 from lsseg.functional.dense_crf import DenseCRF, lattice_crf
 from lsseg.losses import CrossEntropyLoss
 from lsseg.losses.pixel_mean import set_over_processes
-from lsseg.metrics import BoundaryF1, Overlap, PerImage
+from lsseg.metrics import CountSums, Overlap, PerImage
+from lsseg.metrics.scores import of_kind, scores_of_sums
 from lsseg.models import SegOutput, SmpNet, checked, made
 from lsseg.tasks.base import Task
 from lsseg.tasks.evolution import EvolvingObject
 from lsseg.tasks.inference import bands, mean_of_views, sliding_window
 from lsseg.tasks.optimizer import Recipe
 
-RADII = (1, 2, 3)
 IGNORE_INDEX = 255
 
 
@@ -105,11 +105,10 @@ class SegmentationTask(Task):
         self._refines = True
         self.predicted_phi: tuple[int, ...] | None = None  # the classes of which `predict` makes φ; None is all
         self.val_loss = MeanMetric()
-        self.val_scores = Scores(num_classes)
-        self.test_scores = Scores(num_classes)
-        self.initial_scores = Scores(num_classes)
+        self.val_counts = CountSums(num_classes)
+        self.test_images = PerImage(num_classes)
+        self.initial_counts = CountSums(num_classes)
         self.unchanged = Overlap(num_classes)
-        self.test_images = PerImage(num_classes, RADII)
 
     def forward(self, image: Tensor) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]."""
@@ -149,7 +148,7 @@ class SegmentationTask(Task):
         """Scores one batch; returns what the panels draw."""
         logits = self.infer(batch["image"])
         prediction = logits.argmax(1)
-        self.val_scores.update(prediction, batch["mask"])
+        self.val_counts.update(prediction, batch["mask"])
         loss = self.losses(SegOutput(logits), batch["mask"])["loss"]
         counted = (batch["index"] >= 0).sum()  # not the copies that fill up a rank's share
         self.val_loss.update(loss, counted)
@@ -161,7 +160,6 @@ class SegmentationTask(Task):
         logits = self.infer(batch["image"])
         prediction = logits.argmax(1)
         seconds = self.clock() - start
-        self.test_scores.update(prediction, batch["mask"])
         self.test_images.update(prediction, batch["mask"], batch["index"])
         unrefined = self.unrefined(batch["image"])
         if unrefined is not None:
@@ -170,7 +168,7 @@ class SegmentationTask(Task):
 
     def _compare(self, unrefined: Tensor, prediction: Tensor, target: Tensor) -> None:
         """Score what a refining network had before, and count the valid pixels whose label it changes."""
-        self.initial_scores.update(unrefined, target)
+        self.initial_counts.update(unrefined, target)
         self.unchanged.update(prediction, unrefined.masked_fill(target == IGNORE_INDEX, IGNORE_INDEX))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -258,19 +256,21 @@ class SegmentationTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over the validation split."""
-        self._log_scores("val", self.val_scores)
+        self._log_scores("val", self.val_counts.compute())
+        self.val_counts.reset()
         # Not by Lightning's own reduction: it rounds the mean number of images a rank has to a whole number.
         self.log("val/loss", self.val_loss.compute())
         self.val_loss.reset()
 
     def on_test_epoch_end(self) -> None:
         """Log the scores over the test split; ``initial_`` are those before a network refines its prediction."""
-        self._log_scores("test", self.test_scores)
+        self._log_scores("test", {name: counts.sum(0) for name, counts in self.test_images.compute().items()})
         if self.unchanged.update_count:
-            means = {f"test/initial_{name}": mean for name, (mean, _) in self.initial_scores.compute().items()}
+            initial = scores_of_sums(self.initial_counts.compute())
+            means = {f"test/initial_{name}": mean for name, (mean, _) in initial.items()}
             means["test/changed_pixels"] = 1 - self.unchanged.compute()["accuracy"]
             self.log_dict({name: value for name, value in means.items() if not bool(value.isnan())})
-            self.initial_scores.reset()
+            self.initial_counts.reset()
             self.unchanged.reset()
 
     def _in_windows(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
@@ -278,56 +278,20 @@ class SegmentationTask(Task):
             return sliding_window(scores, image, self.window)
         return scores(image)
 
-    def _log_scores(self, stage: str, scores: "Scores") -> None:
-        names = self.class_names()
-        values: dict[str, Tensor] = {}
-        for score, (mean, by_class) in scores.compute().items():
-            values[f"{stage}/{score}"] = mean
-            if stage == "test" and by_class is not None:
-                score = "iou" if score == "miou" else score
-                values |= {f"{stage}/{score}/{name}": x for name, x in zip(names, by_class, strict=True)}
+    def _log_scores(self, stage: str, sums: dict[str, Tensor]) -> None:
+        scores, values = scores_of_sums(sums), dict[str, Tensor]()
+        for row in of_kind("semantic"):
+            if row.name in scores:
+                values[f"{stage}/{row.name}"], by_class = scores[row.name]
+                if stage == "test" and row.classes and by_class is not None:
+                    named = zip(self.class_names(), by_class, strict=True)
+                    values |= {f"test/{row.classes}/{name}": score for name, score in named}
         if bool(values[f"{stage}/miou"].isnan()):
             raise InputError(f"the {stage} split cannot be scored: every pixel of its masks is void")
         # A class without a single pixel (or boundary pixel) has no score; it is missing from the log, not 0 in it.
         self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
-        scores.reset()
 
 
 def sum_of(losses: Iterable[Tensor]) -> Tensor:
     """The sum of one scalar or more."""
     return torch.stack(list(losses)).sum()
-
-
-class Scores(nn.Module):
-    """Overlap and boundary scores of one split.
-
-    Args:
-        num_classes: C.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.overlap = Overlap(num_classes)
-        self.boundary = nn.ModuleList(BoundaryF1(num_classes, radius) for radius in RADII)
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add B×H×W predicted labels and their truth."""
-        for metric in self._metrics():
-            metric.update(prediction, target)
-
-    def compute(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """By name: the mean over classes and the score of each class (None where there is none)."""
-        overlap = self.overlap.compute()
-        scores = {"accuracy": (overlap["accuracy"], None), "miou": (overlap["miou"], overlap["iou"])}
-        for radius, metric in zip(RADII, self._metrics()[1:], strict=True):
-            by_class = metric.compute()
-            scores[f"boundary_f1_{radius}px"] = (by_class.nanmean(), by_class)
-        return scores
-
-    def reset(self) -> None:
-        """Start over."""
-        for metric in self._metrics():
-            metric.reset()
-
-    def _metrics(self) -> list[Any]:
-        return [self.overlap, *self.boundary]

@@ -1,11 +1,14 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import ttest_1samp
 
 from lsseg.ablation import statistics
-from lsseg.ablation.statistics import Difference, of_counts, resampling_weights
+from lsseg.ablation.statistics import Difference, resampling_weights
 from lsseg.functional import boundary_f1, class_iou
+from lsseg.metrics.scores import Summed
 
 
 def counts(seed, images=12, classes=3, shift=0):
@@ -17,7 +20,7 @@ def counts(seed, images=12, classes=3, shift=0):
 
 
 def paired_difference(ours, theirs, class_score, resamples):
-    sides = [[of_counts(c, class_score) for c in side] for side in (ours, theirs)]
+    sides = [[partial(Summed("all", class_score), {"all": c}) for c in side] for side in (ours, theirs)]
     return statistics.paired_difference(*sides, len(ours[0]), resamples)
 
 

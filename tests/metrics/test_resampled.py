@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lsseg.ablation.instance_results import score_of
 from lsseg.metrics import AverageBoundaryF1, CocoAP, InstanceMatches
+from lsseg.metrics.scores import of_kind
 
 CLASSES = 2
 
@@ -52,8 +52,11 @@ def test_scores_under_weights_are_those_of_repeated_images(seed):
     metric.update(found, truth, index)
     rows = {name: part.numpy() for name, part in metric.compute().items()}
     weights = np.array([[1] * 8, [2, 0, 1, 3, 1, 0, 1, 0], [0, 1, 0, 1, 4, 1, 0, 1]], float)
-    for score in ("mask_ap", "af1", "af2"):
-        ours = score_of(score, rows["detections"], rows["objects"][:, 1:], index.numpy(), weights)
+    counts = {"detections": rows["detections"], "objects": rows["objects"][:, 1:], "index": index.numpy()}
+    compared = {score.name: score.of_images for score in of_kind("instances") if score.of_images}
+    assert list(compared) == ["mask_ap", "af1", "af2"]
+    for score, of_images in compared.items():
+        ours = of_images(counts, weights)
         for weight, value in zip(weights, ours, strict=True):
             order = np.repeat(np.arange(8), weight.astype(int))
             # Copies of one detection share a score; where both find something, the order of equals does not matter.
@@ -68,7 +71,7 @@ def test_a_class_that_no_drawn_image_holds_is_left_out():
     metric = InstanceMatches(CLASSES)
     metric.update(found, truth, torch.arange(3))
     rows = {name: part.numpy() for name, part in metric.compute().items()}
-    args = (rows["detections"], rows["objects"][:, 1:], np.arange(3), np.array([[0.0, 1, 1], [0.0, 0, 0]]))
-    values = score_of("mask_ap", *args)
+    counts = {"detections": rows["detections"], "objects": rows["objects"][:, 1:], "index": np.arange(3)}
+    values = of_kind("instances")[0].of_images(counts, np.array([[0.0, 1, 1], [0.0, 0, 0]]))
     assert values[0] == pytest.approx(expected(found, truth, [1, 2])["mask_ap"])
     assert np.isnan(values[1])

@@ -3,6 +3,9 @@
 Legend: R selections of N images, n detections, C classes, T thresholds of overlap.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,28 +13,31 @@ from lsseg.functional.matching import FOUND, THRESHOLDS, average_precision
 from lsseg.metrics.instances import HEAD
 
 Floats = npt.NDArray[np.float64]
-RADII = (1, 2)
+Counts = dict[str, npt.NDArray[Any]]
+RADII = 2  # of AF
 
 
-def score_of(score: str, detections: Floats, objects: Floats, index: npt.NDArray[np.int64], weights: Floats) -> Floats:
-    """A score on images that count as often as weights say, R, in [0, 1].
+def ap_of_images(counts: Counts, weights: Floats) -> Floats:
+    """Average precision on images that count as often as weights say, R, in [0, 1].
 
     Args:
-        score: ``mask_ap``, ``af1`` or ``af2``.
-        detections: Rows of :class:`~lsseg.metrics.InstanceMatches`.
-        objects: N×C, objects of each class in each image.
-        index: N, the images' places in the data set.
+        counts: ``detections``, rows of :class:`~lsseg.metrics.InstanceMatches`; ``objects``, N×C, objects of each class
+            in each image; ``index``, N, the images' places in the data set.
         weights: R×N.
     """
-    place = np.searchsorted(index, detections[:, 0])
-    by_class = []
-    for label in range(objects.shape[1]):
-        own = detections[:, 1] == label
-        rows, images = detections[own], place[own]
-        if score == "mask_ap":
-            by_class.append(_precision(rows, images, objects[:, label], weights))
-        else:
-            by_class.append(_boundary(rows, images, RADII.index(int(score[-1])), weights))
+    return _over_classes(counts, lambda rows, images, objects: _precision(rows, images, objects, weights))
+
+
+def af_of_images(radius: int, counts: Counts, weights: Floats) -> Floats:
+    """AF at one of the radii of :class:`~lsseg.metrics.InstanceMatches`; otherwise as :func:`ap_of_images`."""
+    return _over_classes(counts, lambda rows, images, objects: _boundary(rows, images, radius, weights))
+
+
+def _over_classes(counts: Counts, score: Callable[[Floats, npt.NDArray[np.int64], Floats], Floats]) -> Floats:
+    detections, objects = counts["detections"], counts["objects"]
+    place = np.searchsorted(counts["index"], detections[:, 0])
+    of_class = [detections[:, 1] == label for label in range(objects.shape[1])]
+    by_class = [score(detections[own], place[own], objects[:, label]) for label, own in enumerate(of_class)]
     return _mean(np.stack(by_class), 0)
 
 
@@ -48,7 +54,7 @@ def _boundary(rows: Floats, images: npt.NDArray[np.int64], radius: int, weights:
     """AF of one class, R: the mean over thresholds of the mean over what was found."""
     steps = len(THRESHOLDS)
     found = rows[:, len(HEAD) : len(HEAD) + steps] == FOUND
-    scores = rows[:, len(HEAD) + steps :].reshape(len(rows), steps, len(RADII))[..., radius]
+    scores = rows[:, len(HEAD) + steps :].reshape(len(rows), steps, RADII)[..., radius]
     sums = np.zeros((weights.shape[1], 2, steps))
     np.add.at(sums[:, 0], images, np.where(found, scores, 0))
     np.add.at(sums[:, 1], images, found)

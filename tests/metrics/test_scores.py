@@ -1,0 +1,73 @@
+"""The table of scores: a new score is a row, and what it counts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from lsseg.ablation.report import write_report
+from lsseg.metrics.counts import COUNTERS
+from lsseg.metrics.scores import SCORES, Score, Summed
+
+TINY = Path(__file__).parents[1] / "cli" / "tiny.yaml"
+
+
+def count_sizes(prediction, target, num_classes, ignore_index):
+    """Pixels of every class in prediction and truth, B×C×2."""
+    valid = target != ignore_index
+    maps = [torch.stack([(labels == c) & valid for c in range(num_classes)], 1) for labels in (prediction, target)]
+    return torch.stack([part.flatten(2).sum(2) for part in maps], -1)
+
+
+def size_error(counts):
+    """How far the size of a class is off, as a share of its true size."""
+    found, true = counts.double().unbind(-1)
+    return (found - true).abs() / true
+
+
+@pytest.fixture
+def size_score(monkeypatch):
+    monkeypatch.setitem(COUNTERS, "sizes", count_sizes)
+    row = Score(
+        "size_error",
+        "size error",
+        "semantic",
+        higher_is_better=False,
+        of_images=Summed("sizes", size_error),
+        compared=True,
+        classes="size_error",
+        class_label="size error",
+        trained=True,
+        curve=True,
+    )
+    SCORES.append(row)
+    yield row
+    SCORES.remove(row)
+
+
+def test_adding_a_score_is_its_metric_and_one_row(size_score, lsseg, tmp_path):
+    runs = {}
+    for seed in (0, 1):
+        runs[seed] = tmp_path / f"run{seed}"
+        fit = ("fit", "--config", TINY, "--seed_everything", seed, "--trainer.default_root_dir", runs[seed])
+        status, out, err = lsseg(*fit, "--test_after_fit", "true")
+        assert status == 0, err
+        assert "val/size_error" in out
+        assert "error" in out.split("class")[1]  # the head of a column, broken to fit
+    scores = json.loads((runs[0] / "test.json").read_text())["scores"]
+    by_class = [value for name, value in scores.items() if name.startswith("size_error/")]
+    assert scores["size_error"] == pytest.approx(sum(by_class) / len(by_class))
+    variants = [{"name": name, "label": name, "paper": {}} for name in ("one", "two")]
+    suite = {"name": "suite", "variants": variants, "baseline": "one", "subsets": {}}
+    suite["runs"] = {"one": {"0": "run0"}, "two": {"0": "run1"}}
+    (tmp_path / "suite.json").write_text(json.dumps(suite))
+    write_report(tmp_path, Console(quiet=True))
+    table = (tmp_path / "results.csv").read_text().splitlines()[0].split(",")
+    assert {"size_error", "size_error_difference", "size_error_difference_low"} <= set(table)
+    assert "size error by class" in (tmp_path / "report.html").read_text()
+
+
+def test_names_are_unique():
+    assert len({score.name for score in SCORES}) == len(SCORES)
