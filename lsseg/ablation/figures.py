@@ -92,12 +92,12 @@ def _name_rows(axis: Any, names: list[str], visible: bool) -> None:
 
 def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure:
     """Training loss and validation scores by step, a line for each run."""
-    figure = _figure(12, 3.4)
-    axes = figure.subplots(1, 3)
     # A method that logs its cross-entropy beside further terms is shown by it, the only term that several share.
     keys: list[tuple[tuple[str, ...], str, int]] = [(("train/cross_entropy", "train/loss"), "training loss", 1)]
     curves = [score for score in scores_of(results) if score.curve]
     keys += [((f"val/{s.name}",), f"validation {s.label} ({s.unit})", int(s.shown(1))) for s in curves]
+    figure = _figure(4 * len(keys), 3.4)
+    axes = figure.subplots(1, len(keys))
     named: set[str] = set()
     for result in results:
         rows = read_jsonl(result.folder / "metrics.jsonl")

@@ -8,6 +8,7 @@ import yaml
 from lsseg.callbacks import BestCheckpoint, PeriodicCheckpoint
 from lsseg.cli.arguments import nearest
 from lsseg.errors import InputError
+from lsseg.metrics.scores import of_kind
 
 
 def check_files(argv: list[str]) -> None:
@@ -85,4 +86,30 @@ def refuse_own_names(callbacks: list[Any], folder: Path) -> None:
             raise InputError(
                 f"trainer.callbacks: a ModelCheckpoint writes {names.pop()}.ckpt, as the run itself does: give it "
                 "another dirpath or filename"
+            )
+
+
+def refuse_unknown_monitors(callbacks: list[Any], task: Any) -> None:
+    """Refuse a callback that waits for a validation score which no validation will have.
+
+    Lightning says so after the first validation only. Where a task or a callback of the user's own may log further
+    names, it is left to say it.
+
+    Args:
+        callbacks: All of the run's.
+        task: What is trained.
+
+    Raises:
+        InputError: Naming the callback, its key, and the nearest name that there is.
+    """
+    if not all(type(one).__module__.startswith(("lsseg.", "pytorch_lightning.")) for one in (task, *callbacks)):
+        return
+    known = [f"val/{score.name}" for score in of_kind(task.kind) if score.trained]
+    known += ["val/loss"] if task.kind == "semantic" else []
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in known and not monitor.startswith("train/"):
+            raise InputError(
+                f"trainer.callbacks: {type(callback).__name__} has monitor {monitor!r}, which is no score of a "
+                f"validation{nearest(monitor, known)}; there are {', '.join(known)}"
             )

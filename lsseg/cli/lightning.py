@@ -39,7 +39,7 @@ from lsseg.callbacks import (
     WholeCheckpoints,
     progress_bar,
 )
-from lsseg.cli.checks import check_files, refuse_forks, refuse_own_names
+from lsseg.cli.checks import check_files, refuse_forks, refuse_own_names, refuse_unknown_monitors
 from lsseg.cli.environment import describe_environment
 from lsseg.cli.failures import Place, told
 from lsseg.cli.parser import ConfigDumper, Parser, own_errors
@@ -255,6 +255,8 @@ class LssegCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         made = super().instantiate_trainer(**kwargs)
         refuse_own_names(made.checkpoint_callbacks, Path(folder))
+        if self.subcommand == "fit":
+            refuse_unknown_monitors(made.callbacks, self.model)
         return made
 
     def _loggers(self, folder: str) -> list[Any]:

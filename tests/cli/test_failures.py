@@ -77,7 +77,6 @@ def test_what_fails_before_training_leaves_its_traceback_and_nothing_else(fails,
 
 
 TRAINING = {
-    callback("EarlyStopping", monitor="val/wheel"): "trainer.callbacks: RuntimeError: Early stopping conditioned on",
     callback("library_here.OfACallback", hook="on_train_batch_end"): "trainer.callbacks: KeyError: 'it'",
     callback("library_here.OfACallback", hook="on_validation_start"): "trainer.callbacks: KeyError: 'it'",
 }
@@ -89,6 +88,27 @@ def test_what_fails_in_training_is_told_beside_the_log(fails, tmp_path, option):
     assert said.startswith(TRAINING[option])
     assert f"the traceback is in {tmp_path / 'run' / 'log.txt'}" in said
     assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
+
+
+MONITORS = {
+    callback("EarlyStopping", monitor="val/miuo"): "EarlyStopping has monitor 'val/miuo', which is no score of a",
+    callback("ModelCheckpoint", monitor="miou"): "did you mean val/miou?",
+    callback("EarlyStopping", monitor="val/mask_ap"): "there are val/miou, val/boundary_f1_1px",
+}
+
+
+@pytest.mark.parametrize("option", MONITORS)
+def test_a_monitor_that_no_validation_has_is_refused_before_training(lsseg, tmp_path, option):
+    run = tmp_path / "run"
+    status, _, err = lsseg("fit", "--config", TINY, "--trainer.default_root_dir", run, option)
+    assert (status, MONITORS[option] in err, run.exists()) == (1, True, False), err
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "val/boundary_f1_2px", "train/loss"])
+def test_a_monitor_that_is_there_is_taken(lsseg, tmp_path, monitor):
+    option = callback("EarlyStopping", monitor=monitor)
+    status, _, err = lsseg("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", option)
+    assert status == 0, err
 
 
 def test_debug_shows_the_traceback(lsseg, tmp_path):
