@@ -19,6 +19,7 @@ Color = tuple[int, int, int]
 Array = npt.NDArray[Any]
 VOID_COLOR = (255, 255, 255)
 ROWS = 1024  # of an overlay at a time
+DARK = 64  # the brightest channel of a colour that an overlay leaves out
 
 
 def colorize(labels: Array, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
@@ -29,13 +30,18 @@ def colorize(labels: Array, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
 
 
 def overlay(image: Array, labels: Array, palette: Sequence[Color], opacity: float = 0.5) -> npt.NDArray[np.uint8]:
-    """The image under its colourised labels, with the contours between labels drawn in full colour."""
+    """The image under its colourised labels, with the contours between labels drawn in full colour.
+
+    Classes of a dark colour, as backgrounds have, leave it as it is: what was missed can be seen.
+    """
     height = len(labels)
+    dark = np.zeros(256, bool)
+    dark[: len(palette)] = [max(color) < DARK for color in palette]
     out = np.empty((*labels.shape, 3), np.uint8)
     for top in range(0, height, ROWS):  # of a large scan floating point copies would not fit
         first, last = max(0, top - 1), min(height, top + ROWS + 1)  # contours look one row up and down
         part = labels[first:last]
-        share = np.where(_boundary(part), 1.0, opacity)[..., None]
+        share = np.where(dark[part], 0.0, np.where(_boundary(part), 1.0, opacity))[..., None]
         blend = (1 - share) * bytes_of(image[first:last]) + share * colorize(part, palette)
         kept = slice(top - first, top - first + ROWS)
         out[top : top + ROWS] = blend[kept].round().astype(np.uint8)

@@ -1,6 +1,5 @@
 """``lsseg init``: a commented configuration for the images and masks of a folder, and the commands that use it."""
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -55,7 +54,7 @@ data:
     scale: [0.75, 1.5]
     batch_size: {batch}
     eval_batch_size: 1  # images of several sizes fit
-    num_workers: {workers}
+    num_workers: null  # loader processes: as many as there are CPU cores, at most 8
 """
 
 
@@ -142,7 +141,6 @@ def _filled(layout: Layout, root: Path, output: Path) -> str:
         data=type(layout.data).__name__,
         height=height,
         width=width,
-        workers=min(4, os.cpu_count() or 1),
     )
 
 

@@ -229,7 +229,7 @@ class InstanceData(DataModule[InstanceSource]):
     Args:
         batch_size: Images per training step and process.
         eval_batch_size: Images per validation and test step.
-        num_workers: Loader processes.
+        num_workers: Loader processes of each training process; null is one for each CPU core that it has, at most 8.
         short_side: Length in pixels to which the shorter side of an image is brought, or the least and the largest of a
             range from which training draws (evaluation takes the largest); null keeps each image's own size.
         longest_side: Limit of the longer side.
@@ -247,7 +247,7 @@ class InstanceData(DataModule[InstanceSource]):
         self,
         batch_size: int = 2,
         eval_batch_size: int = 1,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         short_side: int | tuple[int, int] | None = None,
         longest_side: int | None = None,
         crop_size: tuple[int, int] | None = None,

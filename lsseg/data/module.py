@@ -1,5 +1,6 @@
 """The one data path: loaders, samplers and checks of every data set; and what semantic data sets add."""
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -19,6 +20,7 @@ Split = Literal["train", "val", "test"]
 TestSplit = Literal["val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Color = tuple[int, int, int]
+MOST_WORKERS = 8  # that are taken unasked
 Kind = Literal["semantic", "instances"]
 
 
@@ -41,7 +43,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
     Args:
         batch_size: Images per training step and process.
         eval_batch_size: Images per validation and test step.
-        num_workers: Loader processes.
+        num_workers: Loader processes of each training process; null is one for each CPU core that it has, at most 8.
         images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
     """
@@ -53,13 +55,13 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
     value_range: ValueRange | None = None  # of images that are not 8-bit; None is that of the files' format
 
     def __init__(
-        self, batch_size: int, eval_batch_size: int, num_workers: int, images: str | None, test_split: TestSplit
+        self, batch_size: int, eval_batch_size: int, num_workers: int | None, images: str | None, test_split: TestSplit
     ) -> None:
         super().__init__()
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise InputError(f"data.{key} must be at least 1, not {value}")
-        if num_workers < 0:
+        if num_workers is not None and num_workers < 0:
             raise InputError(f"data.num_workers must be at least 0, not {num_workers}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -130,7 +132,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         images = self.predict_images()
         world, rank = self._place()
         own = range(rank, len(images), world)
-        return DataLoader(images, batch_size=1, sampler=own, num_workers=self.num_workers)
+        return DataLoader(images, batch_size=1, sampler=own, num_workers=self.workers())
 
     def predict_images(self) -> Images:
         """The images of ``data.images``."""
@@ -161,6 +163,13 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
             **self._options(),
         )
 
+    def workers(self) -> int:
+        """Loader processes of this process."""
+        if self.num_workers is not None:
+            return self.num_workers
+        processes = self.trainer.num_devices if self.trainer else 1  # that share this machine's cores
+        return min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // processes))
+
     def _place(self) -> tuple[int, int]:
         """How many processes share the data, and which of them this is."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -172,9 +181,10 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         return source
 
     def _options(self) -> dict[str, Any]:
+        workers = self.workers()
         return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": self.collate,
         }
@@ -186,7 +196,7 @@ class SegmentationData(DataModule[Source]):
     Args:
         batch_size: Images per training step and process.
         eval_batch_size: Images per validation and test step; above 1 all must have one size.
-        num_workers: Loader processes.
+        num_workers: Loader processes of each training process; null is one for each CPU core that it has, at most 8.
         resize: Resize every image to height, width, for training and evaluation; null keeps their own sizes.
         crop_size: Height, width of the training crop; null trains on whole images.
         scale: Least and largest random scale in training; other than 1, it needs a crop_size.
@@ -203,7 +213,7 @@ class SegmentationData(DataModule[Source]):
         self,
         batch_size: int = 8,
         eval_batch_size: int = 1,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         resize: tuple[int, int] | None = None,
         crop_size: tuple[int, int] | None = None,
         scale: tuple[float, float] = (1.0, 1.0),

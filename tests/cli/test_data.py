@@ -88,6 +88,15 @@ def test_check_takes_a_configuration_and_another_root(lsseg, real_data, tmp_path
     assert (status, "nowhere.yaml does not exist" in err) == (1, True)
 
 
+def test_an_overlay_leaves_what_was_missed_visible():
+    image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    labels = np.zeros((6, 9), np.uint8)
+    labels[2:, 5:] = 1
+    drawn = drawing.overlay(image, labels, [(38, 43, 56), (200, 40, 0)])
+    assert np.array_equal(drawn[labels == 0], image[labels == 0])
+    assert not np.array_equal(drawn[3:, 6:], image[3:, 6:])
+
+
 def test_an_overlay_of_many_rows_is_made_in_parts(monkeypatch):
     g = np.random.default_rng(0)
     image, labels = g.integers(0, 256, (50, 30, 3), np.uint8), g.integers(0, 3, (50, 30)).astype(np.uint8)

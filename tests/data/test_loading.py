@@ -196,3 +196,13 @@ def test_grey_and_16_bit_images(tmp_path):
     assert read_image(tmp_path / "grey.png").tolist() == [[[77] * 3] * 5] * 4
     assert read_image(tmp_path / "deep.png").max() == read_image(tmp_path / "deep.png").min() == 255
     assert read_image(tmp_path / "alpha.png").shape == (4, 5, 3)
+
+
+def test_loader_processes_are_as_many_as_the_cores_that_a_process_has(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    data = SyntheticShapes(num_workers=None)
+    assert data.workers() == 8
+    data.trainer = SimpleNamespace(num_devices=4)
+    assert data.workers() == 3
+    data.num_workers = 0
+    assert data.workers() == 0
