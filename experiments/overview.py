@@ -1,4 +1,4 @@
-"""Writes experiments/README.md: every table and figure of the papers, what of it is run, ready to run, or cited.
+"""Writes the tables of the experiments below the notes of each folder's README.md: what was run, is ready, or is cited.
 
 python experiments/overview.py
 
@@ -19,11 +19,7 @@ from lsseg.ablation.spec import load_suite
 from lsseg.metrics.scores import COSTS, SCORES
 
 HERE = Path(__file__).parent
-PAPERS = {
-    "kim2019": "Kim et al. 2019, CNN-based Semantic Segmentation using Level Set Loss",
-    "zhang2019": "Zhang et al. 2019, Deep Multiphase Level Set for Scene Parsing",
-    "homayounfar2020": "Homayounfar et al. 2020, LevelSet R-CNN: A Deep Variational Method for Instance Segmentation",
-}
+MARK = "<!-- What follows is written by `python experiments/overview.py`. -->"
 
 
 class Drawn(NamedTuple):
@@ -135,52 +131,48 @@ DIFFERENCE = "_difference"
 
 OVERLAYS = ("small", "small-pennfudan", "small-nuclei", "small-car_parts")  # what stands behind a suite's name
 COMPARED = {"CamVid": "camvid-lite", "Car parts as semantic classes": "car_parts-lite", "Nuclei": "nuclei-lite"}
-COMPARE_HEAD = """\
-## All methods compared
-
-How: the README's section of the same name, and [compare/plan.py](compare/plan.py). U-Net on EfficientNet-Lite0 with
-ImageNet's weights, images of 180×240 (car parts: 160×160, nuclei: 192×192), three seeds; every method has the learning
-rate of one grid that was best on validation images. The interval over images says what these trainings might have shown
-on other test images, that over seeds what other trainings might have shown on these.
-
-"""
-HEAD = """\
-# The papers' tables and figures
-
-Written by `python experiments/overview.py`. `lsseg ablate experiments/PAPER/SUITE` runs a suite at the paper's size on
-one GPU; behind it `--config experiments/PAPER/small.yaml` makes it fit two CPU cores. What was run here was run at that
-small size, on small data (Kim and Zhang: CamVid at 120×160, from random weights; Homayounfar: what the column names):
-compare the shape with the paper's, not the numbers. Percent, mean ± standard deviation over seeds where there are
-several; Δ: paired difference to the row's baseline with a 95 % interval over test images, which says nothing of other
-seeds, and where there are three or more a second one over seeds.
-
+LEGEND = """\
+Percent, mean ± standard deviation over seeds where there are several. Δ is the paired difference to the row's baseline,
+with a 95 % interval over the test images, which says nothing of other seeds, and from three seeds on a second one over
+seeds.
 """
 
 
 def main() -> None:
-    """Write the page."""
-    (HERE / "README.md").write_text(page())
+    """Write the pages."""
+    for name in (*SHOWN, "compare"):
+        (HERE / name / "README.md").write_text(page(name))
 
 
-def page() -> str:
-    """The page's text."""
-    lines = HEAD.splitlines()
-    for paper, title in PAPERS.items():
-        lines += [f"## {title}", ""]
-        for name, made_by in SHOWN[paper].items():
-            if isinstance(made_by, Drawn):
-                lines += _picture(paper, name, made_by)
-            elif made_by.endswith(".yaml"):
-                lines += _suite(paper, name, HERE / paper / made_by)
-            else:
-                lines += _speed(name, HERE / paper / made_by)
-    lines += COMPARE_HEAD.splitlines()
+def page(name: str) -> str:
+    """A folder's page: its notes as they are, and its tables."""
+    notes = (HERE / name / "README.md").read_text().partition(MARK)[0].rstrip()
+    tables = _stages() if name == "compare" else _paper(name)
+    if not tables:
+        return notes + "\n"
+    return "\n".join([notes, "", MARK, "", "## Tables and figures", "", LEGEND, *tables]).rstrip() + "\n"
+
+
+def _paper(paper: str) -> list[str]:
+    lines: list[str] = []
+    for name, made_by in SHOWN[paper].items():
+        if isinstance(made_by, Drawn):
+            lines += _picture(name, made_by)
+        elif made_by.endswith(".yaml"):
+            lines += _suite(name, HERE / paper / made_by)
+        else:
+            lines += _speed(name, HERE / paper / made_by)
+    return lines
+
+
+def _stages() -> list[str]:
+    lines: list[str] = []
     for data, name in COMPARED.items():
         for stage, equal in {"updates": "numbers of updates", "time": "training time"}.items():
             path = HERE / "compare" / f"{name}-{stage}.yaml"
             if (HERE / "compare" / "results" / f"compare-{path.stem}.csv").is_file():
                 lines += _compared(f"{data}, equal {equal}", path)
-    return "\n".join(lines).rstrip() + "\n"
+    return lines
 
 
 def _compared(title: str, path: Path) -> list[str]:
@@ -192,7 +184,7 @@ def _compared(title: str, path: Path) -> list[str]:
     head = ["", "rate", "updates"]
     for score in scores:
         head += [LABELS[score], f"Δ {LABELS[score]} [95 % over images] [over seeds]"]
-    lines = [f"### {title}", "", f"[compare/{path.name}](compare/{path.name})", ""]
+    lines = [f"### {title}", "", f"[{path.name}]({path.name})", ""]
     lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in suite["variants"]:
         trained = [f"{row['set']['model.lr']:g}", f"{row['set'].get('trainer.max_steps', steps)}"]
@@ -203,11 +195,9 @@ def _compared(title: str, path: Path) -> list[str]:
     return [*lines, ""]
 
 
-def _suite(paper: str, name: str, path: Path) -> list[str]:
+def _suite(name: str, path: Path) -> list[str]:
     suite = load_suite(path)
-    files = [
-        HERE / paper / "results" / f"{suite.name}{end}.csv" for end in ("", *(f"-{config}" for config in OVERLAYS))
-    ]
+    files = [path.parent / "results" / f"{suite.name}{end}.csv" for end in ("", *(f"-{config}" for config in OVERLAYS))]
     results = {
         file.stem.removeprefix(suite.name).lstrip("-") or "as it is": _read(file) for file in files if file.is_file()
     }
@@ -219,7 +209,7 @@ def _suite(paper: str, name: str, path: Path) -> list[str]:
     shown = {where: _columns(rows, costs, len(scores)) for where, rows in results.items()}
     head = ["", *(f"paper: {titles[s]}" for s in scores)]
     head += [f"{where}: {_title(s)}" for where in results for s in shown[where]]
-    link = f"[{paper}/{path.name}]({paper}/{path.name})"
+    link = f"[{path.name}]({path.name})"
     lines = [f"### {name}", "", ". ".join([link, *(_seeds(*item) for item in results.items())]), ""]
     lines += [f"| {' | '.join([*head, 'here'])} |", f"|{' --- |' * (len(head) + 1)}"]
     for row in suite.variants:
@@ -255,12 +245,12 @@ def _speed(name: str, path: Path) -> list[str]:
     return [*lines, ""]
 
 
-def _picture(paper: str, name: str, drawn: Drawn) -> list[str]:
+def _picture(name: str, drawn: Drawn) -> list[str]:
     """A figure's command, and the figure itself at the small size."""
     file = "figure" + re.findall(r"\d+", name)[0] + ".png"
     command = f"`python experiments/figures.py {drawn.kind} runs/{drawn.runs}{drawn.options and ' '}{drawn.options}"
     lines = [f"### {name}", "", f"{command} --out {file}`; here of `runs/{drawn.small}`:", ""]
-    return [*lines, f"![{name}]({paper}/{file})", ""]
+    return [*lines, f"![{name}]({file})", ""]
 
 
 def _columns(rows: dict[str, dict[str, str]], costs: list[str], cited: int) -> list[str]:

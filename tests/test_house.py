@@ -166,11 +166,19 @@ def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, re
     assert status == 0, err
 
 
-def test_the_page_of_tables_is_what_its_script_writes():
+def test_the_tables_are_what_their_script_writes():
     spec = importlib.util.spec_from_file_location("overview", TOP / "experiments" / "overview.py")
     overview = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(overview)
-    assert (TOP / "experiments" / "README.md").read_text() == overview.page()
+    for name in (*overview.SHOWN, "compare"):
+        assert (TOP / "experiments" / name / "README.md").read_text() == overview.page(name)
+
+
+def test_the_first_pages_stay_short():
+    readme = (TOP / "README.md").read_text()
+    assert len(readme.splitlines()) <= 170
+    assert len(readme.encode()) <= 14 * 1024
+    assert len((TOP / "experiments" / "README.md").read_text().splitlines()) <= 60
 
 
 def test_configurations_of_one_data_set_differ_in_the_method_only():
