@@ -1,7 +1,7 @@
 """Metrics: what accumulates over batches and ranks. :mod:`lsseg.metrics.scores` is the table of all scores.
 
-- mIoU and pixel accuracy come from one confusion matrix over the whole split. Void pixels belong to no sum. Classes that
-  are in neither truth nor prediction are left out of the mean.
+- mIoU and pixel accuracy come from one confusion matrix over the whole split. Void pixels belong to no sum. Classes
+  that are in neither truth nor prediction are left out of the mean.
 - Boundary F at r px matches boundary pixels of a class within r pixels. A boundary pixel has a 4-neighbour with another
   valid label; the image's edge is no boundary, and pixels within r of void are not counted. Counts are summed over the
   split, precision and recall are formed of them, and the mean is taken over classes.

@@ -6,7 +6,6 @@ from lsseg.models.dfcn import DFCN
 from lsseg.models.dmls import DMLS
 from lsseg.models.fcn import FCN
 from lsseg.models.level_set_rcnn import LevelSetRCNN
-from lsseg.models.multi_scale import MultiScale
 from lsseg.models.multiphase import MultiphaseLevelSet
 from lsseg.models.output import SegOutput, Step, checked, made
 from lsseg.models.refiner import ChanVeseRefiner, Refined
@@ -21,7 +20,6 @@ __all__ = [
     "DeepLabLargeFOV",
     "DeepLabV2",
     "LevelSetRCNN",
-    "MultiScale",
     "MultiphaseLevelSet",
     "Refined",
     "SegOutput",

@@ -4,7 +4,7 @@ Legend: B images, C classes, H×W pixels. Both score at stride 8; the way back t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import InputError, require
-from lsseg.models.encoder import EncoderNet, make_encoder, take_over_classifier
-from lsseg.models.multi_scale import at_scales, check_scales
+from lsseg.models.encoder import EncoderNet, is_vgg, make_encoder, take_over_classifier
 from lsseg.models.output import SegOutput
 
 STRIDE = 8
@@ -32,11 +31,13 @@ class DeepLab(EncoderNet, ABC):
 
     def __init__(self, encoder_name: str, encoder_weights: str | None, scales: Sequence[float]) -> None:
         super().__init__(encoder_name, encoder_weights, STRIDE)
-        self.scales = check_scales(scales)
+        if not scales or not all(0 < scale <= 4 for scale in scales):
+            raise InputError(f"model.network.scales must be numbers in (0, 4], not {list(scales)}")
+        self.scales = tuple(scales)
 
     def forward(self, image: Tensor) -> SegOutput:
         """Scores of a B×3×H×W image with values in [0, 1]; of several scales those of each are auxiliary."""
-        return at_scales(self._at_one, image, self.scales) if self.scales != (1.0,) else self._at_one(image)
+        return self._at_one(image) if self.scales == (1.0,) else at_scales(self._at_one, image, self.scales)
 
     @abstractmethod
     def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,13 +89,13 @@ class DeepLabLargeFOV(DeepLab):
         encoder, channels, _ = make_encoder(encoder_name, encoder_weights, STRIDE)
         super().__init__(encoder_name, encoder_weights, scales)
         self.encoder = encoder
-        if encoder_name.startswith("vgg"):
+        if is_vgg(encoder_name):
             _overlapping_pools(encoder)
         first = nn.Conv2d(channels[-1], width, 3, padding=dilation, dilation=dilation)
         second = nn.Conv2d(width, width, 1)
         take_over_classifier(encoder_name, encoder_weights, first, second)
         pool: nn.Module = nn.MaxPool2d(3, 1, 1)
-        if encoder_name.startswith("vgg"):
+        if is_vgg(encoder_name):
             self.pretrained_parts = ("head",)
             pool = nn.Sequential(pool, nn.AvgPool2d(3, 1, 1))  # the original smooths its last map (pool5a)
         self.head = nn.Sequential(
@@ -153,6 +154,18 @@ class DeepLabV2(DeepLab):
     def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of all classifiers on the encoder's last map, and that map."""
         return torch.stack([classifier(features) for classifier in self.classifiers]).sum(0), features
+
+
+def at_scales(network: Callable[[Tensor], SegOutput], image: Tensor, scales: Sequence[float]) -> SegOutput:
+    """The largest of the scores of a B×3×H×W image at several scales, and those of each as auxiliary ones."""
+    scores = []
+    for scale in scales:
+        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+        part = image if scale == 1 else F.interpolate(image, size, mode="bilinear", align_corners=False)
+        logits = network(part).logits
+        same = scale == 1
+        scores.append(logits if same else F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False))
+    return SegOutput(torch.stack(scores).amax(0), auxiliary=tuple(scores))
 
 
 def _overlapping_pools(encoder: Any) -> None:

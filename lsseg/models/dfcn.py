@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
-from lsseg.models.encoder import EncoderNet, make_encoder
+from lsseg.models.encoder import EncoderNet, is_vgg, make_encoder
 from lsseg.models.output import SegOutput
 
 
@@ -46,9 +46,7 @@ class DFCN(EncoderNet):
     ) -> None:
         if width < 1:
             raise InputError(f"width of DFCN must be at least 1, not {width}")
-        encoder, channels, strides = make_encoder(
-            encoder_name, encoder_weights, 8 if encoder_name.startswith("vgg") else 16
-        )
+        encoder, channels, strides = make_encoder(encoder_name, encoder_weights, 8 if is_vgg(encoder_name) else 16)
         super().__init__(encoder_name, encoder_weights, max(strides), mean, std)
         self.encoder = encoder
         self.levels = [level for level in reversed(range(len(strides))) if strides[level] >= 4]

@@ -11,6 +11,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.encoders.vgg import VGGEncoder
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
@@ -95,7 +96,7 @@ def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.M
     """
     if name == WIDE_RESNET:
         return _wide_resnet(weights, stride)
-    vgg = stride < 32 and name.startswith("vgg")
+    vgg = stride < 32 and is_vgg(name)
     options: dict[str, Any] = {"depth": 4} if vgg else {"output_stride": stride} if stride < 32 else {}
     with readable_errors(name, weights):
         encoder = smp.encoders.get_encoder(name, weights=encoder_weights_for(name, weights), **options)
@@ -118,6 +119,12 @@ def _wide_resnet(weights: str | None, stride: int) -> tuple[nn.Module, list[int]
     return encoder, channels, [2**level for level in range(len(channels))]
 
 
+def is_vgg(name: str) -> bool:
+    """Whether an encoder is a VGG: a pooling stands between its stages, and its weights have fully connected layers."""
+    known = smp.encoders.encoders.get(name)
+    return known is not None and issubclass(known["encoder"], VGGEncoder)
+
+
 def take_over_classifier(name: str, weights: str | None, first: nn.Conv2d, second: nn.Conv2d) -> None:
     """Fill two convolutions from the first two fully connected layers of a VGG's weights, if they hold them.
 
@@ -132,7 +139,7 @@ def take_over_classifier(name: str, weights: str | None, first: nn.Conv2d, secon
     Raises:
         InputError: If the weights cannot be had, or the layers have more units than theirs.
     """
-    given = _classifier_weights(name, weights) if name.startswith("vgg") else None
+    given = _classifier_weights(name, weights) if is_vgg(name) else None
     if given is None:
         return
     units, channels, size, _ = first.weight.shape

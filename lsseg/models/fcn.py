@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import InputError
-from lsseg.models.encoder import EncoderNet, make_encoder, take_over_classifier
+from lsseg.models.encoder import EncoderNet, is_vgg, make_encoder, take_over_classifier
 from lsseg.models.output import SegOutput
 
 
@@ -60,7 +60,7 @@ class FCN(EncoderNet):
         super().__init__(encoder_name, encoder_weights, 32, mean, std)
         self.encoder = encoder
         self.levels = [strides.index(32 >> shift) for shift in range(3) if 32 >> shift >= stride]
-        self.pooled = encoder_name.startswith("vgg")  # its map of a stride is the one before that stride's pooling
+        self.pooled = is_vgg(encoder_name)  # its map of a stride is the one before that stride's pooling
         deepest = channels[self.levels[0]]
         self.hidden = _fully_connected(deepest, width, encoder_name, encoder_weights) if width else nn.Identity()
         if self.pooled:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What DMLS, ChanVeseNet and MultiScale call the network inside them.
+# What DMLS and ChanVeseNet call the network inside them.
 INNER = "network."
 # Batch-norm layers of a StepNorm: one for each step.
 STEP = re.compile(r"\.norms\.(\d+)\.")

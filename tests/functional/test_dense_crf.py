@@ -46,8 +46,8 @@ def test_is_mean_field_over_all_pairs():
     crf = DenseCRF(appearance_xy=20, appearance_rgb=20)
     ours, exact = crf(probabilities, image, 5), mean_field(probabilities, image, crf, 5)
     np.testing.assert_allclose(ours.sum(0), 1, atol=1e-4)
-    assert (ours.argmax(0) == exact.argmax(0)).mean() > 0.97
-    assert np.abs(ours - exact).mean() < 0.05
+    assert np.array_equal(ours.argmax(0), exact.argmax(0))
+    assert np.abs(ours - exact).mean() < 6e-4  # the lattice only comes close to the sums over all pairs
     before, after = ((p.argmax(0) == truth).mean() for p in (probabilities, ours))
     assert after > before + 0.1
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsseg.errors import InputError
-from lsseg.models import FCN, DeepLabLargeFOV, DeepLabV2, MultiScale, SegOutput
+from lsseg.models import FCN, DeepLabLargeFOV, DeepLabV2, SegOutput
+from lsseg.models.deeplab import at_scales
 from lsseg.models.encoder import make_encoder
 from lsseg.tasks import LevelSetLossTask, SegmentationTask
 
@@ -116,48 +117,37 @@ def test_wrong_values_are_named():
         (partial(DeepLabLargeFOV, dilation=0), "dilation must be at least 1"),
         (partial(DeepLabV2, dilations=()), "dilations must be whole numbers"),
         (partial(DeepLabV2, encoder_name="densenet121"), "densenet121"),
-        (partial(MultiScale, network=nn.Identity, scales=(0,)), "scales must be numbers"),
+        (partial(DeepLabV2, encoder_name=TINY, scales=(0,)), "scales must be numbers"),
     ):
         with pytest.raises(InputError, match=match):
             make(3)
 
 
-class Blur(nn.Module):
-    """Scores that are a scaled image, so that what a scale adds is known."""
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(num_classes))
-
-    def forward(self, image):
-        return SegOutput(image.mean(1, keepdim=True) * self.weight[:, None, None])
-
-
-def test_multi_scale_takes_the_largest_of_all_scales():
+def test_several_scales_take_the_largest_of_all():
     image = torch.rand(2, 3, 20, 33)
-    output = MultiScale(4, Blur, (0.5, 1.0))(image)
+    output = at_scales(lambda part: SegOutput(part.mean(1, keepdim=True)), image, (0.5, 1.0))
     small = F.interpolate(image, (10, 16), mode="bilinear", align_corners=False).mean(1, keepdim=True)
     expected = F.interpolate(small, (20, 33), mode="bilinear", align_corners=False).maximum(image.mean(1, keepdim=True))
-    torch.testing.assert_close(output.logits, expected.expand(-1, 4, -1, -1))
-    assert torch.equal(MultiScale(4, Blur, (1.0,))(image).logits, Blur(4)(image).logits)
+    torch.testing.assert_close(output.logits, expected)
+    assert len(output.auxiliary) == 2
 
 
 @pytest.mark.parametrize("make", [DeepLabLargeFOV, DeepLabV2])
-def test_scales_as_a_key_are_the_same_as_the_wrapper(make):
-    image, scales = torch.rand(1, 3, 45, 60), (0.5, 0.75, 1.0)
-    torch.manual_seed(0)
-    own = make(3, TINY, scales=scales).eval()
-    torch.manual_seed(0)
-    wrapped = MultiScale(3, partial(make, encoder_name=TINY), scales).eval()
+def test_scales_are_a_key(make):
+    image = torch.rand(1, 3, 45, 60)
+    net = make(3, TINY, scales=(0.5, 0.75, 1.0)).eval()
     with torch.no_grad():
-        one, two = own(image), wrapped(image)
-    assert torch.equal(one.logits, two.logits)
-    assert len(one.auxiliary) == len(two.auxiliary) == 3
+        several = net(image)
+        net.scales = (1.0,)
+        one = net(image)
+    assert len(several.auxiliary) == 3
+    assert torch.equal(several.auxiliary[-1], one.logits)
+    assert bool((several.logits >= one.logits).all())
 
 
 @pytest.mark.parametrize("make", [SegmentationTask, LevelSetLossTask])
 def test_every_scale_is_supervised(make):
-    task = make(3, network=partial(MultiScale, network=partial(DeepLabV2, encoder_name=TINY)))
+    task = make(3, network=partial(DeepLabV2, encoder_name=TINY, scales=(0.5, 0.75, 1.0)))
     target = torch.randint(0, 3, (2, 40, 56))
     output = task(torch.rand(2, 3, 40, 56))
     whole = task.losses(output, target)["loss"]
