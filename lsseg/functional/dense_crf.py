@@ -17,7 +17,8 @@ class DenseCRF:
     """Mean-field inference in a CRF in which every pair of pixels with different labels pays for being alike.
 
     The two kernels are exp(-|Δxy|²/2σ² - |Δrgb|²/2σ'²) (appearance) and exp(-|Δxy|²/2σ²) (smoothness); their sums are
-    approximate (the permutohedral lattice of the package pydensecrf2).
+    approximate (the permutohedral lattice of the package pydensecrf2). The defaults lie in the ranges in which DeepLab
+    searches (Chen 2018, section 4.1); it prints no values that it found.
 
     Args:
         appearance_weight: Of the first kernel; DeepLab searches 3 to 6, on validation images.

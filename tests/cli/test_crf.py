@@ -1,5 +1,6 @@
 """A dense CRF behind a network when it is tested, and the search for its widths."""
 
+import csv
 import importlib.util
 import json
 import re
@@ -31,10 +32,14 @@ def test_the_widths_of_a_crf_are_searched_on_validation_images(trained, lsseg, t
     spec.loader.exec_module(search)
     grid = {"appearance_weight": (3,), "appearance_xy": (15,), "appearance_rgb": (3, 200)}
     monkeypatch.setattr(search, "GRID", grid)
-    monkeypatch.setattr("sys.argv", ["crf_search.py", str(trained), "--out", str(tmp_path / "crf.yaml"), "--xy", "20"])
+    runs = [str(trained), f"{trained}/"]
+    monkeypatch.setattr("sys.argv", ["crf_search.py", *runs, "--out", str(tmp_path / "crf.yaml"), "--xy", "20"])
     search.main()
     scores = re.findall(r"(without|3\}|200\}): .*?([\d.]+)\n", capfd.readouterr().out)
     best = max(("3}", "200}"), key=lambda end: float(dict(scores)[end]))
+    rows = list(csv.reader((tmp_path / "crf.csv").read_text().splitlines()))
+    assert [row[2] for row in rows] == ["appearance_rgb", "", "3", "200"]
+    assert rows[1][3] == dict(scores)["without"]
     found = yaml.safe_load((tmp_path / "crf.yaml").read_text())["model"]["init_args"]
     # No iterations: behind a suite it must not put a CRF behind the rows without.
     assert found == {"crf": {"appearance_weight": 3, "appearance_xy": 20, "appearance_rgb": int(best[:-1])}}
