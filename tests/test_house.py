@@ -2,7 +2,7 @@
 
 import ast
 import importlib.util
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 
 import pytest
@@ -52,14 +52,20 @@ def test_every_layer_is_known():
     assert folders == LAYERS.keys()
 
 
+@cache
+def content_of(path):
+    """A configuration's, read once: reading YAML takes longer than most of what is asked of it."""
+    return yaml.safe_load(path.read_text())
+
+
 def is_suite(path):
-    content = yaml.safe_load(path.read_text())
+    content = content_of(path)
     return "variants" in content or "grid" in content
 
 
 def is_overlay(path):
     """A configuration that goes on top of others: it does not say which model."""
-    return not is_suite(path) and "class_path" not in yaml.safe_load(path.read_text()).get("model", {})
+    return not is_suite(path) and "class_path" not in content_of(path).get("model", {})
 
 
 def test_there_are_suites_and_configurations():
@@ -101,7 +107,7 @@ def runs():
     different = {}
     for path in filter(is_suite, CONFIGS):
         for run in expand(load_suite(path, smaller(path))):
-            files = [yaml.safe_load(Path(file).read_text()) for file in run.variant.configs]
+            files = [content_of(Path(file)) for file in run.variant.configs]
             settings = {key: value for key, value in run.variant.settings.items() if key not in QUANTITIES}
             different.setdefault(repr((reduce(merged, files, {}), settings)), (path, run))
     return list(different.values())
@@ -109,7 +115,7 @@ def runs():
 
 def needs(files, settings=()):
     """Marks of the extras that a run needs."""
-    content = " ".join([str([yaml.safe_load(Path(file).read_text()) for file in files]), str(dict(settings))])
+    content = " ".join([str([content_of(Path(file)) for file in files]), str(dict(settings))])
     crf = any(f"crf_iterations': {n}" in content for n in range(1, 100))
     weights = "'tu-tf_efficientnet_lite0'" in content and "'imagenet'" in content
     return [pytest.mark.extra(name) for name, needed in (("crf", crf), ("weights", weights)) if needed]

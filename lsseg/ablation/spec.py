@@ -206,6 +206,7 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) and "name" in e for e in entries):
         raise InputError(f"{path}: variants must be a list of mappings with a name (or give a grid)")
     made: list[Variant] = []
+    checked: set[str] = set()
     for entry, point in itertools.product(entries, points):
         _known(path, f"variants.{entry['name']}.", entry, VARIANT_KEYS)
         where = ",".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in point.items())
@@ -224,8 +225,9 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         if not isinstance(entry.get("cite", False), bool):
             raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
         configs = tuple(str(_file(path, file)) for file in (*base, *own)) + tuple(map(str, extra))
-        for config in configs:
+        for config in set(configs) - checked:
             _check_config(config)
+        checked.update(configs)
         settings = {**shared, **_mapping(path, entry, "set"), **point}
         compared = f"{entry['baseline']},{where}".strip(",") if "baseline" in entry else None
         start = _earlier(path, entry, where, made) if "start" in entry else None

@@ -107,7 +107,8 @@ class LssegCLI(LightningCLI):
             "--checkpoint_every_n_steps", type=int, default=500, help="optimiser steps between writes of last.ckpt"
         )
 
-    def __init__(self, *args: Any, held: ExitStack, place: Place, **options: Any) -> None:
+    def __init__(self, *args: Any, command: str, held: ExitStack, place: Place, **options: Any) -> None:
+        self._command = command
         self._new: Path | None = None  # the run's folder, where this command is the one to make it
         self._held = held
         self._place = place  # where this command is, for what goes wrong
@@ -116,6 +117,10 @@ class LssegCLI(LightningCLI):
             on_failure.callback(self._leave_nothing_half_done)
             super().__init__(*args, **options)
             on_failure.pop_all()
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """The one that is asked for: to make the parser of each takes as long as all that follows."""
+        return {self._command: super().subcommands()[self._command]}
 
     def _leave_nothing_half_done(self) -> None:
         """Remove the folder of a command that failed before it had any result."""
@@ -362,6 +367,7 @@ def main(argv: list[str]) -> int:
         LssegCLI(
             Task,
             DataModule,
+            command=argv[0],
             held=held,
             place=place,
             subclass_mode_model=True,
