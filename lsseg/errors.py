@@ -12,21 +12,28 @@ class InputError(ValueError):
     """
 
 
-def require(valid: bool, key: str, value: object, right: str) -> None:
-    """Raise an ``InputError`` for a key's value that is not valid.
+class ArgumentError(InputError):
+    """An argument that cannot be used: the message begins with its name.
+
+    The command line puts the key of the class in front, wherever it stands in a configuration.
+    """
+
+
+def require(valid: bool, name: str, value: object, right: str) -> None:
+    """Raise an ``ArgumentError`` for a value that is not valid.
 
     Args:
         valid: Whether it is.
-        key: As it is written in a configuration.
+        name: The argument's.
         value: What was given.
         right: What would be right, as in "must be at least 1".
 
-    >>> require(2 > 3, "model.steps", 2, "must be more than 3")
+    >>> require(2 > 3, "steps", 2, "must be more than 3")
     Traceback (most recent call last):
-    lsseg.errors.InputError: model.steps must be more than 3, not 2
+    lsseg.errors.ArgumentError: steps must be more than 3, not 2
     """
     if not valid:
-        raise InputError(f"{key} {right}, not {value}")
+        raise ArgumentError(f"{name} {right}, not {value}")
 
 
 def refuse_all(what: str, problems: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ class Panels(pl.Callback):
     """
 
     def __init__(self, images: int = 4, phi_class: str | None = None) -> None:
-        require(images >= 0, "panels.images", images, "must not be negative")
+        require(images >= 0, "images", images, "must not be negative")
         self.images = images
         self.phi_class = phi_class
 

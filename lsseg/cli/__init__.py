@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import re
 import select
 import sys
 import traceback
@@ -28,6 +29,14 @@ COMMANDS = {
     "init": ("lsseg.cli.init", "write a configuration for a folder of images and masks"),
     "bench": ("lsseg.cli.bench", "time the numeric core and measure its memory"),
 }
+# For bash: the commands first, names of files behind them. Of `eval "$(lsseg --completion bash)"`.
+COMPLETION = """\
+_lsseg() {
+    COMPREPLY=()
+    if [ "$COMP_CWORD" -eq 1 ]; then COMPREPLY=($(compgen -W "NAMES" -- "${COMP_WORDS[1]}")); fi
+}
+complete -o default -F _lsseg lsseg
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,12 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--completion", choices=["bash"], help="print what completes commands in a shell, for eval")
+    if argv[:2] == ["--completion", "bash"]:
+        print(COMPLETION.replace("NAMES", " ".join(COMMANDS)), end="")
+        return 0
     if argv[:1] == ["--version"]:
         from lsseg import __version__
 
         print(__version__)
         return 0
-    command = parser.parse_args(argv[:1]).command
+    command = parser.parse_args(argv[: 2 if argv[:1] == ["--completion"] else 1]).command
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     die_with_parent()
@@ -109,4 +122,4 @@ def _fail(message: str) -> int:
 
 def _original(error: InputError) -> str:
     """The message itself: a loader's worker process sends it wrapped in its traceback."""
-    return str(error).strip().rpartition("InputError: ")[2]
+    return re.split(r"(?:Input|Argument)Error: ", str(error).strip())[-1]

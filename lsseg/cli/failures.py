@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lsseg.errors import ArgumentError, InputError
+
 LONGEST = 500  # characters of a library's message
 
 
@@ -40,6 +42,12 @@ def told(error: BaseException, place: Place) -> str:
     return f"{f'{key}: ' if key else ''}{described(error)} ({where})"
 
 
+def located(error: ArgumentError, place: Place) -> InputError:
+    """An error that names an argument, with the key of its class in front."""
+    key = key_of(error, place.config)
+    return InputError(f"{key}.{error}" if key else str(error))
+
+
 def described(error: BaseException) -> str:
     r"""Class and message in one line; of an exception of a loader's process, those of the original.
 
@@ -65,7 +73,7 @@ def key_of(error: BaseException, config: Any) -> str | None:
     named = [key for path, key in paths.items() if path in str(error)]
     if named:
         return named[-1]
-    keys = {"WandbRun": "wandb", "Panels": "panels", "SavePredictions": "predictions"}
+    keys = {"WandbRun": "wandb", "Panels": "panels", "SavePredictions": "predictions", "DenseCRF": "model.crf"}
     keys |= {path.rpartition(".")[2]: key for path, key in paths.items()}
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):

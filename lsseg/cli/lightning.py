@@ -41,11 +41,11 @@ from lsseg.callbacks import (
 )
 from lsseg.cli.checks import check_files, refuse_forks, refuse_own_names, refuse_unknown_monitors
 from lsseg.cli.environment import describe_environment
-from lsseg.cli.failures import Place, told
+from lsseg.cli.failures import Place, located, told
 from lsseg.cli.parser import ConfigDumper, Parser, own_errors
 from lsseg.cli.resume import KeepModel, refuse_other_model
 from lsseg.data import DataModule
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError
 from lsseg.files import write_json, write_text
 from lsseg.process import DIE_WITH_PARENT
 from lsseg.tasks import Task
@@ -385,6 +385,8 @@ def main(argv: list[str]) -> int:
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from error
     except ValueError as error:
+        if isinstance(error, ArgumentError):
+            raise located(error, place) from error
         if isinstance(error, InputError):
             raise
         known = _raised_by_lightning(error)

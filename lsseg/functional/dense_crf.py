@@ -40,9 +40,9 @@ class DenseCRF:
     def __post_init__(self) -> None:
         """Check the values."""
         for key in ("appearance_weight", "smoothness_weight"):
-            require(getattr(self, key) >= 0, f"model.crf.{key}", getattr(self, key), "must not be negative")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must not be negative")
         for key in ("appearance_xy", "appearance_rgb", "smoothness_xy"):
-            require(getattr(self, key) > 0, f"model.crf.{key}", getattr(self, key), "must be positive")
+            require(getattr(self, key) > 0, key, getattr(self, key), "must be positive")
 
     def __call__(
         self, probabilities: npt.NDArray[np.floating], image: npt.NDArray[np.uint8], iterations: int

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lsseg.errors import InputError, require
+from lsseg.errors import ArgumentError, require
 from lsseg.functional import Delta
 from lsseg.functional.heaviside import arctan_step
 from lsseg.models.feature_head import SMALL, FeatureHead
@@ -110,20 +110,19 @@ class ChanVeseNet(nn.Module):
         eta: float = 0.03,
     ) -> None:
         super().__init__()
-        key = "model.network"
         for name, value, known in (
             ("initial", initial, get_args(Initial)),
             ("refine", refine, get_args(Refine)),
             ("hyperparameters", hyperparameters, ("adaptive", "global")),
             ("delta", delta, get_args(Delta)),
         ):
-            require(value in known, f"{key}.{name}", value, f"must be one of {', '.join(known)}")
-        require(steps >= 0, f"{key}.steps", steps, "must not be negative")
-        require(features >= 1, f"{key}.features", features, "must be at least 1")
-        require(stride in (None, 1, 2, 4, 8, 16, 32), f"{key}.stride", stride, "must be 1, 2, 4, 8, 16, 32 or null")
-        require(max_classes >= 1, f"{key}.max_classes", max_classes, "must be at least 1")
+            require(value in known, name, value, f"must be one of {', '.join(known)}")
+        require(steps >= 0, "steps", steps, "must not be negative")
+        require(features >= 1, "features", features, "must be at least 1")
+        require(stride in (None, 1, 2, 4, 8, 16, 32), "stride", stride, "must be 1, 2, 4, 8, 16, 32 or null")
+        require(max_classes >= 1, "max_classes", max_classes, "must be at least 1")
         for name, number in (("gain", gain), ("slope", slope), ("eta", eta)):
-            require(0 < number < math.inf, f"{key}.{name}", number, "must be positive")
+            require(0 < number < math.inf, name, number, "must be positive")
         self.num_classes = num_classes
         self.network = made(network or partial(SmpNet), num_classes)
         self.initial, self.refine = initial, refine if steps else "none"
@@ -183,7 +182,7 @@ class ChanVeseNet(nn.Module):
     def _output(self, image: Tensor) -> SegOutput:
         output = checked(self.network(image), self.network, image, self.num_classes)
         if output.features is None:
-            raise InputError(f"model.network.network {type(self.network).__name__} returns no features")
+            raise ArgumentError(f"network {type(self.network).__name__} returns no features")
         return output._replace(logits=output.logits.to(torch.promote_types(output.logits.dtype, torch.float32)))
 
     def _first_phi(self, logits: Tensor) -> Tensor:
@@ -276,8 +275,8 @@ class ChanVeseNet(nn.Module):
             output = self.network.eval()(torch.zeros(1, 3, 256, 256))
         self.network.train(training)
         if not isinstance(output, SegOutput) or output.features is None:
-            raise InputError(
-                f"model.network.network {type(self.network).__name__} must return SegOutput with features for the "
+            raise ArgumentError(
+                f"network {type(self.network).__name__} must return SegOutput with features for the "
                 "Chan-Vese head to work on"
             )
         return output.features.shape[1], output.feature_stride

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsseg.errors import InputError, require
+from lsseg.errors import ArgumentError, require
 from lsseg.models.encoder import EncoderNet, is_vgg, make_encoder, take_over_classifier
 from lsseg.models.output import SegOutput
 
@@ -32,7 +32,7 @@ class DeepLab(EncoderNet, ABC):
     def __init__(self, encoder_name: str, encoder_weights: str | None, scales: Sequence[float]) -> None:
         super().__init__(encoder_name, encoder_weights, STRIDE)
         if not scales or not all(0 < scale <= 4 for scale in scales):
-            raise InputError(f"model.network.scales must be numbers in (0, 4], not {list(scales)}")
+            raise ArgumentError(f"scales must be numbers in (0, 4], not {list(scales)}")
         self.scales = tuple(scales)
 
     def forward(self, image: Tensor) -> SegOutput:
@@ -84,8 +84,8 @@ class DeepLabLargeFOV(DeepLab):
         dilation: int = 12,
         scales: Sequence[float] = (1.0,),
     ) -> None:
-        require(width >= 1, "model.network.width", width, "must be at least 1")
-        require(dilation >= 1, "model.network.dilation", dilation, "must be at least 1")
+        require(width >= 1, "width", width, "must be at least 1")
+        require(dilation >= 1, "dilation", dilation, "must be at least 1")
         encoder, channels, _ = make_encoder(encoder_name, encoder_weights, STRIDE)
         super().__init__(encoder_name, encoder_weights, scales)
         self.encoder = encoder
@@ -141,7 +141,7 @@ class DeepLabV2(DeepLab):
         scales: Sequence[float] = (1.0,),
     ) -> None:
         if not dilations or min(dilations) < 1:
-            raise InputError(f"model.network.dilations must be whole numbers from 1 on, not {list(dilations)}")
+            raise ArgumentError(f"dilations must be whole numbers from 1 on, not {list(dilations)}")
         encoder, channels, _ = make_encoder(encoder_name, encoder_weights, STRIDE)
         super().__init__(encoder_name, encoder_weights, scales)
         self.encoder = encoder

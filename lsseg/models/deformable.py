@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError
 
 # The stages of encoders, from the first to the last.
 STAGES = (("layer1", "layer2", "layer3", "layer4"), ("mod4", "mod5", "mod6", "mod7"))
@@ -60,10 +60,10 @@ def deform(encoder: nn.Module, stages: int, name: str) -> None:
         return
     inner = next((part for part in (encoder, getattr(encoder, "model", encoder)) if _names(part)), None)
     if inner is None:
-        raise InputError(f"model.network.deformable: the stages of {name} are not known; those of ResNets are")
+        raise ArgumentError(f"deformable: the stages of {name} are not known; those of ResNets are")
     names = _names(inner)
     if not 0 < stages <= len(names):
-        raise InputError(f"model.network.deformable must lie in 0..{len(names)}, the stages of {name}, not {stages}")
+        raise ArgumentError(f"deformable must lie in 0..{len(names)}, the stages of {name}, not {stages}")
     for stage in names[-stages:]:
         part = inner.get_submodule(stage)
         for path, module in list(part.named_modules()):

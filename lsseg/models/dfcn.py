@@ -6,7 +6,7 @@ Legend: B images, C classes, H×W pixels.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError
 from lsseg.models.encoder import EncoderNet, is_vgg, make_encoder
 from lsseg.models.output import SegOutput
 
@@ -45,7 +45,7 @@ class DFCN(EncoderNet):
         std: tuple[float, float, float] | None = None,
     ) -> None:
         if width < 1:
-            raise InputError(f"width of DFCN must be at least 1, not {width}")
+            raise ArgumentError(f"width must be at least 1, not {width}")
         encoder, channels, strides = make_encoder(encoder_name, encoder_weights, 8 if is_vgg(encoder_name) else 16)
         super().__init__(encoder_name, encoder_weights, max(strides), mean, std)
         self.encoder = encoder

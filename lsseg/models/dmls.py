@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError
 from lsseg.models.dfcn import DFCN
 from lsseg.models.encoder import EncoderNet
 from lsseg.models.multiphase import MultiphaseLevelSet
@@ -74,11 +74,11 @@ class DMLS(nn.Module):
     ) -> None:
         super().__init__()
         if steps < 1:
-            raise InputError(f"model.network.steps must be at least 1, not {steps}")
+            raise ArgumentError(f"steps must be at least 1, not {steps}")
         self.num_classes = num_classes
         self.network = made(network or partial(DFCN), num_classes)
         if isinstance(self.network, DMLS):
-            raise InputError("model.network.network is what DMLS runs several times, and cannot be DMLS itself")
+            raise ArgumentError("network is what DMLS runs several times, and cannot be DMLS itself")
         self.steps = steps
         self.batch_norm = batch_norm
         self.checkpoint = checkpoint
@@ -156,8 +156,8 @@ class DMLS(nn.Module):
         if any((rows, columns) == (height + -height % s, width + -width % s) for s in strides):
             # The network has padded the image right and below; nothing is predicted there.
             return F.pad(previous, (0, columns - width, 0, rows - height))
-        raise InputError(
-            f"model.network.network {type(self.network).__name__}: the previous prediction cannot enter its first "
+        raise ArgumentError(
+            f"network {type(self.network).__name__}: the previous prediction cannot enter its first "
             f"convolution on three channels, which sees {rows}×{columns} pixels of {height}×{width}; a network inside "
             "DMLS must not resize or pad its input by itself (lsseg.models.encoder.EncoderNet.prepare pads)"
         )
@@ -173,10 +173,10 @@ def _first_convolution(network: nn.Module, name: str | None) -> str:
     shown = type(network).__name__
     if name is not None and name not in candidates:
         known = ", ".join(candidates) or "none"
-        raise InputError(f"model.network.first {name!r} is no convolution on three channels of {shown}; it has {known}")
+        raise ArgumentError(f"first {name!r} is no convolution on three channels of {shown}; it has {known}")
     if not candidates:
-        raise InputError(
-            f"model.network.network {shown} has no convolution on the three channels of an "
+        raise ArgumentError(
+            f"network {shown} has no convolution on the three channels of an "
             "image, which the previous prediction could enter"
         )
     if name is not None or len(candidates) == 1:
@@ -201,6 +201,6 @@ def _reached_first(network: nn.Module, candidates: dict[str, nn.Conv2d]) -> str:
         for module, mode in training.items():
             module.training = mode
     if not reached:
-        shown = f"model.network.network {type(network).__name__}"
-        raise InputError(f"{shown} lets no image through {', '.join(candidates)}")
+        shown = f"network {type(network).__name__}"
+        raise ArgumentError(f"{shown} lets no image through {', '.join(candidates)}")
     return reached[0]

@@ -15,7 +15,7 @@ from segmentation_models_pytorch.encoders.vgg import VGGEncoder
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from lsseg.errors import InputError, require
+from lsseg.errors import ArgumentError, InputError, require
 from lsseg.models.output import SegOutput
 from lsseg.models.weights import (
     classifier_of_file,
@@ -63,7 +63,7 @@ class EncoderNet(nn.Module):
         for name, given, own in (("mean", mean, known[0]), ("std", std, known[1])):
             values = tuple(own if given is None else given)
             right = len(values) == 3 and (name == "mean" or min(values) > 0)
-            require(right, f"model.network.{name}", list(values), "must be three numbers, of red, green and blue")
+            require(right, name, list(values), "must be three numbers, of red, green and blue")
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
         self.stride = stride
 
@@ -109,9 +109,9 @@ def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.M
 
 def _wide_resnet(weights: str | None, stride: int) -> tuple[nn.Module, list[int], list[int]]:
     if stride < 32:
-        raise InputError(f"encoder_name {WIDE_RESNET!r} cannot be dilated")
+        raise ArgumentError(f"encoder_name {WIDE_RESNET!r} cannot be dilated")
     if weights is not None and not is_file_name(weights):
-        raise InputError(f"encoder_weights: those of {WIDE_RESNET} are published as files; give one, not {weights!r}")
+        raise ArgumentError(f"encoder_weights of {WIDE_RESNET} are published as files: give one, not {weights!r}")
     encoder = WideResNet38()
     if weights is not None:
         load_encoder_file(encoder, weights)
@@ -145,7 +145,7 @@ def take_over_classifier(name: str, weights: str | None, first: nn.Conv2d, secon
     units, channels, size, _ = first.weight.shape
     most = len(given["0.bias"])
     if units > most:
-        raise InputError(f"width {units} is more than the {most} units of {name}'s weights; give at most that")
+        raise ArgumentError(f"width {units} is more than the {most} units of {name}'s weights; give at most that")
     step, grid = most // units, 6 // (size - 1)
     chosen = slice(0, units * step, step)
     with torch.no_grad():
@@ -211,16 +211,16 @@ def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
     except KeyError as error:
         said = str(error.args[0]).splitlines()[0]
         if "weights" in said:
-            raise InputError(f"encoder_weights: {said[:300]}") from error
+            raise ArgumentError(f"encoder_weights: {said[:300]}") from error
         similar = get_close_matches(encoder, smp.encoders.encoders, 4)
         advice = f"did you mean {' or '.join(similar)}?" if similar else "give one of smp's, or timm's as tu-NAME"
-        raise InputError(f"encoder_name {encoder!r} is unknown; {advice}") from error
+        raise ArgumentError(f"encoder_name {encoder!r} is unknown; {advice}") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"network with encoder {encoder}: {str(error).splitlines()[0]}") from error
     except (OSError, RuntimeError) as error:
         if weights is None:
-            raise InputError(f"encoder_name {encoder!r}: {str(error).splitlines()[0]}") from error
-        raise InputError(
+            raise ArgumentError(f"encoder_name {encoder!r}: {str(error).splitlines()[0]}") from error
+        raise ArgumentError(
             f"encoder_weights: cannot fetch {weights!r} for {encoder} ({type(error).__name__}); "
             f"{where_to_fetch(encoder, weights)}, or use null for random weights"
         ) from error
@@ -236,6 +236,6 @@ def normalisation(encoder: str, weights: str | None) -> tuple[tuple[float, ...],
         return IMAGENET_MEAN, IMAGENET_STD
     settings = smp.encoders.get_preprocessing_params(encoder, "imagenet" if timms else weights)
     if settings["input_space"] != "RGB":
-        raise InputError(f"encoder_weights: {weights!r} of {encoder} expects {settings['input_space']}, not RGB")
+        raise ArgumentError(f"encoder_weights: {weights!r} of {encoder} expects {settings['input_space']}, not RGB")
     scale = float(settings["input_range"][1])
     return tuple(m / scale for m in settings["mean"]), tuple(s / scale for s in settings["std"])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError
 from lsseg.models.encoder import EncoderNet, is_vgg, make_encoder, take_over_classifier
 from lsseg.models.output import SegOutput
 
@@ -55,7 +55,7 @@ class FCN(EncoderNet):
         std: tuple[float, float, float] | None = None,
     ) -> None:
         if width < 0:
-            raise InputError(f"width of FCN must not be negative, not {width}")
+            raise ArgumentError(f"width must not be negative, not {width}")
         encoder, channels, strides = make_encoder(encoder_name, encoder_weights)
         super().__init__(encoder_name, encoder_weights, 32, mean, std)
         self.encoder = encoder

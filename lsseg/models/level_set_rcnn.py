@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from lsseg.errors import InputError, require
+from lsseg.errors import ArgumentError, require
 from lsseg.functional import Delta, blocks
 from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
@@ -184,13 +184,11 @@ class LevelSetRCNN(nn.Module):
         _check_counts(2, rpn_samples=rpn_samples, box_samples=box_samples)
         _check_choices(batch_norm=batch_norm, resolution=resolution, delta=delta, feature_resolution=feature_resolution)
         fits = feature_resolution <= resolution or evolution in ("none", "delse")
-        require(
-            fits, "model.network.feature_resolution", feature_resolution, f"must be at most resolution {resolution}"
-        )
+        require(fits, "feature_resolution", feature_resolution, f"must be at most resolution {resolution}")
         _check_choices(target=target, evolution=evolution, hyperparameters=hyperparameters)
         _check_switches(target, evolution, hyperparameters)
-        require(eta > 0, "model.network.eta", eta, "must be positive")
-        require(0 <= score_threshold < 1, "model.network.score_threshold", score_threshold, "must lie in [0, 1)")
+        require(eta > 0, "eta", eta, "must be positive")
+        require(0 <= score_threshold < 1, "score_threshold", score_threshold, "must lie in [0, 1)")
         self.num_classes = num_classes
         self.target, self.evolution, self.resolution = target, evolution, resolution
         # Where a mask on few cells is cut at a half first, its distances are off by more than what is to be learnt.
@@ -202,8 +200,8 @@ class LevelSetRCNN(nn.Module):
         )
         strides = self.encoder.strides
         if len(anchor_sizes) != len(strides) + 1 or min(anchor_sizes) < 1:
-            raise InputError(
-                f"model.network.anchor_sizes must be {len(strides) + 1} positive lengths, one for each level of "
+            raise ArgumentError(
+                f"anchor_sizes must be {len(strides) + 1} positive lengths, one for each level of "
                 f"{encoder_name}, not {list(anchor_sizes)}"
             )
         self.rpn = proposal_network(width, anchor_sizes, proposals, rpn_samples)
@@ -358,21 +356,20 @@ class LevelSetRCNN(nn.Module):
 
 def _check_counts(least: int, **counts: int) -> None:
     for name, count in counts.items():
-        require(count >= least, f"model.network.{name}", count, f"must be at least {least}")
+        require(count >= least, name, count, f"must be at least {least}")
 
 
 def _check_choices(**choices: object) -> None:
     for name, value in choices.items():
-        require(value in CHOICES[name], f"model.network.{name}", value, f"must be {_either(CHOICES[name])}")
+        require(value in CHOICES[name], name, value, f"must be {_either(CHOICES[name])}")
 
 
 def _check_switches(target: str, evolution: str, hyperparameters: str) -> None:
     """Which of them go together."""
-    key = "model.network"
     alone = evolution == "none" or target == "tsdf"
-    require(alone, f"{key}.evolution", evolution, f"needs {key}.target tsdf; with target binary it must be none")
+    require(alone, "evolution", evolution, "needs target tsdf; with target binary it must be none")
     learnt = (hyperparameters, evolution) != ("fixed", "chan_vese")
-    require(learnt, f"{key}.hyperparameters", hyperparameters, "must be adaptive or global with evolution chan_vese")
+    require(learnt, "hyperparameters", hyperparameters, "must be adaptive or global with evolution chan_vese")
 
 
 def _either(values: Sequence[object]) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsseg.errors import InputError, require
+from lsseg.errors import ArgumentError, require
 from lsseg.functional import (
     Normalization,
     gaussian_log_posterior,
@@ -82,16 +82,16 @@ class MultiphaseLevelSet(nn.Module):
             ("likelihood", likelihood, get_args(Likelihood)),
             ("normalize", normalize, get_args(Normalization)),
         ):
-            require(value in values, f"model.network.{name}", value, f"must be one of {values}")
+            require(value in values, name, value, f"must be one of {values}")
         most = f"must lie in [0, {1 / dt if dt else 0:g}], from 0 to 1/dt"
-        require(0 < dt <= 0.5, "model.network.dt", dt, "must lie in (0, 0.5]")
-        require(0 <= dt * epsilon <= 1, "model.network.epsilon", epsilon, most)
-        require(0 < rho <= 1, "model.network.rho", rho, "must lie in (0, 1]")
-        require(0 < truncation < math.inf, "model.network.truncation", truncation, "must be positive, in pixels")
-        require(inner_steps >= 1, "model.network.inner_steps", inner_steps, "must be at least 1")
+        require(0 < dt <= 0.5, "dt", dt, "must lie in (0, 0.5]")
+        require(0 <= dt * epsilon <= 1, "epsilon", epsilon, most)
+        require(0 < rho <= 1, "rho", rho, "must lie in (0, 1]")
+        require(0 < truncation < math.inf, "truncation", truncation, "must be positive, in pixels")
+        require(inner_steps >= 1, "inner_steps", inner_steps, "must be at least 1")
         positive = temperature is None or 0 < temperature < math.inf
-        require(positive, "model.network.temperature", temperature, "must be positive, or null")
-        require(0 < gain < math.inf, "model.network.gain", gain, "must be positive")
+        require(positive, "temperature", temperature, "must be positive, or null")
+        require(0 < gain < math.inf, "gain", gain, "must be positive")
         self.likelihood = likelihood
         self.epsilon, self.rho, self.truncation = epsilon, rho, truncation
         self.dt, self.inner_steps = dt, inner_steps
@@ -174,7 +174,7 @@ class MultiphaseLevelSet(nn.Module):
         values, stride = (image, 1) if self.likelihood == "colour" else (features, feature_stride)
         if values is None:
             what = "the image" if self.likelihood == "colour" else "a network that returns its features"
-            raise InputError(f"model.network.likelihood {self.likelihood!r} needs {what}")
+            raise ArgumentError(f"likelihood {self.likelihood!r} needs {what}")
         return gaussian_log_posterior(enlarged(values.to(scores.dtype), stride, scores), scores, region)
 
 

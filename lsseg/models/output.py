@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError
 
 
 class Step(NamedTuple):
@@ -62,13 +62,14 @@ def checked(output: Any, network: object, image: Tensor, num_classes: int) -> Se
     elif isinstance(output, Mapping) and isinstance(output.get("out"), Tensor):
         output = SegOutput(output["out"], auxiliary=(output["aux"],) if "aux" in output else ())
     elif not isinstance(output, SegOutput):
-        raise InputError(
+        raise ArgumentError(
             f"network {name} must return SegOutput(logits), logits alone, or a mapping with out, "
             f"not {type(output).__name__}"
         )
     expected = (len(image), num_classes, *image.shape[-2:])
     if output.logits.shape != expected:
-        raise InputError(f"network {name} returned logits {tuple(output.logits.shape)}; expected {expected}: B×C×H×W")
+        found = tuple(output.logits.shape)
+        raise ArgumentError(f"network {name} returned logits {found}; expected {expected}: B×C×H×W")
     return output
 
 

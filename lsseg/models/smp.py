@@ -5,7 +5,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError
 from lsseg.models.encoder import EncoderNet, encoder_weights_for, load_local_weights, readable_errors
 from lsseg.models.output import SegOutput
 
@@ -66,8 +66,8 @@ class SmpNet(EncoderNet):
             if not any(words in str(error) for words in TOO_SMALL):
                 raise
             size = "×".join(map(str, image.shape[-2:]))
-            raise InputError(
-                f"model.network: {type(self.net).__name__} cannot take an image of {size}, which is too small for it: "
+            raise ArgumentError(
+                f"architecture {type(self.net).__name__} cannot take an image of {size}, which is too small for it: "
                 "set a larger data.crop_size or data.resize, or take another architecture"
             ) from error
         finally:  # whatever happens, no graph outlives the call
@@ -81,7 +81,7 @@ class SmpNet(EncoderNet):
 def _create(classes: int, architecture: str, encoder: str, weights: str | None, decoder: dict[str, Any]) -> nn.Module:
     known = smp.MODEL_ARCHITECTURES_MAPPING
     if architecture.lower() not in known:
-        raise InputError(f"architecture: {architecture!r} is unknown; smp has {', '.join(sorted(known))}")
+        raise ArgumentError(f"architecture: {architecture!r} is unknown; smp has {', '.join(sorted(known))}")
     with readable_errors(encoder, weights):
         given = encoder_weights_for(encoder, weights)
         net = smp.create_model(architecture, encoder_name=encoder, encoder_weights=given, classes=classes, **decoder)

@@ -11,7 +11,7 @@ import torch
 from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError
 from lsseg.models.wide_resnet import WideResNet38
 
 TIMM = "model."
@@ -45,13 +45,13 @@ def load_encoder_file(encoder: nn.Module, path: str) -> None:
     named = _named_alike(list(ours), theirs)
     missing = [key for key in ours if named[key] not in theirs]
     if missing:
-        raise InputError(
+        raise ArgumentError(
             f"encoder_weights: {path} lacks {len(missing)} of the encoder's {len(ours)} weights, such as {missing[0]}"
         )
     for key, value in ours.items():
         if theirs[named[key]].shape != value.shape:
             shapes = f"{tuple(theirs[named[key]].shape)}, in the encoder {tuple(value.shape)}"
-            raise InputError(f"encoder_weights: {path} is of another encoder: {key} is {shapes}")
+            raise ArgumentError(f"encoder_weights: {path} is of another encoder: {key} is {shapes}")
     encoder.load_state_dict({key: theirs[named[key]] for key in ours}, strict=False)
 
 
@@ -101,7 +101,7 @@ def load_packaged(encoder: nn.Module, path: Path) -> None:
     theirs, ours = list(_read(path).values()), encoder.state_dict()
     same = [value.shape == own.shape for value, own in zip(theirs, ours.values(), strict=False)]
     if len(theirs) < len(ours) or not all(same):
-        raise InputError(f"encoder_weights: {path} is of another encoder; reinstall its package")
+        raise ArgumentError(f"encoder_weights: {path} is of another encoder; reinstall its package")
     encoder.load_state_dict(dict(zip(ours, theirs, strict=False)))
 
 
@@ -140,17 +140,17 @@ def classifier_of_file(path: str) -> dict[str, Tensor] | None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise InputError(f"encoder_weights: {path} is not a file")
+        raise ArgumentError(f"encoder_weights: {path} is not a file")
     try:
         content: Any = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         # What torch says of a file that it did not write is of no use to anyone.
-        raise InputError(f"encoder_weights: {path} cannot be read as weights of torch or safetensors") from error
+        raise ArgumentError(f"encoder_weights: {path} cannot be read as weights of torch or safetensors") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"encoder_weights: {path} holds no weights by name")
+        raise ArgumentError(f"encoder_weights: {path} holds no weights by name")
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}
 
 

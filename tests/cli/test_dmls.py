@@ -136,7 +136,10 @@ def test_a_class_without_training_pixels_has_weight_zero_and_is_said(fit, own_fo
         (["--model.step_weights=[0,0]"], "model.step_weights must be 2 numbers of at least 0, not all of them 0"),
         (["--model.boundary_weight=.nan"], "model.boundary_weight must not be negative"),
         (["--model.network.network=DMLS"], "cannot be DMLS itself"),
-        (["--model.network.network=DFCN", "--model.network.network.width=0"], "width of DFCN must be at least 1"),
+        (
+            ["--model.network.network=DFCN", "--model.network.network.width=0"],
+            "model.network.network.width must be at least 1",
+        ),
         (["--model.step_weights=[1,2,3]"], "model.step_weights must be 2 numbers of at least 0"),
         (["--model.class_weights=[1,2,3]"], "model.class_weights must be 7 numbers of at least 0"),
         (["--model.boundary_weight=-1"], "model.boundary_weight must not be negative"),

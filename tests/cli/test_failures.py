@@ -168,7 +168,7 @@ def test_wandb_online_without_a_login(fails, tmp_path, monkeypatch, how):
 
 def test_images_that_are_too_small_for_the_architecture(fails):
     said = fails("--model.network.architecture=pan", "--model.network.decoder=null")
-    assert said.startswith("model.network: PAN cannot take an image of 64×64, which is too small for it")
+    assert said.startswith("model.network.architecture PAN cannot take an image of 64×64, which is too small for it")
 
 
 def test_long_messages_are_cut():

@@ -113,7 +113,7 @@ def test_predictions_are_maps_pictures_and_records(fit, lsseg, tmp_path, photos)
         ),
         (("--model.network.evolution", "snake"), "evolution"),
         (("--model.network.resolution", "100"), "model.network.resolution must be 28, 56, 112 or 224, not 100"),
-        (("--model.network.target", "binary"), "model.network.evolution needs model.network.target tsdf"),
+        (("--model.network.target", "binary"), "model.network.evolution needs target tsdf"),
         (("--model.test_scales", "[0]"), "model.test_scales must be positive numbers"),
         (("--model.final_weight", "-1"), "model.final_weight must not be negative"),
         (("--data.short_side", "0"), "data.short_side must be a length"),

@@ -89,3 +89,13 @@ def test_what_a_saved_configuration_holds_is_accepted(trained, lsseg, tmp_path):
     assert content["model"]["class_path"]
     test = ("test", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt")
     assert lsseg(*test, "--trainer.default_root_dir", tmp_path / "again")[0] == 0
+
+
+def test_commands_are_completed_in_bash(lsseg):
+    import subprocess
+
+    status, script, _ = lsseg("--completion", "bash")
+    assert status == 0
+    ask = 'COMP_WORDS=(lsseg re); COMP_CWORD=1; _lsseg; echo "${COMPREPLY[*]}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True)
+    assert done.stdout.split() == ["refine", "report"]

@@ -272,7 +272,7 @@ def test_wrong_options_are_named():
         ({"feature_resolution": 112, "resolution": 56}, "feature_resolution must be at most resolution 56"),
         ({"feature_resolution": 30}, "feature_resolution must be 28, 56 or 112"),
         ({"evolution": "snake"}, "evolution"),
-        ({"target": "binary"}, "needs model.network.target tsdf"),
+        ({"target": "binary"}, "needs target tsdf"),
         ({"resolution": 100}, "resolution"),
         ({"steps": 0}, "steps"),
         ({"hyperparameters": "fixed"}, "hyperparameters must be adaptive or global with evolution chan_vese"),
