@@ -83,14 +83,13 @@ def smaller(path):
     return tuple(path.parent.glob("small.yaml"))
 
 
-QUANTITIES = (
-    "data.test_split",
-    "model.epsilon",
-    "model.level_set_weight",
-    "model.lr",
-    "trainer.max_steps",
-    "trainer.val_check_interval",
-)
+def shape(value):
+    """A configuration without its quantities: the numbers in it do not matter to how a run is made."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(inner) for inner in value]
+    return value if isinstance(value, bool | str | None) else type(value).__name__
 
 
 def merged(low, high):
@@ -100,17 +99,30 @@ def merged(low, high):
     return low | {key: merged(low.get(key), value) for key, value in high.items()}
 
 
-def runs():
-    """(suite, run) of all suites; of runs that differ in a quantity only, or not at all when made small, the first."""
+@cache
+def all_runs():
+    """(suite, run) of all suites, made small where that is to be."""
     from lsseg.ablation.spec import expand, load_suite
 
+    return [(path, run) for path in CONFIGS if is_suite(path) for run in expand(load_suite(path, smaller(path)))]
+
+
+def runs():
+    """(suite, run); of runs whose models differ in quantities only, on data of one kind, the first."""
     different = {}
-    for path in filter(is_suite, CONFIGS):
-        for run in expand(load_suite(path, smaller(path))):
-            files = [content_of(Path(file)) for file in run.variant.configs]
-            settings = {key: value for key, value in run.variant.settings.items() if key not in QUANTITIES}
-            different.setdefault(repr((reduce(merged, files, {}), settings)), (path, run))
+    for path, run in all_runs():
+        whole = reduce(merged, [content_of(Path(file)) for file in run.variant.configs], {})
+        settings = {key: value for key, value in run.variant.settings.items() if key.startswith("model")}
+        data = run.variant.settings.get("data") or whole["data"].get("class_path")
+        key = repr((shape(whole.get("model")), shape(settings), data, shape(whole["trainer"].get("callbacks"))))
+        different.setdefault(key, (path, run))
     return list(different.values())
+
+
+@cache
+def in_suites():
+    """The configurations that some run of a suite is made of."""
+    return {Path(file).resolve() for file in {file for _, run in all_runs() for file in run.variant.configs}}
 
 
 def needs(files, settings=()):
@@ -160,10 +172,10 @@ def test_every_run_of_every_suite_goes_through_fit(run, lsseg, tmp_path, real_da
     [
         pytest.param(p, id=str(p.relative_to(TOP)), marks=needs(with_its_base(p)))
         for p in CONFIGS
-        if not is_suite(p) and p.name != "small.yaml"
+        if not is_suite(p) and p.resolve() not in in_suites()
     ],
 )
-def test_every_configuration_goes_through_fit_and_test(path, lsseg, tmp_path, real_data, monkeypatch):
+def test_a_configuration_that_no_suite_uses_goes_through_fit_and_test(path, lsseg, tmp_path, real_data, monkeypatch):
     monkeypatch.setenv("LSSEG_DATA", str(real_data))
     configs = [f"--config={file}" for file in with_its_base(path)]
     status, _, err = lsseg(

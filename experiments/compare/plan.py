@@ -5,14 +5,16 @@ python experiments/compare/plan.py updates runs/compare-camvid-lite-rates     �
 python experiments/compare/plan.py time runs/compare-camvid-lite-updates      → camvid-lite-time.yaml
     [--clock runs/compare-camvid-lite-updates-clock]
 
-1. rates: every method with every learning rate of one grid, scored on the validation split, with a seed of its own and
-   half of the updates; the hybrids take the rate of the method that they add a loss to. Where the best rate of a method
-   is at the edge of the grid, stage 2 refuses it: write this stage again with more `--rates`, and run it for those
-   methods (`lsseg ablate … --only 'METHOD,*'`).
+1. rates: every method with every learning rate of one grid, scored on the validation split, with a seed of its own (at
+   the full size with half of the updates); the hybrids take the rate of the method that they add a loss to. Where the
+   best rate of a method is at the edge of the grid, stage 2 refuses it: write this stage again with more `--rates`, and
+   run it for those methods (`lsseg ablate … --only 'METHOD,*'`).
 2. updates: every method at its best rate, three seeds, equal numbers of updates, scored on the test split.
-3. time: the same, with as many updates as fit into the training time of cross-entropy, measured in stage 2. Where
-   something else ran beside stage 2, its times say little: then, on a machine that does nothing else,
-   `lsseg ablate camvid-lite-updates.yaml --config clock.yaml --only '*-seed0'`, and --clock with its folder.
+3. time: every method against cross-entropy with as many more updates as the method's training time allows, so that no
+   method is stopped before its time. The methods' runs are those of stage 2: copy them
+   (`cp -r runs/compare-camvid-lite-updates/*-seed* runs/compare-camvid-lite-time/`), and cross-entropy alone is left.
+   Times are those of stage 2; where something else ran beside it they say little. Then, on a machine that does nothing
+   else, `lsseg ablate camvid-lite-updates.yaml --config clock.yaml --only '*-seed0'`, and --clock with its folder.
 
 `camvid`, `car_parts` or `nuclei` (as semantic classes). Sizes: `full` for a GPU; for a CPU core a run `lite`, U-Net on
 EfficientNet-Lite0 with ImageNet's weights, and `random`, on a tiny ResNet with random ones.
@@ -163,9 +165,9 @@ class Plain(yaml.SafeDumper):
 
 
 HEADS = {
-    "rates": "The methods with every rate of one grid, half as many updates, on the validation split.",
+    "rates": "The methods with every rate of one grid, on the validation split.",
     "updates": "All methods at equal numbers of updates, each at its best rate of the grid.",
-    "time": "All methods at equal training time: the updates that fit into that of cross-entropy.",
+    "time": "All methods, each against cross-entropy with as many updates as fit into the method's training time.",
 }
 
 
@@ -180,8 +182,10 @@ def suite_of(name: str, methods: list[str]) -> dict[str, Any]:
 def rates(name: str, grid: list[float]) -> dict[str, Any]:
     """Every method that has a rate of its own, and encoder, with the grid of rates."""
     suite = suite_of(name, [method for method in METHODS if method not in RATE_OF])
-    half = steps_of(suite) // 2
-    suite["set"] |= {"data.test_split": "val", "trainer.max_steps": half, "trainer.val_check_interval": half}
+    suite["set"]["data.test_split"] = "val"
+    if name.endswith("-full"):
+        half = steps_of(suite) // 2
+        suite["set"] |= {"trainer.max_steps": half, "trainer.val_check_interval": half}
     return {**suite, "seeds": [SEED_OF_RATES], "grid": {"model.lr": sorted(grid)}}
 
 
@@ -235,7 +239,7 @@ def updates(name: str, grid: list[float], results: Results) -> dict[str, Any]:
 
 
 def equal_time(before: dict[str, Any], results: Results) -> dict[str, Any]:
-    """Every method with the updates that fit into the training time of the baseline on its encoder.
+    """Every method, and its baseline with the updates that fit into the method's training time, to a tenth.
 
     Of a method's runs the fastest is the one that was disturbed least by what else the machine did.
     """
@@ -244,12 +248,19 @@ def equal_time(before: dict[str, Any], results: Results) -> dict[str, Any]:
         sys.exit(f"not run yet: {', '.join(missing)}")
     seconds = {name: min(float(run["train_seconds_per_image"]) for run in runs) for name, runs in results.items()}
     steps = steps_of(before)
-    for row in before["variants"]:
-        ratio = seconds[row["name"]] / seconds[row["baseline"]]
-        count = max(1, round(steps / ratio))
-        print(f"{row['name']}: {ratio:.2f} times the time of an update, {count} updates")
-        row["set"] |= {"trainer.max_steps": count, "trainer.val_check_interval": count}
-    return before
+    plain = {row["name"]: row for row in before["variants"]}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, row in plain.items():
+        own = plain[row["baseline"]]
+        times = max(1, round(seconds[name] / seconds[own["name"]], 1))
+        longer = f"{own['name']}_{times:g}x"
+        print(f"{name}: {times:g} times the time of an update")
+        if times > 1 and longer not in rows:
+            settings = {**own["set"], "trainer.max_steps": round(times * steps)}
+            label = f"{own['label']}, {times:g} times the updates"
+            rows[longer] = {"name": longer, "label": label, "set": settings, "baseline": own["name"]}
+        rows[name] = {**row, "baseline": longer if times > 1 else own["name"]}
+    return {**before, "variants": list(rows.values())}
 
 
 def read_results(folder: Path, made_by: Path) -> Results:

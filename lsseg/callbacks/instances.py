@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,6 +15,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from lsseg.callbacks.drawing import Color, bytes_of
+from lsseg.data.instances import object_masks
 from lsseg.functional.boxes import subpixel_contours
 
 Array = npt.NDArray[Any]
@@ -114,8 +114,7 @@ def object_records(
 def true_masks(found: dict[str, Tensor], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """The true objects at the size of a picture (in evaluation they come at the file's size), m×H×W."""
     layers = F.interpolate(found["layers"][None].float(), size, mode="nearest-exact")[0].to(found["layers"].dtype)
-    number = torch.arange(1, len(found["labels"]) + 1, device=layers.device)
-    masks: npt.NDArray[np.bool_] = (layers[found["layer"]] == number[:, None, None]).cpu().numpy()
+    masks: npt.NDArray[np.bool_] = object_masks({**found, "layers": layers}).cpu().numpy()
     return masks
 
 

@@ -193,6 +193,12 @@ class InstanceSamples(Dataset[dict[str, Any]]):
             raise InputError(f"{name}: an object has the label {wrong[0]}; expected 0..{self.num_classes - 1}")
 
 
+def object_masks(found: dict[str, Tensor]) -> Tensor:
+    """The mask of every object of a sample's ``instances``, n×H×W bool."""
+    number = torch.arange(1, len(found["labels"]) + 1, device=found["layers"].device)
+    return found["layers"][found["layer"]] == number[:, None, None]
+
+
 def _with_boxes(layers: Tensor, found: Instances) -> dict[str, Tensor]:
     """Number anew the objects of which a pixel is left, and find their boxes."""
     count = len(found.labels)

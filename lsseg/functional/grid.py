@@ -98,6 +98,11 @@ class FeatureGrid:
         return flat.view(*flat.shape[:2], *self.cells.shape[2:])
 
 
+def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """B×D×h×w values at another size, bilinear."""
+    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
 def enlarged(features: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     """F = U f of b×D×h×w features, b×D×H×W; by products of matrices, which have one gradient on a GPU, too."""
     rows = _interpolation(features, features.shape[2], size[0], stride)

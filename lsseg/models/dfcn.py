@@ -3,10 +3,10 @@
 Legend: B images, C classes, H×W pixels.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.errors import ArgumentError
+from lsseg.functional.grid import resized
 from lsseg.models.encoder import EncoderNet, is_vgg, make_encoder
 from lsseg.models.output import SegOutput
 
@@ -62,8 +62,8 @@ class DFCN(EncoderNet):
         maps = self.encoder(padded)
         x = self.context(maps[self.levels[0]])
         for level, lateral, merge in zip(self.levels[1:], self.lateral, self.merge, strict=True):
-            x = merge(_enlarged(x, maps[level].shape[-2:]) + lateral(maps[level]))
-        logits = _enlarged(self.classifier(x), padded.shape[-2:])
+            x = merge(resized(x, maps[level].shape[-2:]) + lateral(maps[level]))
+        logits = resized(self.classifier(x), padded.shape[-2:])
         return self.output(logits, x, image, padded)
 
 
@@ -71,7 +71,3 @@ def dilated_convolution(inputs: int, outputs: int) -> nn.Sequential:
     """A 3×3 convolution of dilation 2, batch-norm, ReLU."""
     convolution = nn.Conv2d(inputs, outputs, 3, padding=2, dilation=2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
-def _enlarged(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)

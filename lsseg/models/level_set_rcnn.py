@@ -18,11 +18,12 @@ from lsseg.errors import ArgumentError, require
 from lsseg.functional import Delta, blocks
 from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
+from lsseg.functional.grid import resized
 from lsseg.models.box_heads import box_heads, proposal_network
 from lsseg.models.feature_head import SMALL, FeatureHead
 from lsseg.models.fpn import BoxPooler, PyramidEncoder
 from lsseg.models.hyperparameters import Hyperparameters, Numbers
-from lsseg.models.mask_heads import EdgeHead, MaskHead, PooledHead, enlarged
+from lsseg.models.mask_heads import EdgeHead, MaskHead, PooledHead
 from lsseg.models.refiner import ChanVeseRefiner
 from lsseg.models.state import takes_relatives
 
@@ -191,6 +192,7 @@ class LevelSetRCNN(nn.Module):
         require(0 <= score_threshold < 1, "score_threshold", score_threshold, "must lie in [0, 1)")
         self.num_classes = num_classes
         self.target, self.evolution, self.resolution = target, evolution, resolution
+        self.grid = (resolution, resolution)
         # Where a mask on few cells is cut at a half first, its distances are off by more than what is to be learnt.
         self.target_resolution = resolution if target == "binary" else max(112, resolution)
         self.steps, self.detach_init, self.eta = steps, detach_init, eta
@@ -310,7 +312,7 @@ class LevelSetRCNN(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if self.target == "binary":
             return Masks(scores, scores)
-        initial = enlarged(torch.tanh(scores)[:, None], self.resolution)[:, 0]
+        initial = resized(torch.tanh(scores)[:, None], self.grid)[:, 0]
         if self.evolution == "none":
             return Masks(initial, initial)
         start = initial.detach() if self.detach_init else initial
@@ -339,7 +341,7 @@ class LevelSetRCNN(nn.Module):
 
     def _convolved(self, start: Tensor, embedded: Tensor) -> Tensor:
         """What the control changes in the evolution's place: a weighted sum of the features and φ⁰ in every cell."""
-        both = torch.cat([enlarged(embedded, self.resolution), start[:, None].to(embedded.dtype)], 1)
+        both = torch.cat([resized(embedded, self.grid), start[:, None].to(embedded.dtype)], 1)
         change: Tensor = self.block(both)[:, 0].to(start.dtype)
         return change
 

@@ -12,9 +12,9 @@ interpolation leaves a checkerboard in F, and costs more.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsseg.functional.grid import resized
 from lsseg.models.feature_head import FeatureHead, convolution, initialise
 
 
@@ -93,14 +93,7 @@ class EdgeHead(nn.Module):
         x = self.features(pooled)
         # A layer of 1×1 and the interpolation may change places: three channels are enlarged instead of all.
         raw = torch.cat([self.velocity(x), self.modulation(x)], 1).to(torch.promote_types(x.dtype, torch.float32))
-        planes = enlarged(raw, self.resolution)
+        planes = resized(raw, (self.resolution, self.resolution))
         velocity = planes[:, :2]
         unit = velocity / (velocity.square().sum(1, keepdim=True) + 1e-6).sqrt()
         return unit, torch.sigmoid(planes[:, 2])
-
-
-def enlarged(x: Tensor, resolution: int) -> Tensor:
-    """Bilinear, to R×R."""
-    if x.shape[-1] == resolution:
-        return x
-    return F.interpolate(x, (resolution, resolution), mode="bilinear", align_corners=False)

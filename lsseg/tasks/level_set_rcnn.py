@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsseg.data.instances import object_masks
 from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError
 from lsseg.functional import level_set_energy, tsdf
@@ -311,9 +312,5 @@ class LevelSetRCNNTask(Task):
 
 def truths(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
     """The objects of every image with a mask each, m×H×W bool."""
-    known = []
-    for found in batch["instances"]:
-        number = torch.arange(1, len(found["labels"]) + 1, device=found["layers"].device)
-        masks = found["layers"][found["layer"]] == number[:, None, None]
-        known.append({**{key: found[key] for key in ("boxes", "labels", "crowd")}, "masks": masks})
-    return known
+    kept = ("boxes", "labels", "crowd")
+    return [{**{key: found[key] for key in kept}, "masks": object_masks(found)} for found in batch["instances"]]

@@ -97,19 +97,24 @@ def test_stages_are_taken_in_their_order(run, tmp_path):
         run("updates", tmp_path)
 
 
-def test_equal_time_means_as_many_updates_as_fit(plan):
+def test_equal_time_means_as_many_more_updates_of_the_baseline(plan):
+    names = {"cross_entropy": "Cross-entropy", "lovasz": "Lovász", "dmls": "DMLS", "hybrid": "Both"}
     before = {
         "base": ["base.yaml", "small.yaml"],
         "variants": [
-            {"name": "cross_entropy", "set": {"model.lr": 1}, "baseline": "cross_entropy"},
-            {"name": "dmls", "set": {"model.lr": 2}, "baseline": "cross_entropy"},
+            {"name": name, "label": label, "set": {"model.lr": i}, "baseline": "cross_entropy"}
+            for i, (name, label) in enumerate(names.items())
         ],
     }
-    seconds = {"cross_entropy": ["0.02", "0.09"], "dmls": ["0.06", "0.05"]}  # the fastest run was disturbed least
+    # The fastest run was disturbed least.
+    seconds = {"cross_entropy": ["0.02", "0.09"], "lovasz": ["0.0201"], "dmls": ["0.06", "0.05"], "hybrid": ["0.0499"]}
     results = {name: [{"train_seconds_per_image": each} for each in own] for name, own in seconds.items()}
-    found = plan.equal_time(before, results)["variants"]
-    assert [row["set"]["trainer.max_steps"] for row in found] == [200, 80]
-    assert [row["set"]["model.lr"] for row in found] == [1, 2]
+    rows = {row["name"]: row for row in plan.equal_time(before, results)["variants"]}
+    assert list(rows) == ["cross_entropy", "lovasz", "cross_entropy_2.5x", "dmls", "hybrid"]
+    against = [row["baseline"] for row in rows.values()]
+    assert against == ["cross_entropy", "cross_entropy", "cross_entropy", "cross_entropy_2.5x", "cross_entropy_2.5x"]
+    assert rows["cross_entropy_2.5x"]["set"] == {"model.lr": 0, "trainer.max_steps": 500}
+    assert rows["dmls"]["set"] == {"model.lr": 2}
 
 
 def test_times_may_come_from_short_runs_that_were_timed_alone(plan, run, rates, tmp_path):
@@ -117,8 +122,10 @@ def test_times_may_come_from_short_runs_that_were_timed_alone(plan, run, rates, 
     timed = [(method, 30, 0.05 if method == "cross_entropy" else 0.1) for method in plan.METHODS]
     clock = write_results(tmp_path / "clock", timed)
     run("time", tmp_path / "compare-camvid-lite-updates", "--clock", clock)
-    content = yaml.safe_load((tmp_path / "camvid-lite-time.yaml").read_text())
-    assert [row["set"]["trainer.max_steps"] for row in content["variants"]] == [1600] + [800] * (len(plan.METHODS) - 1)
+    suite = load_suite(tmp_path / "camvid-lite-time.yaml")
+    rows = {variant.name: variant for variant in suite.variants}
+    assert rows["cross_entropy_2x"].settings["trainer.max_steps"] == 1600
+    assert [variant.baseline for name, variant in rows.items() if "cross" not in name] == ["cross_entropy_2x"] * 10
     write_results(tmp_path / "short", timed[:-1])
     with pytest.raises(SystemExit, match=f"not run yet: {timed[-1][0]}"):
         run("time", tmp_path / "compare-camvid-lite-updates", "--clock", tmp_path / "short")
