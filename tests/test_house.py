@@ -17,10 +17,11 @@ LAYERS = {
     "metrics": {"functional"},
     "tasks": {"functional", "losses", "models", "data", "metrics"},
     "callbacks": {"functional", "losses", "models", "data", "metrics", "tasks"},
-    "ablation": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks", "cli"},
+    "ablation": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks"},
     "cli": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks", "ablation"},
 }
-EVERYWHERE = {"errors", "files", "process"}  # what a user did wrong, writing files whole, dying with the parent
+# Options by whole names, what a user did wrong, writing files whole, dying with the parent.
+EVERYWHERE = {"arguments", "errors", "files", "process"}
 CONFIGS = sorted((TOP / "experiments").rglob("*.yaml"))
 
 

@@ -18,7 +18,7 @@ from lsseg.ablation.monitor import Monitor
 from lsseg.ablation.runner import Outcome, Runner, check_settings
 from lsseg.ablation.spec import Run, Suite, describe, expand, load_suite
 from lsseg.ablation.sweep import create_sweep, write_sweep
-from lsseg.cli.arguments import Arguments
+from lsseg.arguments import Arguments
 from lsseg.errors import InputError
 from lsseg.files import write_json
 

@@ -37,7 +37,7 @@ def check_kinds(path: Path, suite: Suite) -> None:
 
 
 def _kind_of_task(name: str | None) -> str | None:
-    """Of a class by its short name or its import path; None where there is none such, which the run itself will say."""
+    """The kind of a task by its short name or import path; None of an unknown one, which the run itself will refuse."""
     module, _, short = (name or "").rpartition(".")
     try:
         return getattr(getattr(importlib.import_module(module or "lsseg.tasks"), short), "kind", None)

@@ -47,7 +47,7 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """Of its task."""
+        """The kind of its task."""
         return kind_of_summary(self.summary)
 
     @property
@@ -68,7 +68,7 @@ class Result:
         return replace(self, names=self.names[keep], counts=counts, summary={**self.summary, "scores": {}})
 
     def scores(self) -> dict[str, float]:
-        """By name, as tables show them: of label maps from its counts, others as the run itself found them."""
+        """Scores by name, as tables show them: those of label maps from its counts, others as the run found them."""
         known, every = self.summary["scores"], np.ones((1, len(self.names)))
         found = {}
         for score in of_kind(self.kind):

@@ -135,7 +135,7 @@ def steps_panel(
         truth: H×W labels, 255 for void; None where there is none.
         predictions: H×W labels after each of K steps.
         phi: H×W level-set functions of ``phi_class`` after each step, positive inside.
-        phi_class: Of which φ is shown.
+        phi_class: The class of which φ is shown.
         class_names: C names.
         palette: C colours.
         title: Above the rows.

@@ -32,7 +32,7 @@ def save_gallery(trainer: pl.Trainer, task: Any, counts: dict[str, npt.NDArray[A
     Args:
         trainer: After a test.
         task: What was tested.
-        counts: Of every test image, as :meth:`test_counts` gives them.
+        counts: Counts of every test image, as :meth:`test_counts` gives them.
         count: How many of the best, and of the worst.
     """
     folder = Path(trainer.default_root_dir) / "gallery"

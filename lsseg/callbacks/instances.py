@@ -32,7 +32,7 @@ def draw_objects(image: Array, masks: Array, opacity: float = 0.45) -> npt.NDArr
     Args:
         image: H×W×3 floats in [0, 1], or uint8.
         masks: n×H×W bool, drawn from the last to the first (the best).
-        opacity: Of the colours.
+        opacity: Opacity of the colours.
     """
     canvas = bytes_of(image)
     for number in reversed(range(len(masks))):

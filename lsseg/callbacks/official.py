@@ -40,7 +40,7 @@ class Official(ABC):
 
     @abstractmethod
     def scores(self, images: int) -> dict[str, float]:
-        """Of the first images of the split, all of which are written."""
+        """Score the first images of the split, all of which are written."""
 
 
 class CityscapesPixels(Official):
@@ -60,7 +60,7 @@ class CityscapesPixels(Official):
         save_server_labels(labels, self.data.file_values, self.folder / f"{self.source.name(index)}.png")
 
     def scores(self, images: int) -> dict[str, float]:
-        """By the official scripts."""
+        """Score by the official scripts."""
         pairs = self.source.pairs[:images]
         return cityscapes_pixel_scores([(self.folder / f"{image.stem}.png", truth) for image, truth in pairs])
 
@@ -77,7 +77,7 @@ class CityscapesObjects(Official):
         save_server_objects(outputs["objects"][i], self.data.file_values, self.folder, self.source.name(index))
 
     def scores(self, images: int) -> dict[str, float]:
-        """By the official scripts."""
+        """Score by the official scripts."""
         pairs = self.source.pairs[:images]
         return cityscapes_object_scores(
             [(self.folder / f"{image.stem}.txt", truth) for image, truth in pairs], self.folder
@@ -98,7 +98,7 @@ class LvisObjects(Official):
         write_json(self.folder / f"{index}.json", records)
 
     def scores(self, images: int) -> dict[str, float]:
-        """By faster-coco-eval."""
+        """Score by faster-coco-eval."""
         file, known = self.data.annotations(self.data.test_split), self.data.labels(self.data.test_split)
         shown = self.source.images[:images]
         truth = {

@@ -32,12 +32,13 @@ class SavePredictions(pl.Callback):
         output: Folder to write into; null is ``predictions`` in the run's folder.
         phi: Names of classes whose level-set function is written too, as ``NAME_phi_CLASS.npy`` (float32, H×W, positive
             inside) and a picture of it, ``NAME_phi_CLASS.png``; ``[all]`` for every class.
-        steps: Of a network that refines its prediction, also write the labels after every step, ``NAME_step1.png`` …,
-            and a picture of all steps with the zero contour of φ, ``NAME_steps.png``, for the first class of ``phi``,
-            or else for the one that the steps change most. The image passes the network a second time. Of a Chan-Vese
-            evolution also ``NAME_evolution.png``: contours by iteration, features, hyperparameters.
-        contours: Of instances: add the contours to ``NAME.json``, to a fraction of a pixel, by marching squares on φ.
-        score: Of instances: least score of an object that is written.
+        steps: Whether a network that refines its prediction also writes the labels after every step, ``NAME_step1.png``
+            …, and a picture of all steps with the zero contour of φ, ``NAME_steps.png``, for the first class of
+            ``phi``, or else for the one that the steps change most. The image passes the network a second time. Of a
+            Chan-Vese evolution also ``NAME_evolution.png``: contours by iteration, features, hyperparameters.
+        contours: Whether to add the contours of instances to ``NAME.json``, to a fraction of a pixel, by marching
+            squares on φ.
+        score: Least score of an object that is written.
         submission: Write the files that the data set's server takes and nothing else (Cityscapes, CityscapesInstances,
             ADE20K), of instances whatever their score.
     """

@@ -16,7 +16,7 @@ class WandbRun(WandbLogger):
     """A W&B run: offline unless the user is logged in.
 
     Args:
-        save_dir: Where the ``wandb`` folder goes.
+        save_dir: The folder into which the ``wandb`` folder goes.
         project: W&B project.
         name: Name of the run; null takes the name of the run's folder.
         id: Id of the run; a run started again under the same id goes on. Null lets W&B choose.

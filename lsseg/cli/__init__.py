@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from lsseg.cli.arguments import Arguments
+from lsseg.arguments import Arguments
 from lsseg.cli.failures import Place, told
 from lsseg.errors import InputError
 from lsseg.process import die_with_parent

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lsseg.arguments import Arguments
 from lsseg.cli import (
     bench_chan_vese,
     bench_data,
@@ -19,7 +20,6 @@ from lsseg.cli import (
     bench_methods,
     bench_segment,
 )
-from lsseg.cli.arguments import Arguments
 from lsseg.errors import InputError
 from lsseg.files import write_json
 

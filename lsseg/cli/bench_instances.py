@@ -48,7 +48,7 @@ def memory_of(case: str, options: Any) -> int:
 
 
 def _inference(case: str, options: Any) -> Callable[[], None]:
-    """From an image to masks at its size. All detections are kept, so that both have as many objects."""
+    """Time the way from an image to masks at its size. All detections are kept, so that both have as many objects."""
     import torch
 
     from lsseg.functional.boxes import paste_masks

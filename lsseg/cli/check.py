@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lsseg.cli.arguments import Arguments
+from lsseg.arguments import Arguments
 from lsseg.cli.parser import Parser, own_errors
 from lsseg.data import DataModule
 from lsseg.data.instances import Instances

@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
+from lsseg.arguments import nearest
 from lsseg.callbacks import BestCheckpoint, PeriodicCheckpoint
-from lsseg.cli.arguments import nearest
 from lsseg.errors import InputError
 from lsseg.metrics.scores import of_kind
 
@@ -36,7 +36,7 @@ def check_class_keys(content: Any, path: Path, key: str = "") -> None:
     Args:
         content: What the file, or a part of it, holds.
         path: The file.
-        key: Of the part.
+        key: Key of the part.
 
     Raises:
         InputError: Naming the key.

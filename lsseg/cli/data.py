@@ -6,8 +6,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from lsseg.arguments import Arguments
 from lsseg.cli import check
-from lsseg.cli.arguments import Arguments
 from lsseg.data.fetch import Archive, fetch
 from lsseg.data.root import data_root
 from lsseg.errors import InputError
@@ -19,12 +19,12 @@ class DataSet(NamedTuple):
     """A data set that is read from disk.
 
     Attributes:
-        class_name: Its class on the command line.
-        folder: Its folder below ``$LSSEG_DATA`` (or ``data``).
+        class_name: Name of the class on the command line.
+        folder: Name of the folder below ``$LSSEG_DATA`` (or ``data``).
         counts: Files that a complete copy has, by pattern.
         terms: Under which conditions, as its authors state them.
-        archive: Where it can be fetched from; None where its files must be put in place by hand.
-        source: Where to find it, then.
+        archive: Addresses from which it can be fetched; None where its files must be put in place by hand.
+        source: Where to find it in that case.
         layout: Files by pattern of another layout that is read, too.
         extra: Files by pattern that some settings need, and not all.
         unpacked: Folders below its own in which it may lie as well, as its archive unpacks.

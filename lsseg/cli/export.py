@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lsseg.cli.arguments import Arguments
+from lsseg.arguments import Arguments
 from lsseg.cli.load import load_run, run_config
 from lsseg.errors import InputError
 
@@ -78,7 +78,7 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
         run: The run's folder.
         file: ``.onnx`` or ``.pt2``.
         shape: B, H, W.
-        checkpoint: In the run's folder.
+        checkpoint: File in the run's folder.
 
     Returns:
         The largest difference of its scores from the network's, on a random image.

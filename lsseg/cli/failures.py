@@ -18,7 +18,7 @@ class Place:
     """Where a command is.
 
     Args:
-        folder: Of the run, once it is known.
+        folder: Folder of the run, once it is known.
         config: The resolved configuration in plain values, once it is known.
     """
 
@@ -31,7 +31,8 @@ def told(error: BaseException, place: Place) -> str:
 
     Args:
         error: Whatever was raised.
-        place: Where: ``log.txt`` of the run's folder takes the traceback, a temporary file where there is no folder.
+        place: Where the command is: ``log.txt`` of the run's folder takes the traceback, a temporary file where there
+            is no folder.
 
     Returns:
         The key that led there where one is known, class, message, and the file.

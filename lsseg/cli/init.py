@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from lsseg.cli.arguments import Arguments
+from lsseg.arguments import Arguments
 from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
 from lsseg.data.coco_folder import FILE
 from lsseg.data.module import SPLITS

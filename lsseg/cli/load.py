@@ -22,8 +22,8 @@ class LoadedRun(NamedTuple):
     """What a run was made of.
 
     Attributes:
-        task: With its weights, in evaluation mode.
-        data: As the run's configuration says.
+        task: The task with its weights, in evaluation mode.
+        data: The data, as the run's configuration says.
     """
 
     task: Task
@@ -33,7 +33,7 @@ class LoadedRun(NamedTuple):
         """Segment one image file.
 
         Args:
-            image: Its path.
+            image: Path of the image.
 
         Returns:
             Of label maps ``labels`` (H×W) and ``phi`` (C×H×W, positive inside); of instances ``masks`` (n×H×W bool),
@@ -58,7 +58,7 @@ def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
     """Load a run from its folder, as notebooks and figures want it.
 
     Args:
-        folder: Of a run, with its ``config.yaml``.
+        folder: Folder of a run, with its ``config.yaml``.
         checkpoint: The file of weights in it.
 
     Raises:
@@ -85,7 +85,7 @@ def run_config(folder: Path, checkpoint: str = "last.ckpt") -> dict[str, Any]:
     """The keys ``model`` and ``data`` of a run's configuration, as they were saved.
 
     Args:
-        folder: Of a run.
+        folder: Folder of a run.
         checkpoint: A file that a finished run has.
 
     Raises:

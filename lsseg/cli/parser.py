@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
-from lsseg.cli.arguments import nearest, unknown_option
+from lsseg.arguments import nearest, unknown_option
 from lsseg.errors import InputError
 
 # What jsonargparse says of every attempt to read a value, whatever is wrong with it.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from lsseg.cli.arguments import Arguments
+from lsseg.arguments import Arguments
 from lsseg.data.pixels import image_size, read_image, read_mask
 from lsseg.data.source import images_below, is_image, matched, other_size
 from lsseg.errors import InputError, refuse_all
@@ -19,7 +19,7 @@ class Job(NamedTuple):
     """One image and its mask.
 
     Attributes:
-        name: Of what is written.
+        name: Name of what is written.
         image: File.
         mask: File.
         values: What the mask file holds outside and inside.

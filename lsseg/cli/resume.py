@@ -47,7 +47,7 @@ def refuse_other_model(path: Path, checkpoint: dict[str, Any], model: dict[str, 
 
     Args:
         path: The checkpoint's file. One of an older version holds no configuration: the file beside it does.
-        checkpoint: Its content.
+        checkpoint: Content of the checkpoint.
         model: The resolved configuration below ``model`` of the run that goes on.
 
     Raises:

@@ -14,7 +14,7 @@ class Classes(NamedTuple):
     """What ``classes.yaml`` says.
 
     Attributes:
-        names: Of the classes, in the order of their labels.
+        names: Names of the classes, in the order of their labels.
         palette: Their display colours.
         labels: Mask value → label.
         colors: Mask colour → label, where masks hold colours; then ``labels`` is not used.

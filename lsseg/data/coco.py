@@ -28,10 +28,10 @@ class CocoObjects:
 
     Args:
         file: The annotations.
-        folder: Where the images are.
+        folder: Folder of the images.
         labels: Category id → label; objects of other categories are left out.
         images: Entries of the file's images; None is all of them.
-        value_range: Of images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
+        value_range: Values of black and white in images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CocoObjects:
             The ids of the annotations that have no pixel.
 
         Raises:
-            InputError: With all that is wrong.
+            InputError: If anything is wrong; names all of it.
         """
         problems: list[str] = []
         empty: list[Any] = []
@@ -139,7 +139,7 @@ class CocoInstances(InstanceData):
         test: Annotations of the test split.
         test_images: Folder of its images.
         val_fraction: The share of the training images that validates where there is no split for it.
-        split_seed: Of that choice; it does not depend on the run's seed.
+        split_seed: Seed of that choice; it does not depend on the run's seed.
         categories: Names of the categories to use, in this order; null is all, in the order of their ids.
         value_range: The values that are black and white in images that are not 8-bit; null is the range of the files'
             format.
@@ -208,7 +208,7 @@ class CocoInstances(InstanceData):
         """Look at all files of the splits, before anything is spent on training.
 
         Raises:
-            InputError: With all that is wrong.
+            InputError: If anything is wrong; names all of it.
         """
         for split in splits:
             if split in self._checked:

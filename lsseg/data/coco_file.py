@@ -151,7 +151,7 @@ def checked_code(annotation: dict[str, Any], size: tuple[int, int]) -> list[Any]
     """An annotation's segmentation, cleaned: polygons of three points or more, or runs; None where it has no pixel.
 
     Args:
-        annotation: Of an object.
+        annotation: Annotation of an object.
         size: H, W of its image.
 
     Raises:

@@ -22,7 +22,7 @@ class Archive(NamedTuple):
     """A zip file somewhere, and what of it is wanted.
 
     Attributes:
-        url: Its address.
+        url: Address of the file.
         members: Pattern of the wanted members; its first group is the path below the data set's folder. It must not
             match anything that leads out of that folder.
     """
@@ -38,7 +38,7 @@ def fetch(archive: Archive, root: Path, problem: Callable[[Path], str | None], c
         archive: What to fetch.
         root: The folder to be made.
         problem: Says what is wrong with an unpacked copy, or None.
-        console: Where progress is shown.
+        console: The console that shows progress.
 
     Raises:
         InputError: If there is no network, the file is no zip, or the copy is not complete.

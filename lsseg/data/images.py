@@ -22,10 +22,10 @@ class Images(Dataset[dict[str, Any]]):
     Args:
         path: The folder or file.
         transform: Called with the image (3×H×W uint8) and an empty mask, returns both.
-        value_range: Of images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
+        value_range: Values of black and white in images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
 
     Attributes:
-        paths: Of the files, sorted.
+        paths: Paths of the files, sorted.
         names: What to call them, all different: their paths below the folder without the suffix, and with it where two
             differ in nothing else.
 
@@ -47,7 +47,7 @@ class Images(Dataset[dict[str, Any]]):
         """Look at the heads of all files, before any is predicted.
 
         Raises:
-            InputError: With all that are missing or no images.
+            InputError: If files are missing or no images; names them all.
         """
         problems = []
         for path in self.paths:

@@ -144,7 +144,7 @@ class InstanceSamples(Dataset[dict[str, Any]]):
     """A source's images and objects, transformed and seeded item by item.
 
     Args:
-        source: Where images and objects come from.
+        source: The images and their objects.
         num_classes: C.
         transform: Called with image (3×H×W uint8) and layers (L×H×W int32), returns both.
         training: Whether the objects follow the image's transform, and what vanishes is dropped. In evaluation they

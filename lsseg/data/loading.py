@@ -37,10 +37,10 @@ class Samples(Dataset[dict[str, Any]]):
     """A source's images and masks, checked, transformed and seeded item by item.
 
     Args:
-        source: Where images and masks come from.
+        source: The images and their masks.
         num_classes: C; a label outside 0..C-1 that is not 255 is an error.
         transform: Called with image (3×H×W uint8) and mask (H×W), returns both.
-        seed: Of the augmentation.
+        seed: Seed of the augmentation.
 
     Items are ``{"image": float 3×H×W in [0, 1], "mask": int64 H×W, "index": int, "name": str}``. They are asked for by
     an index or, in training, by (epoch, index). The index ``-1 - i`` asks for a copy of item i that counts for nothing:
@@ -96,7 +96,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Args:
         size: Number of images.
-        seed: Of the order.
+        seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
         position: Asked when an epoch begins: its number, and how many of this rank's items were used before an

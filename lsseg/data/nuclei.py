@@ -26,7 +26,7 @@ class NucleiDSB2018(InstanceData):
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/dsb2018``, then ``data/dsb2018``.
-        split_seed: Of the split; it does not depend on the run's seed.
+        split_seed: Seed of the split; it does not depend on the run's seed.
         modality: ``all``, ``fluorescence`` (grey, dark ground) or ``stained`` (the others).
         **options: See :class:`InstanceData`.
     """

@@ -57,7 +57,7 @@ def class_of(groups: dict[str, list[str]], names: Sequence[str]) -> npt.NDArray[
 
     Args:
         groups: Names by group.
-        names: Of the labels, in their order.
+        names: Names of the labels, in their order.
 
     Raises:
         InputError: A name that is no label's or in two groups; a group of none.

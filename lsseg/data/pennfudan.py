@@ -25,7 +25,7 @@ class PennFudan(InstanceData):
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/pennfudan``, then ``data/pennfudan``.
-        split_seed: Of the split; it does not depend on the run's seed.
+        split_seed: Seed of the split; it does not depend on the run's seed.
         **options: See :class:`InstanceData`.
     """
 

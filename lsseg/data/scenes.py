@@ -352,11 +352,11 @@ def draw_objects(
     """The same scene as a picture of objects: what is visible of each, and its class.
 
     Args:
-        seed: As in :func:`draw_scene`.
-        index: As in :func:`draw_scene`.
-        size: As in :func:`draw_scene`.
-        difficulty: As in :func:`draw_scene`.
-        objects: As in :func:`draw_scene`.
+        seed: Seed, as in :func:`draw_scene`.
+        index: Index, as in :func:`draw_scene`.
+        size: Size, as in :func:`draw_scene`.
+        difficulty: Difficulty, as in :func:`draw_scene`.
+        objects: Objects, as in :func:`draw_scene`.
 
     Returns:
         The image, uint8 H×W×3; a map, int32 H×W, in which object k has the value k + 1 and 0 is background; and the

@@ -41,7 +41,7 @@ class FilePairs:
         labels: File value → label, for masks that do not hold labels as they are; any other value is an error.
         names: What to call the images; None are the stems of their files.
         colors: Colour → label, for masks that hold colours.
-        value_range: Of images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
+        value_range: Values of black and white in images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class FilePairs:
 
 
 def other_size(image: Path, size: Sequence[int], mask: Path, mask_size: Sequence[int]) -> str:
-    """That a mask does not have its image's size."""
+    """Say that a mask does not have its image's size."""
     return f"{image} is {size[0]}×{size[1]}{turned(image)}, but its mask {mask} is {mask_size[0]}×{mask_size[1]}"
 
 
@@ -229,8 +229,8 @@ def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[s
     """Give every image the mask of the same path below a folder of masks.
 
     Args:
-        images: By path below their own folder, without suffix.
-        folder: Of the masks.
+        images: Images by path below their own folder, without suffix.
+        folder: Folder of the masks.
         suffix: What the masks' names add to the images', such as ``_mask``; None finds out.
 
     Raises:

@@ -24,8 +24,8 @@ class Generated:
 
     Args:
         length: Number of scenes.
-        seed: Of the split.
-        **parameters: Of the function that draws them.
+        seed: Seed of the split.
+        **parameters: Parameters of the function that draws them.
     """
 
     def __init__(self, length: int, seed: int, **parameters: Any) -> None:
@@ -58,7 +58,7 @@ class SyntheticShapes(SegmentationData):
         difficulty: 0 (clean, distinct colours) to 1 (noise and overlap close to the limit).
         objects: Mean number of objects in a scene.
         void_width: Width in pixels of the void border around half of the objects; 0 draws none.
-        data_seed: Of the scenes; it does not depend on the run's seed, so that all runs see one data set.
+        data_seed: Seed of the scenes; it does not depend on the run's seed, so that all runs see one data set.
         scale: Least and largest random scale in training.
         photometric: Strength of the colour jitter in training, 0 to 1.
         **options: See :class:`SegmentationData`.
@@ -119,7 +119,7 @@ class SyntheticInstances(InstanceData):
         size: Height, width of a scene in pixels.
         difficulty: 0 (clean, distinct colours) to 1 (noise and overlap close to the limit).
         objects: Mean number of objects in a scene.
-        data_seed: Of the scenes; it does not depend on the run's seed, so that all runs see one data set.
+        data_seed: Seed of the scenes; it does not depend on the run's seed, so that all runs see one data set.
         **options: See :class:`InstanceData`.
     """
 

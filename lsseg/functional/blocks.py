@@ -57,7 +57,7 @@ def in_threads(work: Callable[[Sequence[Item]], Result], items: Sequence[Item], 
     Args:
         work: Makes one result of some items. It is called without gradients.
         items: Blocks, for instance.
-        device: Of the tensors; elsewhere than on a CPU there is one share.
+        device: Device of the tensors; elsewhere than on a CPU there is one share.
     """
     count = min(torch.get_num_threads(), len(items)) if in_cache(device) else 1
     if count <= 1:

@@ -46,7 +46,7 @@ def boundary_counts(
         prediction: B×H×W labels in 0..C-1.
         target: B×H×W labels in 0..C-1, or ``ignore_index``.
         num_classes: C.
-        radius: In pixels, ≥ 0.
+        radius: Radius in pixels, ≥ 0.
         ignore_index: Label of void pixels.
 
     Returns:

@@ -22,7 +22,7 @@ def crop_objects(layers: Tensor, layer: Tensor, objects: Tensor, boxes: Tensor, 
 
     Args:
         layers: L×H×W integers; object k is where ``layers[layer[k]] == k + 1``.
-        layer: Of every object.
+        layer: Layer of every object.
         objects: n, the object of each box.
         boxes: n×4.
         resolution: R.

@@ -21,11 +21,11 @@ class DenseCRF:
     searches (Chen 2018, section 4.1); it prints no values that it found.
 
     Args:
-        appearance_weight: Of the first kernel; DeepLab searches 3 to 6, on validation images.
-        appearance_xy: Its σ in pixels; DeepLab searches 30 to 100.
-        appearance_rgb: Its σ' in levels of 0..255; DeepLab searches 3 to 6.
-        smoothness_weight: Of the second kernel; 3 in DeepLab.
-        smoothness_xy: Its σ in pixels; 3 in DeepLab.
+        appearance_weight: Weight of the first kernel; DeepLab searches 3 to 6, on validation images.
+        appearance_xy: Width σ of the first kernel in pixels; DeepLab searches 30 to 100.
+        appearance_rgb: Width σ' of the first kernel in levels of 0..255; DeepLab searches 3 to 6.
+        smoothness_weight: Weight of the second kernel; 3 in DeepLab.
+        smoothness_xy: Width σ of the second kernel in pixels; 3 in DeepLab.
 
     Raises:
         InputError: If a value is out of range.
@@ -52,7 +52,7 @@ class DenseCRF:
         Args:
             probabilities: C×H×W, of the network.
             image: H×W×3, RGB.
-            iterations: Of mean field; 10 or 5 in Kim 2019, table 4.
+            iterations: Number of mean-field iterations; 10 or 5 in Kim 2019, table 4.
 
         Raises:
             InputError: If the package is not installed.

@@ -119,19 +119,19 @@ def cross_entropy_level_set(
         epsilon: See :func:`level_set_energy`.
         heaviside: See :func:`level_set_energy`.
         ignore_index: Label of void pixels.
-        reduction: Of the level-set energy. The cross-entropy is always the mean over the batch's valid pixels (in
-            ``multilabel`` mode and over classes), 0 where there is none.
+        reduction: Reduction of the level-set energy. The cross-entropy is always the mean over the batch's valid pixels
+            (in ``multilabel`` mode and over classes), 0 where there is none.
         kernels: See :func:`level_set_energy`.
         mode: See :func:`level_set_energy`; the cross-entropy of ``binary`` and ``multilabel`` is the binary one.
         valid: See :func:`level_set_energy`.
-        class_weights: Of the energies only.
+        class_weights: Factors of the classes' energies only.
         kind: The older name of ``heaviside``.
 
     Returns:
         The cross-entropy (a scalar) and the level-set energy, both differentiable once.
 
     Raises:
-        ValueError: As :func:`level_set_energy`.
+        ValueError: In the same cases as :func:`level_set_energy`.
     """
     options = epsilon, kind or heaviside, ignore_index, reduction, kernels, mode, valid
     cross_entropy, energies = _terms(logits, target, *options, cross_entropy=True)
@@ -186,7 +186,7 @@ def _terms(
 
 
 def _without_class_axis(values: Tensor, space: tuple[int, ...], name: str) -> Tensor:
-    """Of B×spatial or B×1×spatial the former."""
+    """Bring labels B×1×spatial to B×spatial."""
     if values.shape == (space[0], 1, *space[1:]):
         return values.squeeze(1)
     if values.shape != space:

@@ -36,7 +36,7 @@ def terms(
         labels: B×spatial.
         ignore_index: Label of void pixels.
         epsilon: ε.
-        kind: Of Heaviside function.
+        kind: Name of the Heaviside function.
         mean: Whether energies are per valid pixel, or summed.
         cross_entropy: Whether the cross-entropy is wanted; 0 (or a number that means nothing) otherwise.
         triton: Whether Triton's kernels do the work.

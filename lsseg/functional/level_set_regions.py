@@ -35,7 +35,7 @@ def terms(
         valid: Bool, B×spatial, or None.
         softmax: Whether the probabilities are a softmax over classes; else each is a sigmoid.
         epsilon: ε.
-        kind: Of Heaviside function.
+        kind: Name of the Heaviside function.
         mean: Whether energies are per valid pixel, or summed.
         cross_entropy: Whether the cross-entropy is wanted; 0 otherwise.
     """

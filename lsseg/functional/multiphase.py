@@ -67,8 +67,8 @@ def multiphase_evolve(
         steps: Number of time steps; 0 returns φ.
         speed_limit: Bound on the size of F, in pixels per unit time; dt · speed_limit may not exceed ½.
         eta: η > 0, in units of φ per pixel: gradients much smaller have no direction.
-        normalize: Of A: ``gradient`` as above, so that every contour counts the same; ``classes`` as the paper prints
-            it, 1/C · Σ n_j n_jᵀ, which hardly smooths a contour between two of many classes.
+        normalize: Normalisation of A: ``gradient`` as above, so that every contour counts the same; ``classes`` as the
+            paper prints it, 1/C · Σ n_j n_jᵀ, which hardly smooths a contour between two of many classes.
         present: B×C bool, which classes are the largest somewhere, where that is known already.
         kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
 

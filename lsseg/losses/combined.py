@@ -19,8 +19,8 @@ class CrossEntropyPlus(nn.Module):
     Args:
         loss: Maps B×C×H×W logits and a B×H×W target to a scalar, such as ``lsseg.losses.BoundaryLoss`` or
             ``segmentation_models_pytorch.losses.DiceLoss``.
-        weight: Of it.
-        cross_entropy_weight: Of cross-entropy.
+        weight: Weight of the loss.
+        cross_entropy_weight: Weight of cross-entropy.
         pixels: Whether the other loss takes pixels as a set, as those of overlap do: it is given the valid ones of the
             batch, 1×C×n×1 and 1×n×1, and needs to know nothing of void. Otherwise it must leave out void by itself.
         level_set_weight: λ of the level-set energy (Kim 2019, eq. 8), which is a third term and is computed in one pass

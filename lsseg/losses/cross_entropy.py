@@ -38,7 +38,7 @@ def cross_entropy(
     Args:
         logits: B×C×spatial.
         target: B×spatial integers.
-        weight: Of each class; None is 1.
+        weight: Weight of each class; None is 1.
         ignore_index: Label of void pixels.
         reduction: ``sum`` over pixels, or ``none``.
 

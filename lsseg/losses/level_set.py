@@ -106,7 +106,7 @@ class CrossEntropyLevelSetLoss(PixelMean):
         ignore_index: Label of void pixels.
         kernels: See :class:`LevelSetLoss`.
         mode: See :class:`LevelSetLoss`; the cross-entropy of ``binary`` and ``multilabel`` is the binary one.
-        class_weights: Of the energies only, see :class:`LevelSetLoss`.
+        class_weights: Factors of the classes' energies only, see :class:`LevelSetLoss`.
 
     Raises:
         ValueError: If an option is out of range or unknown.
@@ -189,7 +189,7 @@ class CrossEntropyLevelSetLoss(PixelMean):
 
 
 def weights_of_classes(weights: Sequence[float] | None) -> Tensor | None:
-    """Of a list of numbers, none of which may be negative."""
+    """A tensor of numbers, none of which may be negative."""
     if weights is None:
         return None
     values = torch.as_tensor(weights, dtype=torch.float32)

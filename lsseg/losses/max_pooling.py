@@ -17,7 +17,7 @@ class LossMaxPooling(nn.Module):
     worst weights (their own change adds nothing, being an optimum).
 
     Args:
-        p: In (1, ∞); 1.7 in the paper.
+        p: The exponent, in (1, ∞); 1.7 in the paper.
         share: m/n in (0, 1]; a quarter in the paper.
         ignore_index: Label of void pixels.
 

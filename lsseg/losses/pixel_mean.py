@@ -35,7 +35,7 @@ def several_processes() -> bool:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Of tensors of one shape; ``values`` itself in a single process. Every process must call it."""
+    """Mean over the processes, or ``values`` itself in a single process. Every process must call it."""
     if not several_processes():
         return values
     total = values.clone()

@@ -46,8 +46,8 @@ class CocoAP(Metric):
         """Add images.
 
         Args:
-            found: Of every image ``masks`` (n×H×W bool), ``boxes`` (n×4), ``scores`` (n), ``labels`` (n).
-            truth: Of every image ``masks`` (m×H×W bool), ``boxes`` (m×4), ``labels`` (m), ``crowd`` (m bool).
+            found: For every image ``masks`` (n×H×W bool), ``boxes`` (n×4), ``scores`` (n), ``labels`` (n).
+            truth: For every image ``masks`` (m×H×W bool), ``boxes`` (m×4), ``labels`` (m), ``crowd`` (m bool).
             index: The images' places in the data set (negative: do not count).
         """
         for image, own, theirs in zip(index.tolist(), found, truth, strict=True):

@@ -47,8 +47,8 @@ class InstanceMatches(Metric):
         """Add images.
 
         Args:
-            found: Of every image ``masks`` (n×H×W bool), ``scores`` (n), ``labels`` (n).
-            truth: Of every image ``masks`` (m×H×W bool), ``labels`` (m), ``crowd`` (m bool).
+            found: For every image ``masks`` (n×H×W bool), ``scores`` (n), ``labels`` (n).
+            truth: For every image ``masks`` (m×H×W bool), ``labels`` (m), ``crowd`` (m bool).
             index: The images' places in the data set (negative: do not count).
         """
         for image, own, theirs in zip(index.tolist(), found, truth, strict=True):
@@ -179,8 +179,8 @@ class TrueBoxScores(Metric):
         """Add images.
 
         Args:
-            found: Of every image the masks that were found in its objects' boxes, m×H×W bool.
-            truth: Of every image its objects, m×H×W bool; an object without a pixel does not count.
+            found: For every image the masks that were found in its objects' boxes, m×H×W bool.
+            truth: For every image its objects, m×H×W bool; an object without a pixel does not count.
             index: The images' places in the data set (negative: do not count).
         """
         for image, own, theirs in zip(index.tolist(), found, truth, strict=True):

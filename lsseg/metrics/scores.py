@@ -53,15 +53,15 @@ class Score:
     """One score.
 
     Attributes:
-        name: In logs, files and suites.
-        label: In tables.
-        kind: Of the tasks that have it; costs belong to both.
+        name: The name in logs, files and suites.
+        label: The name in tables.
+        kind: The kind of tasks that have it; costs belong to both.
         unit: It is kept as a share, or in seconds, and shown in this unit.
-        higher_is_better: Its direction.
+        higher_is_better: Whether a higher value is better.
         of_images: The score on any selection of the test images; without it, it is known of the whole split only.
         compared: Whether tables show differences to the baseline, with an interval over the test images.
         classes: What a class's score is called, before a slash and the class (``iou``); nothing where it has none.
-        class_label: In tables by class; without it suites have no such table.
+        class_label: The name in tables by class; without it suites have no such table.
         trained: Whether it is measured during training, too.
         curve: Whether it has a learning curve, and a place in progress lines.
         in_suites: Whether a suite's table has a column of it.
@@ -173,10 +173,10 @@ def can_be_cited(name: str, scores: Iterable[Score]) -> bool:
 
 
 def scores_of_sums(sums: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """By name, of counts that are summed over images: the mean over classes, and each class's (C) where it has one.
+    """Scores by name, of counts that are summed over images: the mean over classes, and each class's (C) or None.
 
     Args:
-        sums: By the names of :data:`~lsseg.metrics.counts.COUNTERS`.
+        sums: Sums by the names of :data:`~lsseg.metrics.counts.COUNTERS`.
     """
     scores: dict[str, tuple[Tensor, Tensor | None]] = {}
     for score in of_kind("semantic"):

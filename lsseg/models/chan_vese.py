@@ -76,10 +76,11 @@ class ChanVeseNet(nn.Module):
         max_classes: K: at most so many classes of an image evolve, those with the largest φ⁰ somewhere (in training
             those of the truth first); the others keep their scores.
         gain: g at the start, for ``initial: scores``.
-        slope: Of ``initial: distances``. At 1, as in the first version of this head, many pixels soon lie at ±1, where
-            tanh passes no gradient; at 0.1 a distance takes large logits, which take long to learn.
-        delta: Of the evolution: ``printed`` or ``derivative``.
-        eta: Of the evolution: slopes of φ much smaller have no direction.
+        slope: Slope of the start with ``initial: distances``. At 1, as in the first version of this head, many pixels
+            soon lie at ±1, where tanh passes no gradient; at 0.1 a distance takes large logits, which take long to
+            learn.
+        delta: Form of δ in the evolution: ``printed`` or ``derivative``.
+        eta: Floor of the gradient's length in the evolution: slopes of φ much smaller have no direction.
 
     Raises:
         InputError: If a value is out of range, or the network returns no features.

@@ -23,8 +23,8 @@ class DeepLab(EncoderNet, ABC):
 
     Args:
         encoder_name: Any smp encoder that can be dilated to stride 8.
-        encoder_weights: Its weights.
-        scales: Of the image.
+        encoder_weights: The encoder's weights.
+        scales: Scales of the image.
     """
 
     encoder: nn.Module
@@ -64,8 +64,9 @@ class DeepLabLargeFOV(DeepLab):
         encoder_name: ``vgg16`` in the paper; any smp encoder that can be dilated to stride 8.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         width: Channels of the two layers of the head; 1024 in the paper.
-        dilation: Of the first one; 12 in the paper.
-        scales: Of the image; ½, ¾ and 1 are the MSC variant: the largest scores count, and each scale's are trained.
+        dilation: Dilation of the first one; 12 in the paper.
+        scales: Scales of the image; ½, ¾ and 1 are the MSC variant: the largest scores count, and each scale's are
+            trained.
 
     Raises:
         InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights not be had.
@@ -121,7 +122,7 @@ class DeepLabV2(DeepLab):
         num_classes: C.
         encoder_name: ``resnet101`` in the paper; any smp encoder that can be dilated to stride 8.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
-        dilations: Of the classifiers; 6, 12, 18, 24 in the paper.
+        dilations: Dilations of the classifiers; 6, 12, 18, 24 in the paper.
         scales: See :class:`DeepLabLargeFOV`.
 
     Raises:

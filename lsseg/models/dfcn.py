@@ -23,7 +23,7 @@ class DFCN(EncoderNet):
         encoder_name: vgg16, resnet50, resnet101 in the paper; any smp encoder that can be dilated.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         width: Channels of the decoder.
-        mean: Of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
+        mean: Mean of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
         std: Standard deviation, likewise.
 
     Raises:

@@ -47,7 +47,7 @@ class DMLS(nn.Module):
             memory of about one step, a third more time.
         first: Name inside the network of the convolution that the previous prediction enters; null is the one that an
             image reaches first.
-        **options: Of the layer, see :class:`~lsseg.models.MultiphaseLevelSet`.
+        **options: Options of the layer, see :class:`~lsseg.models.MultiphaseLevelSet`.
 
     Raises:
         InputError: If a value is out of range, or the network has no convolution on three channels.

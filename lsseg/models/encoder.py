@@ -42,7 +42,7 @@ class EncoderNet(nn.Module):
         encoder_name: Any smp encoder.
         encoder_weights: Those that the encoder was loaded with.
         stride: Heights and widths are padded to multiples of it.
-        mean: Of RGB in [0, 1] that the encoder's weights expect; None is what is known of them.
+        mean: Mean of RGB in [0, 1] that the encoder's weights expect; None is what is known of them.
         std: Standard deviation, likewise.
     """
 
@@ -132,7 +132,7 @@ def take_over_classifier(name: str, weights: str | None, first: nn.Conv2d, secon
 
     Args:
         name: The encoder; only VGGs have such layers.
-        weights: As for :func:`make_encoder`.
+        weights: Weights, as for :func:`make_encoder`.
         first: 3×3 or 7×7, on the encoder's last map.
         second: 1×1, behind it.
 

@@ -28,12 +28,12 @@ class FCN(EncoderNet):
 
     Args:
         num_classes: C.
-        stride: Of the finest scores: 32, 16 or 8.
+        stride: Stride of the finest scores: 32, 16 or 8.
         encoder_name: Any smp encoder; vgg16 in both papers.
         encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
         width: Channels of the two layers that VGG's fully connected ones become (7×7 and 1×1 convolutions, dropout);
             4096 in the paper, 0 leaves them out as one does over a residual network.
-        mean: Of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
+        mean: Mean of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
         std: Standard deviation, likewise.
 
     Raises:

@@ -92,7 +92,7 @@ class BottomUpPath(nn.Module):
     """PANet's second path, from fine to coarse: N₂ = P₂, Nᵢ₊₁ = conv(Pᵢ₊₁ + conv with stride 2(Nᵢ)) (Liu 2018, 3.1).
 
     Args:
-        levels: Of the pyramid.
+        levels: Maps of the pyramid.
         width: Channels of every level.
     """
 
@@ -120,7 +120,7 @@ class BoxPooler(nn.Module):
     the image at stride 4: too much where contours are the point.)
 
     Args:
-        strides: Of the pyramid's levels, finest first.
+        strides: Strides of the pyramid's levels, finest first.
         resolution: R.
     """
 
@@ -133,7 +133,7 @@ class BoxPooler(nn.Module):
 
         Args:
             features: Levels of a pyramid.
-            boxes: Of every image.
+            boxes: Boxes of every image.
             sizes: Not used; torchvision's box head gives it.
         """
         levels = list(features.values())[: len(self.strides)]

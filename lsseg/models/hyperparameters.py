@@ -43,7 +43,7 @@ class Hyperparameters(nn.Module):
     Args:
         channels: E.
         steps: N.
-        adaptive: Of each object, by two fully connected layers; else one set for all.
+        adaptive: Whether each object has its own, by two fully connected layers; else one set for all.
         hidden: Width between the two layers.
 
     >>> numbers = Hyperparameters(8, steps=3)(torch.rand(5, 8))

@@ -49,7 +49,7 @@ class Pyramid(NamedTuple):
     """What boxes are pooled from.
 
     Attributes:
-        levels: Of the feature pyramid, finest first, each B×E×h×w.
+        levels: Maps of the feature pyramid, finest first, each B×E×h×w.
         thin: The same with D channels, for the evolution; empty where nothing evolves.
     """
 
@@ -96,7 +96,7 @@ class TrainOutput(NamedTuple):
 
     Attributes:
         losses: The detector's own, by name.
-        masks: Of the boxes that hold an object.
+        masks: Masks of the boxes that hold an object.
         target: How much of each cell the object covers, n×R'×R' in [0, 1]; R' is ``target_resolution``.
     """
 
@@ -129,11 +129,12 @@ class LevelSetRCNN(nn.Module):
         resolution: R, of the masks and of the evolution; 14 · 2^k. The TSDF head itself works at 28.
         steps: N ≥ 1; 3 in the paper.
         features: D; 64 in the paper.
-        feature_resolution: Of F, at most R: 28, bilinear in between; or 112, enlarged and convolved as in the paper.
+        feature_resolution: Resolution of F, at most R: 28, bilinear in between; or 112, enlarged and convolved as in
+            the paper.
         hyperparameters: ``adaptive``, of each object; ``global``, one learnt set; ``fixed``, by hand (DELSE).
         detach_init: Whether the final mask's gradient stops at φ⁰.
-        delta: Of the Chan-Vese evolution: ``printed`` or ``derivative``.
-        eta: Of the evolution: slopes of φ much smaller have no direction.
+        delta: Form of δ in the Chan-Vese evolution: ``printed`` or ``derivative``.
+        eta: Floor of the gradient's length in the evolution: slopes of φ much smaller have no direction.
         deformable: How many of the encoder's last stages have deformable convolutions; ResNets and wide_resnet38.
         bottom_up: Whether PANet's path from fine to coarse follows the pyramid; boxes are still pooled from one level,
             where PANet pools from all.
@@ -282,7 +283,7 @@ class LevelSetRCNN(nn.Module):
 
         Args:
             images: 3×H×W in [0, 1], of any sizes.
-            instances: Of every image ``layers`` (L×H×W; object k is where layers[layer[k]] == k + 1), ``layer``,
+            instances: For every image ``layers`` (L×H×W; object k is where layers[layer[k]] == k + 1), ``layer``,
                 ``labels`` (0..C-1), ``boxes`` (n×4) and ``crowd`` (bool; such objects are not learnt).
         """
         batch = self.encoder.batch(images)

@@ -66,7 +66,7 @@ class PooledHead(nn.Module):
         initialise(self)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """From n×E×14×14."""
+        """Map n×E×14×14 features to scores."""
         average: Tensor = self.convolutions(pooled).mean((2, 3))
         return average
 
@@ -75,7 +75,7 @@ class EdgeHead(nn.Module):
     """DELSE's: unit vectors towards the nearest contour, and the modulation of the curvature.
 
     Args:
-        channels: Of the input, and of the convolutions.
+        channels: Channels of the input, and of the convolutions.
         resolution: R.
     """
 

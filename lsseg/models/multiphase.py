@@ -53,7 +53,7 @@ class MultiphaseLevelSet(nn.Module):
         inner_steps: Time steps of one evolution; 1 in the paper.
         temperature: T > 0 at the start, learnt, for the scores φ/T; null adds the change of φ to the logits instead.
         gain: g > 0 at the start, learnt; of no use with a temperature.
-        normalize: Of the curvature's tensor: ``gradient``, or ``classes`` as printed.
+        normalize: Normalisation of the curvature's tensor: ``gradient``, or ``classes`` as printed.
 
     Raises:
         InputError: If a value is out of range.

@@ -88,8 +88,8 @@ class ChanVeseRefiner(nn.Module):
         stride: Pixels of φ for a cell of the features, each way; F is bilinear in between.
         gain: g at the start.
         truncation: The reach of distances in pixels; 14 in this project's reading of the paper.
-        delta: Of the evolution: ``printed`` or ``derivative``.
-        eta: Of the evolution: slopes of φ much smaller have no direction.
+        delta: Form of δ in the evolution: ``printed`` or ``derivative``.
+        eta: Floor of the gradient's length in the evolution: slopes of φ much smaller have no direction.
         depth: How many 3×3 convolutions the feature head has.
         norm: Whether each of them has a batch-norm.
         enlarge: Factor by which the feature head enlarges its map.

@@ -26,7 +26,7 @@ class SmpNet(EncoderNet):
             file of weights, or null for random weights. Those of ``tu-tf_efficientnet_lite0`` come with the extra
             ``weights`` and need no network.
         decoder: Further arguments of the architecture, such as ``decoder_channels`` or ``encoder_depth``.
-        mean: Of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
+        mean: Mean of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
         std: Standard deviation, likewise.
 
     Raises:

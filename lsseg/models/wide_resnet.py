@@ -24,7 +24,7 @@ class PreActivation(nn.Module):
     Args:
         inputs: Channels in.
         channels: Channels of the convolutions, two or three.
-        stride: Of the first convolution.
+        stride: Stride of the first convolution.
     """
 
     def __init__(self, inputs: int, channels: tuple[int, ...], stride: int = 1) -> None:

@@ -140,6 +140,6 @@ class Task(pl.LightningModule):
         return time.perf_counter()
 
     def class_names(self) -> tuple[str, ...]:
-        """Of the data; numbers where there is none."""
+        """Names of the data's classes; numbers where there is no data."""
         data = self.trainer.datamodule
         return data.class_names if data is not None else tuple(str(label) for label in range(self.num_classes))

@@ -15,7 +15,7 @@ def refuse_other_classes(checkpoint: dict[str, Any], names: Sequence[str]) -> No
     Checkpoints of older versions hold no names, and are taken as they are.
 
     Args:
-        checkpoint: As it was saved.
+        checkpoint: Content of the checkpoint, as it was saved.
         names: The names of the data's classes.
 
     Raises:
@@ -54,7 +54,7 @@ def refuse_other_optimizer(checkpoint: dict[str, Any], recipe: Recipe, sizes: li
     """Compare the state of the optimiser in a checkpoint with the recipe of the run that goes on from it.
 
     Args:
-        checkpoint: As it was saved.
+        checkpoint: Content of the checkpoint, as it was saved.
         recipe: The optimiser's, as this run has it.
         sizes: How many parameters each group of this run's optimiser has.
 

@@ -12,10 +12,10 @@ class EvolvingObject(NamedTuple):
 
     Attributes:
         name: What to call it.
-        box: Its part of the image: left, top, right, bottom edge in pixels.
+        box: The object's part of the image: left, top, right, bottom edge in pixels.
         phi: φ⁰ and φ after every iteration, each R×S on a grid over the box.
         features: F, D×R×S, or on a coarser grid; None of an evolution that has none.
-        numbers: Its hyperparameters, as for one object; None where they are set by hand.
+        numbers: The object's hyperparameters, as for one object; None where they are set by hand.
     """
 
     name: str

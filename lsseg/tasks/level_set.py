@@ -22,7 +22,7 @@ class LevelSetLossTask(SegmentationTask):
         heaviside: ``mahf``, ``ahf`` or ``hf``.
         reduction: ``mean`` per valid pixel, or ``batchmean`` (also called ``sum``) over pixels, as printed.
         warmup_steps: λ rises from 0 over this many optimiser steps; 0 switches it on at once.
-        kernels: Of the loss: ``auto``, Triton's on a GPU; ``triton`` or ``torch`` force one or the other.
+        kernels: Kernels of the loss: ``auto``, Triton's on a GPU; ``triton`` or ``torch`` force one or the other.
         **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
     """
 

@@ -44,12 +44,13 @@ class LevelSetRCNNTask(Task):
             of a network with one: without it a comparison shows the weight, too.
         truncation: τ in cells of the box's grid; 14 in this project's reading of the paper.
         level_set_weight: λ of the level-set energy (Kim 2019) on a binary mask head (Homayounfar 2020, table 3).
-        edge_losses: Of DELSE: L2 on φ⁰, class-balanced cross-entropy on φᴺ, squared angle of the velocity.
+        edge_losses: Whether the losses are DELSE's: L2 on φ⁰, class-balanced cross-entropy on φᴺ, squared angle of the
+            velocity.
         test_flip: Whether evaluation and prediction also look at mirrored images.
         test_scales: Sizes at which they look, as factors of the image's.
         optimizer: ``sgd`` (with momentum) or ``adamw``.
         lr: Learning rate at the first step; it falls to 0 at the last as (1 - step/steps)^poly_power.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
         lr_milestones: Shares of the training after which the rate falls to a tenth, instead of that decay: ``[0.75]``.
@@ -129,7 +130,7 @@ class LevelSetRCNNTask(Task):
         """The terms of the masks' loss by name, weighted.
 
         Args:
-            masks: Of n boxes.
+            masks: Masks of n boxes.
             target: How much of each cell the object covers, n×R'×R' in [0, 1]; R' is R or a multiple of it.
         """
         if self.network.target == "binary":

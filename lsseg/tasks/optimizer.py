@@ -23,7 +23,7 @@ class Schedule(LambdaLR):
         """Take the step, and nothing of how long the training was to be.
 
         Args:
-            state_dict: Of this class, or of torch's schedules, which older versions used, one after the other.
+            state_dict: State of this class, or of torch's schedules, which older versions used, one after the other.
         """
         self.last_epoch = state_dict.get("_schedulers", [state_dict])[-1]["last_epoch"]
         rates = [rate * factor(self.last_epoch) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
@@ -42,7 +42,7 @@ class Recipe:
     Args:
         name: ``sgd`` or ``adamw``.
         lr: Learning rate at the first step.
-        momentum: Of SGD; AdamW does not use it.
+        momentum: Momentum of SGD; AdamW does not use it.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         poly_power: Exponent of the decay; 0 keeps the rate constant.
         new_layers: Factor of the rate for what is no part of an encoder (a VGG's fully connected layers are).
@@ -82,7 +82,7 @@ class Recipe:
         """Optimiser and schedule in the form Lightning takes.
 
         Args:
-            module: Whose parameters to optimise.
+            module: Module whose parameters are optimised.
             steps: Optimiser steps of the whole training; 0 of one that only tests.
 
         Raises:

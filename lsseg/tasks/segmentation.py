@@ -39,7 +39,7 @@ class SegmentationTask(Task):
         criterion: Maps B×C×H×W logits and a B×H×W target to a scalar; null is cross-entropy.
         optimizer: ``sgd`` (with momentum) or ``adamw``.
         lr: Learning rate at the first step; it falls to 0 at the last as (1 - step/steps)^poly_power.
-        momentum: Of SGD.
+        momentum: Momentum of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
         lr_milestones: Shares of the training after which the rate falls to a tenth, instead of that decay: ``[0.75]``.
@@ -53,9 +53,9 @@ class SegmentationTask(Task):
         test_flip: Whether ``test``, ``validate`` and ``predict`` also look at mirrored images (not the validations
             during training); scores are averaged over all views.
         test_scales: Sizes at which they look, as factors of the image's.
-        crf_iterations: Of a dense CRF that ``test``, ``validate`` and ``predict`` put behind the network (not the
-            validations during training); 0 is none.
-        crf: Its weights and widths; null is :class:`~lsseg.functional.dense_crf.DenseCRF` with its defaults.
+        crf_iterations: Iterations of a dense CRF that ``test``, ``validate`` and ``predict`` put behind the network
+            (not the validations during training); 0 is none.
+        crf: The CRF's weights and widths; null is :class:`~lsseg.functional.dense_crf.DenseCRF` with its defaults.
     """
 
     kind = "semantic"

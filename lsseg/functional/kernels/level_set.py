@@ -31,7 +31,7 @@ def sums_of(
         logits: B×C×spatial; float32, float16 or bfloat16.
         target: B×spatial.
         epsilon: ε.
-        kind: Of Heaviside function.
+        kind: Name of the Heaviside function.
         ignore_index: Label of void pixels.
         mean: Whether energies are per valid pixel, or summed.
     """
@@ -132,7 +132,7 @@ def _pixels(target, pixels, ignore, BP: tl.constexpr):
 def _largest_and_sum(
     first, base, place, classes, by_class, valid, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr
 ):
-    """Of each valid pixel: the largest logit, and the sum of exp(logit - largest)."""
+    """Find for each valid pixel the largest logit, and the sum of exp(logit - largest)."""
     if ONE:
         largest = tl.where(valid, tl.max(first, 0), 0.0)  # elsewhere a number that does no harm
         total = tl.sum(tl.exp(first - largest[None, :]), 0)
