@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from lsseg.ablation.results import difference, load_description, load_results, run_table, variant_table
-from lsseg.callbacks.gallery import image_scores
+from lsseg.callbacks.results import image_scores
 from lsseg.files import read_jsonl
 
 FOLDER = Path(os.environ.get("LSSEG_SUITE", "../runs/quickstart"))

@@ -118,7 +118,7 @@ def coco_files(root, splits, categories):
 def real_data(camvid):
     """A folder as LSSEG_DATA names it, with a tiny copy of every data set that a configuration reads."""
     from lsseg.data import CarParts
-    from lsseg.data.coco_classes import COCO_NAMES
+    from lsseg.data.coco import COCO_NAMES
 
     root = camvid.parent
     numbered(root / "dsb2018", "labels", [f"{i:02d}" for i in range(20)])

@@ -11,13 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from lsseg.ablation.engines import ENGINES, Engine, run_elsewhere
+from lsseg.ablation.engines import ENGINES, Engine, create_sweep, run_elsewhere, write_sweep
 from lsseg.ablation.gpus import Gpus
-from lsseg.ablation.kinds import check_kinds
-from lsseg.ablation.monitor import Monitor
-from lsseg.ablation.runner import Outcome, Runner, check_settings
-from lsseg.ablation.spec import Run, Suite, describe, expand, load_suite
-from lsseg.ablation.sweep import create_sweep, write_sweep
+from lsseg.ablation.runner import Monitor, Outcome, Runner, check_settings
+from lsseg.ablation.spec import Run, Suite, check_kinds, describe, expand, load_suite
 from lsseg.arguments import Arguments
 from lsseg.errors import InputError
 from lsseg.files import write_json

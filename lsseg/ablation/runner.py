@@ -1,8 +1,9 @@
-"""Runs the experiments of a suite, each in a process of its own, and lives with those that fail."""
+"""Runs the experiments of a suite, each in a process of its own, lives with those that fail, and shows how they do."""
 
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lsseg.ablation.gpus import Gpus
 from lsseg.ablation.spec import Run
@@ -213,3 +217,50 @@ def _read_json(path: Path) -> object:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+
+
+class Monitor:
+    """Live progress: a bar for each run on a terminal, the runs' own lines elsewhere.
+
+    Args:
+        runs: The runs to be watched.
+        console: Where to show them.
+    """
+
+    STEP = re.compile(r"^epoch (\d+) step (\d+)/(\d+) (.*)$")
+
+    def __init__(self, runs: list[Run], console: Console) -> None:
+        self.console = console
+        self.bars: dict[str, TaskID] = {}
+        self.progress: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[last]}"),
+            )
+            self.progress = Progress(*columns, console=console)
+            self.bars = {run.name: self.progress.add_task(run.name, start=False, total=None, last="") for run in runs}
+
+    def __enter__(self) -> "Monitor":
+        if self.progress:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress:
+            self.progress.stop()
+
+    def listen(self, name: str, line: str) -> None:
+        """Show a line that a run printed."""
+        step = self.STEP.match(line)
+        if self.progress is None:
+            if step:
+                self.console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+            return
+        if not self.progress.tasks[self.bars[name]].started:
+            self.progress.start_task(self.bars[name])
+        if step:
+            done, total, last = int(step[2]), int(step[3]), step[4]
+            self.progress.update(self.bars[name], completed=done, total=total, last=last[:60])

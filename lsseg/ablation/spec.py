@@ -18,6 +18,7 @@
     subsets: {Seq05VD: "Seq05VD*"}     # optional: scores on the test images of these names, too
 """
 
+import importlib
 import itertools
 import json
 import re
@@ -28,7 +29,7 @@ from typing import Any
 import yaml
 
 from lsseg.errors import InputError
-from lsseg.metrics.scores import COSTS, SCORES, can_be_cited
+from lsseg.metrics.scores import COSTS, SCORES, can_be_cited, of_kind
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
 VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite", "baseline", "start"}
@@ -298,3 +299,40 @@ def _short(value: Any) -> str:
 def _value(value: Any) -> str:
     # JSON is YAML: null, true and [1, 2] come back as they were; str(None) would not.
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def check_kinds(path: Path, suite: Suite) -> None:
+    """Refuse a suite whose runs could not be compared, before the first one starts.
+
+    Raises:
+        InputError: Naming the suite's file and the variants, or the paper's number that is no score of theirs.
+    """
+    kinds: dict[str, str] = {}
+    for variant in suite.variants:
+        kind = None if variant.cite else _kind_of_task(Run(variant, suite.seeds[0]).task)
+        if kind is not None:
+            kinds.setdefault(kind, variant.name)
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise InputError(
+            f"{path}: the model of variant {first!r} is {one}, that of {second!r} {other}: no table can hold both"
+        )
+    for kind in kinds:
+        scores = of_kind(kind)
+        for variant in suite.variants:
+            for score in variant.paper:
+                if can_be_cited(score, scores):
+                    continue
+                names = ", ".join(one.name for one in scores if one.in_suites)
+                raise InputError(
+                    f"{path}: paper.{score} of variant {variant.name!r} is no score here; expected {names}"
+                )
+
+
+def _kind_of_task(name: str | None) -> str | None:
+    """The kind of a task by its short name or import path; None of an unknown one, which the run itself will refuse."""
+    module, _, short = (name or "").rpartition(".")
+    try:
+        return getattr(getattr(importlib.import_module(module or "lsseg.tasks"), short), "kind", None)
+    except (ImportError, AttributeError):
+        return None

@@ -1,9 +1,10 @@
-"""Pictures and files of detected objects.
+"""Pictures and files of detected objects, and predictions as the servers of Cityscapes and ADE20K take them.
 
-Legend: n objects, H×W pixels.
+Legend: n objects, H×W pixels. ``file_values`` are the classes' numbers in those files, in the order of the labels.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from lsseg.callbacks.drawing import Color, bytes_of
 from lsseg.data.instances import object_masks
-from lsseg.functional.boxes import subpixel_contours
+from lsseg.files import write_text
+from lsseg.functional.instances import subpixel_contours
 
 Array = npt.NDArray[Any]
 # Neighbouring objects of one class are told apart by colour.
@@ -130,3 +133,30 @@ def _eroded(mask: Array) -> npt.NDArray[np.bool_]:
 def palette_of(count: int) -> list[Color]:
     """Colours of a map of objects: black for nothing, then one for each, over and over."""
     return [(0, 0, 0), *[COLORS[k % len(COLORS)] for k in range(count)]]
+
+
+def save_server_labels(labels: npt.NDArray[np.integer], file_values: Sequence[int], path: Path) -> None:
+    """An H×W map of labels as an 8-bit PNG of official numbers."""
+    Image.fromarray(np.array(file_values, np.uint8)[labels]).save(path)
+
+
+def save_server_objects(objects: dict[str, Any], file_values: Sequence[int], folder: Path, stem: str) -> None:
+    """Objects as Cityscapes wants them: ``STEM.txt`` lists a mask's file, the class and the confidence of each.
+
+    An object that no pixel shows is left out.
+
+    Args:
+        objects: ``masks`` (n×H×W bool), ``scores``, ``labels``.
+        file_values: The classes' official numbers.
+        folder: Gets the text, and the masks in its folder ``masks``.
+        stem: Name of the image.
+    """
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    lines = []
+    rows = zip(objects["masks"].cpu().numpy(), objects["labels"].tolist(), objects["scores"].tolist(), strict=True)
+    for number, (mask, label, score) in enumerate(rows):
+        if mask.any():
+            name = f"masks/{stem}_{number:03d}.png"
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / name)
+            lines.append(f"{name} {file_values[label]} {score:.9f}\n")
+    write_text(folder / f"{stem}.txt", "".join(lines))

@@ -9,8 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from lsseg.callbacks.instances import object_records
-from lsseg.callbacks.server_files import save_server_labels, save_server_objects
+from lsseg.callbacks.instances import object_records, save_server_labels, save_server_objects
 from lsseg.data import LVIS, Cityscapes, CityscapesInstances, DataModule
 from lsseg.errors import InputError
 from lsseg.files import write_json

@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
-from lsseg.callbacks.drawing import bytes_of, colorize, hardest_class, panel, steps_panel
-from lsseg.callbacks.evolution import evolution_panel
+from lsseg.callbacks.drawing import bytes_of, colorize, evolution_panel, hardest_class, panel, steps_panel
 from lsseg.callbacks.instances import draw_objects, objects_panel, true_masks
 from lsseg.errors import InputError, require
-from lsseg.functional.boxes import paste_masks
-from lsseg.tasks.evolution import EvolvingObject
+from lsseg.functional.instances import paste_masks
+from lsseg.tasks.base import EvolvingObject
 
 OBJECTS = 3  # in a picture of evolutions
 SURE = 0.5  # least score of an object that is drawn

@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from PIL import Image
 
-from lsseg.callbacks.drawing import overlay, steps_panel
-from lsseg.callbacks.evolution import evolution_panel
-from lsseg.callbacks.instances import draw_objects, object_map, object_records
-from lsseg.callbacks.server_files import save_server_labels, save_server_objects
+from lsseg.callbacks.drawing import evolution_panel, overlay, steps_panel
+from lsseg.callbacks.instances import draw_objects, object_map, object_records, save_server_labels, save_server_objects
 from lsseg.data.source import read_image
 from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError

@@ -51,7 +51,7 @@ def _inference(case: str, options: Any) -> Callable[[], None]:
     """Time the way from an image to masks at its size. All detections are kept, so that both have as many objects."""
     import torch
 
-    from lsseg.functional.boxes import paste_masks
+    from lsseg.functional.instances import paste_masks
     from lsseg.models import LevelSetRCNN
 
     torch.manual_seed(0)

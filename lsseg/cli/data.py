@@ -8,8 +8,7 @@ from rich.table import Table
 
 from lsseg.arguments import Arguments
 from lsseg.cli import check
-from lsseg.data.fetch import Archive, fetch
-from lsseg.data.root import data_root
+from lsseg.data.root import Archive, data_root, fetch
 from lsseg.errors import InputError
 
 FILES = (".png", ".jpg", ".json", ".mat")

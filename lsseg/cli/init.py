@@ -9,8 +9,8 @@ from rich.console import Console
 
 from lsseg.arguments import Arguments
 from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
-from lsseg.data.coco_folder import FILE
 from lsseg.data.module import SPLITS
+from lsseg.data.object_classes import FILE
 from lsseg.data.pixels import image_size, read_mask
 from lsseg.data.source import FilePairs, files_below, images_below
 from lsseg.errors import InputError, refuse_all

@@ -49,8 +49,7 @@ from lsseg.errors import ArgumentError, InputError
 from lsseg.files import write_json, write_text
 from lsseg.process import DIE_WITH_PARENT
 from lsseg.tasks import Task
-from lsseg.tasks.checkpoint import refuse_other_classes
-from lsseg.tasks.start import read_checkpoint
+from lsseg.tasks.start import read_checkpoint, refuse_other_classes
 
 RUN_FOLDER = "LSSEG_RUN_FOLDER"
 RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of processes that nothing else tells apart so early

@@ -14,8 +14,7 @@ from lsseg.data import DataModule
 from lsseg.data.images import Images
 from lsseg.errors import InputError
 from lsseg.tasks import Task
-from lsseg.tasks.checkpoint import refuse_other_classes
-from lsseg.tasks.start import read_checkpoint
+from lsseg.tasks.start import read_checkpoint, refuse_other_classes
 
 
 class LoadedRun(NamedTuple):

@@ -139,9 +139,9 @@ def _refine(job: Job, refiner, options: argparse.Namespace, output: Path) -> flo
     """Refine one mask and write what came of it; returns the share of pixels that changed sides."""
     import torch
 
-    from lsseg.callbacks.evolution import evolution_panel
+    from lsseg.callbacks.drawing import evolution_panel
     from lsseg.functional import chan_vese_segment, tsdf
-    from lsseg.tasks.evolution import EvolvingObject
+    from lsseg.tasks.base import EvolvingObject
 
     pixels = read_image(job.image)
     inside = torch.from_numpy(read_mask(job.mask) == job.values[1])[None]

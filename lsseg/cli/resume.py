@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 
-from lsseg.tasks.checkpoint import refuse_changes
+from lsseg.tasks.start import refuse_changes
 
 # The optimiser's and the schedule's state, and the weights, are those of these keys.
 FIXED = (

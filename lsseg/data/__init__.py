@@ -4,13 +4,12 @@ from lsseg.data.ade20k import ADE20K
 from lsseg.data.camvid import CamVid
 from lsseg.data.cityscapes import Cityscapes, CityscapesInstances
 from lsseg.data.coco import COCO2017, CarParts, CocoInstances
-from lsseg.data.coco_folder import CocoFolder
 from lsseg.data.folder import FolderSegmentation
 from lsseg.data.instances import InstanceData, Instances, InstanceSource
 from lsseg.data.lvis import LVIS
 from lsseg.data.module import DataModule, SegmentationData
 from lsseg.data.nuclei import NucleiDSB2018
-from lsseg.data.object_classes import ObjectClasses
+from lsseg.data.object_classes import CocoFolder, ObjectClasses
 from lsseg.data.pascal_context import PascalContext
 from lsseg.data.pennfudan import PennFudan
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lsseg.data.checks import compare_classes, look_at_pairs
-from lsseg.data.classes import read_classes
+from lsseg.data.classes import compare_classes, look_at_pairs, read_classes
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import SPLITS, SegmentationData, Split
 from lsseg.data.pixels import ValueRange, check_value_range

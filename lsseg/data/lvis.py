@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lsseg.data.classes import display_color
-from lsseg.data.coco import CocoObjects
-from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE, COCO_SYNSETS
+from lsseg.data.coco import COCO_NAMES, COCO_PALETTE, COCO_SYNSETS, CocoObjects
 from lsseg.data.coco_file import CocoFile
 from lsseg.data.instances import InstanceData, InstanceSource
 from lsseg.data.module import Split

@@ -1,14 +1,22 @@
-"""Nuclei of the Data Science Bowl 2018 (Caicedo et al. 2019): several kinds of microscopes, one class."""
+"""Nuclei of the Data Science Bowl 2018 (Caicedo et al. 2019): several kinds of microscopes, one class.
 
+Images that look alike form groups, so that a split does not put crops of one field on both sides.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy.cluster.hierarchy import fcluster, linkage
+
 from lsseg.data.instances import InstanceData, InstanceSource, MapPairs, MaskFolders
 from lsseg.data.loading import derived_seed
-from lsseg.data.lookalikes import Modality, group_lookalikes, split_groups
 from lsseg.data.module import SPLITS, Split
 from lsseg.data.root import existing_root
-from lsseg.data.source import list_images, pair_up
+from lsseg.data.source import list_images, pair_up, read_image
 from lsseg.errors import InputError
 
 HINT = "`lsseg data dsb2018` says where it comes from"
@@ -21,7 +29,7 @@ class NucleiDSB2018(InstanceData):
     ``images/`` and ``labels/`` of the same names, in which each nucleus has a number, are read, too.
 
     The images are crops of a smaller number of fields, so a random split would test on the fields it trains on. Here
-    images that look alike stay on one side (see :mod:`lsseg.data.lookalikes`), and each side has its share of every
+    images that look alike stay on one side (see :mod:`lsseg.data.nuclei`), and each side has its share of every
     modality: 65 % train, 10 % validate, 25 % test, as nearly as whole groups allow. The images are read once for that.
 
     Args:
@@ -56,7 +64,7 @@ class NucleiDSB2018(InstanceData):
                 self._sources[name] = kind([pairs[i] for i in chosen])
         return self._sources[split]
 
-    def _wanted(self, kind: Modality) -> bool:
+    def _wanted(self, kind: "Modality") -> bool:
         fluorescence = kind[2] and not kind[3]
         return self.modality == "all" or fluorescence == (self.modality == "fluorescence")
 
@@ -69,3 +77,91 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
     if not folders:
         raise InputError(f"there is no image in {root / 'stage1_train'}")
     return [(folder / "images" / f"{folder.name}.png", folder / "masks") for folder in folders]
+
+
+Modality = tuple[int, int, bool, bool]
+# Percentiles of the colours: two crops of one field share their ground, their light and their stain.
+PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
+HASH_SIDE = 8
+SAME_PICTURE = 6  # bits of 64 that may differ between two copies of one picture
+
+
+def modality(image: npt.NDArray[np.uint8]) -> Modality:
+    """Height, width, whether it is grey, and whether its ground is bright: kinds of microscopes, roughly."""
+    grey = bool((image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all())
+    return (*image.shape[:2], grey, bool(np.median(image) > 127))
+
+
+def look(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Percentiles of the three colours on a logarithmic scale, in which a change of light is a shift."""
+    values = np.percentile(image.reshape(-1, 3), PERCENTILES, axis=0)
+    return np.log2(4.0 + values).ravel()
+
+
+def perceptual_hash(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """64 bits: where a tiny version of the picture gets brighter from left to right."""
+    tiny = cv2.resize(image.mean(2).astype(np.float32), (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA)
+    bits: npt.NDArray[np.bool_] = (np.diff(tiny, axis=1) > 0).ravel()
+    return bits
+
+
+def group_lookalikes(paths: Sequence[Path], tolerance: float = 1.0) -> tuple[list[Modality], list[int]]:
+    """Modality and group of every image: those of a group are of one modality and look alike.
+
+    Images of a modality are joined by complete linkage of their :func:`look` up to ``tolerance`` (Euclidean, in octaves
+    over 21 percentiles), so that no two of a group are farther apart; then groups that share a picture, by its
+    :func:`perceptual_hash`, become one.
+
+    Args:
+        paths: Image files; each is read once.
+        tolerance: The largest distance within a group.
+    """
+    images = [read_image(path) for path in paths]
+    modalities = [modality(image) for image in images]
+    looks = np.array([look(image) for image in images])
+    hashes = np.array([perceptual_hash(image) for image in images])
+    group = np.zeros(len(paths), np.int64)
+    taken = 0
+    for kind in sorted(set(modalities)):
+        members = np.array([i for i, m in enumerate(modalities) if m == kind])
+        own = np.ones(1, np.int64)
+        if len(members) > 1:
+            own = fcluster(linkage(looks[members], "complete"), tolerance, "distance").astype(np.int64)
+        own = _merged(own, hashes[members])
+        group[members] = taken + own
+        taken += int(own.max()) + 1
+    return modalities, group.tolist()
+
+
+def _merged(group: npt.NDArray[np.int64], hashes: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Join the groups of two copies of one picture."""
+    group = group.copy()
+    for i in range(len(hashes)):
+        for j in np.flatnonzero((hashes[:i] != hashes[i]).sum(1) <= SAME_PICTURE):
+            group[group == group[i]] = group[j]
+    return group
+
+
+def split_groups(
+    modalities: Sequence[object], groups: Sequence[int], shares: Sequence[float], seed: int
+) -> npt.NDArray[np.int64]:
+    """Deal whole groups out to parts so that each part has its share of every modality, as nearly as they allow.
+
+    Groups of a modality are taken in a seeded order, each for the part that lacks most of its share.
+
+    Returns:
+        The part of every image, 0..len(shares)-1.
+    """
+    part = np.zeros(len(groups), np.int64)
+    random = np.random.default_rng(seed)
+    groups_array = np.asarray(groups)
+    for kind in sorted(set(modalities), key=repr):
+        members = np.array([i for i, m in enumerate(modalities) if m == kind])
+        names = np.unique(groups_array[members])
+        filled = np.zeros(len(shares))
+        for name in random.permutation(names):
+            own = members[groups_array[members] == name]
+            chosen = int(np.argmax(np.asarray(shares) * len(members) - filled))
+            part[own] = chosen
+            filled[chosen] += len(own)
+    return part

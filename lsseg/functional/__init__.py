@@ -1,6 +1,5 @@
 """Equations on tensors: no parameters, no state."""
 
-from lsseg.functional.boundary import boundary_counts, label_boundary
 from lsseg.functional.chan_vese import Delta, chan_vese_evolve
 from lsseg.functional.classical import chan_vese_energy, chan_vese_segment
 from lsseg.functional.competition import competition
@@ -11,7 +10,15 @@ from lsseg.functional.kernels import Kernels
 from lsseg.functional.level_set import Mode, Reduction, cross_entropy_level_set, level_set_energy
 from lsseg.functional.multiphase import Normalization, multiphase_evolve
 from lsseg.functional.partition import gaussian_log_posterior, largest_class, partition_level_sets, regions
-from lsseg.functional.scores import boundary_f1, class_iou, confusion_matrix, overlap_counts, pixel_accuracy
+from lsseg.functional.scores import (
+    boundary_counts,
+    boundary_f1,
+    class_iou,
+    confusion_matrix,
+    label_boundary,
+    overlap_counts,
+    pixel_accuracy,
+)
 
 __all__ = [
     "Delta",

@@ -62,7 +62,7 @@ def _two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("lsseg::multiphase_competition", mutates_args=())
 def _competition(log_f: Tensor, log_rho: float, limit: float, triton: bool) -> Tensor:
     if triton:
-        from lsseg.functional.kernels import competition as kernels
+        from lsseg.functional.kernels import partition as kernels
 
         return kernels.competition(log_f, log_rho, limit, LOG_RANGE)
     speed = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)
@@ -84,7 +84,7 @@ def _(log_f: Tensor, log_rho: float, limit: float, triton: bool) -> Tensor:
 @torch.library.custom_op("lsseg::multiphase_competition_backward", mutates_args=())
 def _competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float, triton: bool) -> Tensor:
     if triton:
-        from lsseg.functional.kernels import competition as kernels
+        from lsseg.functional.kernels import partition as kernels
 
         return kernels.competition_backward(by_speed, log_f, log_rho, limit, LOG_RANGE)
     by_log_f = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)

@@ -1,11 +1,10 @@
-"""Gradients by Sobel filters and the curvature made of them (Homayounfar 2020, section 4.1, eq. 8).
+"""Curvature by Sobel filters (Homayounfar 2020, section 4.1, eq. 8), and finite differences along an axis.
 
 Legend: …×H×W; the edge is repeated. Filters are normalised by 1/8, so that a ramp of slope 1 has the gradient 1.
+Differences d = φ[x+1] - φ[x] lie between the pixels: there is one less of them. Any shape in front of the axis.
 """
 
 from torch import Tensor
-
-from lsseg.functional.differences import add_difference_adjoint, difference_adjoint, spread, spread_adjoint
 
 X, Y = -1, -2
 
@@ -70,3 +69,42 @@ def _smoothed(phi: Tensor, dim: int) -> Tensor:
     out = phi.clone()
     add_difference_adjoint(out, phi.diff(dim=dim), dim, -0.25)
     return out
+
+
+def spread(d: Tensor, dim: int) -> Tensor:
+    """Twice the central differences at the pixels from the differences between them."""
+    size = d.shape[dim]
+    out = _empty_pixels(d, dim)
+    out.narrow(dim, 0, size).copy_(d)
+    out.narrow(dim, size, 1).zero_()
+    out.narrow(dim, 1, size).add_(d)
+    return out
+
+
+def spread_adjoint(g: Tensor, dim: int) -> Tensor:
+    """From pixels to the differences between them."""
+    size = g.shape[dim] - 1
+    return g.narrow(dim, 0, size) + g.narrow(dim, 1, size)
+
+
+def difference_adjoint(g: Tensor, dim: int) -> Tensor:
+    """From the differences to the pixels."""
+    size = g.shape[dim]
+    out = _empty_pixels(g, dim)
+    out.narrow(dim, 1, size).copy_(g)
+    out.narrow(dim, 0, 1).zero_()
+    out.narrow(dim, 0, size).sub_(g)
+    return out
+
+
+def add_difference_adjoint(out: Tensor, g: Tensor, dim: int, factor: float = 1.0) -> None:
+    """Add ``factor`` times :func:`difference_adjoint`."""
+    size = g.shape[dim]
+    out.narrow(dim, 1, size).add_(g, alpha=factor)
+    out.narrow(dim, 0, size).sub_(g, alpha=factor)
+
+
+def _empty_pixels(d: Tensor, dim: int) -> Tensor:
+    shape = list(d.shape)
+    shape[dim] += 1
+    return d.new_empty(shape)

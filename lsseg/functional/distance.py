@@ -135,7 +135,7 @@ def _(mask: Tensor, limit: float) -> Tensor:
 
 @torch.library.custom_op("lsseg::signed_distance_triton", mutates_args=())
 def _by_triton(mask: Tensor, limit: float) -> Tensor:
-    from lsseg.functional.kernels import distance as kernels
+    from lsseg.functional.kernels import partition as kernels
 
     return kernels.signed_distance(mask, limit, math.ceil(limit + 0.5))
 

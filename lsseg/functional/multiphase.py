@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lsseg.functional import blocks
 from lsseg.functional.competition import competition, equal, refuse_second_derivative
-from lsseg.functional.differences import (
+from lsseg.functional.curvature import (
     add_difference_adjoint,
     difference_adjoint,
     spread,

@@ -1,13 +1,10 @@
 """Losses: they hold weights such as λ and return a scalar."""
 
 from lsseg.losses.combined import CrossEntropyPlus
-from lsseg.losses.contour import ActiveContourLoss, BoundaryLoss
-from lsseg.losses.cross_entropy import CrossEntropyLoss
-from lsseg.losses.edge import ClassBalancedLoss, VelocityLoss
+from lsseg.losses.cross_entropy import CrossEntropyLoss, WeightedCrossEntropy
+from lsseg.losses.instances import ClassBalancedLoss, TSDFLoss, VelocityLoss
 from lsseg.losses.level_set import CrossEntropyLevelSetLoss, LevelSetLoss
-from lsseg.losses.max_pooling import LossMaxPooling
-from lsseg.losses.tsdf import TSDFLoss
-from lsseg.losses.weighted_cross_entropy import WeightedCrossEntropy
+from lsseg.losses.rivals import ActiveContourLoss, BoundaryLoss, LossMaxPooling
 
 __all__ = [
     "ActiveContourLoss",

@@ -12,11 +12,9 @@
 - Test scores are those of the last weights, after a fixed number of updates. Nothing is selected on the test split.
 """
 
-from lsseg.metrics.boundary import BoundaryF1
 from lsseg.metrics.coco import CocoAP
-from lsseg.metrics.counts import CountSums, PerImage
+from lsseg.metrics.counts import BoundaryF1, CountSums, Overlap, PerImage
 from lsseg.metrics.instances import AverageBoundaryF1, InstanceMatches, TrueBoxScores
-from lsseg.metrics.overlap import Overlap
 
 __all__ = [
     "AverageBoundaryF1",

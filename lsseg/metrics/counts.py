@@ -1,4 +1,4 @@
-"""What every score of label maps is made of: counts of images, and their sums.
+"""Metrics of label maps, and what all their scores are made of: counts of images, and their sums.
 
 Legend: B images of a batch, N of a data set, C classes, R radii.
 """
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
-from lsseg.functional import boundary_counts, confusion_matrix, overlap_counts
+from lsseg.functional import boundary_counts, boundary_f1, class_iou, confusion_matrix, overlap_counts, pixel_accuracy
 
 RADII = (1, 2, 3)  # of boundary scores, in pixels
 
@@ -89,3 +90,68 @@ class PerImage(Metric):
         order = joined["index"].argsort()
         order = order[joined["index"][order] >= 0]
         return {name: part[order] for name, part in joined.items()}
+
+
+class Overlap(MulticlassConfusionMatrix):
+    """Pixel accuracy, mean IoU and IoU of every class over the whole data set.
+
+    torchmetrics accumulates the confusion matrix (int64, summed over ranks); the scores are formed from it in float64.
+    A class that is in neither truth nor prediction has no IoU (NaN) and is left out of the mean.
+
+    Args:
+        num_classes: C.
+        ignore_index: Label of void pixels.
+
+    >>> import torch
+    >>> metric = Overlap(num_classes=2)
+    >>> scores = metric(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]))
+    >>> float(scores["accuracy"]), float(scores["miou"])
+    (0.5, 0.25)
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        super().__init__(num_classes, ignore_index=ignore_index, validate_args=False)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """``accuracy`` and ``miou`` (scalars) and ``iou`` (C)."""
+        counts = overlap_counts(self.confmat)
+        iou = class_iou(counts)
+        return {"accuracy": pixel_accuracy(counts), "miou": iou.nanmean(), "iou": iou}
+
+
+class BoundaryF1(Metric):
+    """F measure of every class's boundary pixels, matched within ``radius`` pixels, over the whole data set.
+
+    Counts are summed as integers over images and ranks before precision and recall are formed, so the result does not
+    depend on how the data set is divided. Pixels within ``radius`` of void are left out.
+
+    Args:
+        num_classes: C.
+        radius: Tolerance in pixels, ≥ 0.
+        ignore_index: Label of void pixels.
+
+    >>> metric = BoundaryF1(num_classes=2, radius=1)
+    >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+    >>> metric(labels, labels)
+    tensor([1., 1.], dtype=torch.float64)
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int, radius: int, ignore_index: int = 255) -> None:
+        super().__init__()
+        if radius < 0:
+            raise ValueError(f"radius must be at least 0, not {radius}")
+        self.num_classes, self.radius, self.ignore_index = num_classes, radius, ignore_index
+        self.add_state("counts", torch.zeros(num_classes, 4, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add B×H×W predicted labels and their truth."""
+        self.counts += boundary_counts(prediction, target, self.num_classes, self.radius, self.ignore_index).sum(0)
+
+    def compute(self) -> Tensor:
+        """C float64; NaN for a class without boundary pixels in either map."""
+        return boundary_f1(self.counts)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lsseg.functional import boundary_counts, boundary_f1
-from lsseg.functional.matching import FOUND, THRESHOLDS, match_detections
+from lsseg.functional.instances import FOUND, THRESHOLDS, match_detections
 
 DETECTIONS = 100  # of an image; the evaluator looks at no more
 Found = dict[str, Tensor]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lsseg.functional.matching import FOUND, THRESHOLDS, average_precision
+from lsseg.functional.instances import FOUND, THRESHOLDS, average_precision
 from lsseg.metrics.instances import HEAD
 
 Floats = npt.NDArray[np.float64]

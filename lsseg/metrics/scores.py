@@ -2,7 +2,7 @@
 
 Tasks log by it; progress, a test's table, suites, their pages and their statistics read it. A new score of label maps
 is a row below and, where no counts of it are made yet, a function in :data:`~lsseg.metrics.counts.COUNTERS`. A new
-score of instances is a row below and what a metric in :class:`~lsseg.tasks.instance_scores.InstanceScores` returns.
+score of instances is a row below and what a metric in :class:`~lsseg.tasks.level_set_rcnn.InstanceScores` returns.
 
 Legend: N test images, R selections of them, C classes, … leading dimensions.
 """

@@ -16,15 +16,13 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from lsseg.errors import ArgumentError, require
 from lsseg.functional import Delta, blocks
-from lsseg.functional.boxes import crop_objects
 from lsseg.functional.edge_evolution import edge_evolve
 from lsseg.functional.grid import resized
-from lsseg.models.box_heads import box_heads, proposal_network
-from lsseg.models.feature_head import SMALL, FeatureHead
+from lsseg.functional.instances import crop_objects
 from lsseg.models.fpn import BoxPooler, PyramidEncoder
-from lsseg.models.hyperparameters import Hyperparameters, Numbers
-from lsseg.models.mask_heads import EdgeHead, MaskHead, PooledHead
+from lsseg.models.heads import EdgeHead, MaskHead, PooledHead, box_heads, proposal_network
 from lsseg.models.refiner import ChanVeseRefiner
+from lsseg.models.refiner_heads import SMALL, FeatureHead, Hyperparameters, Numbers
 from lsseg.models.state import takes_relatives
 
 # Δt of DELSE with hand-set hyperparameters, and a factor of learnt ones, which come up to 2 · 2: a step is stable while

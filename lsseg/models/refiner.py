@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.functional import Delta, chan_vese_evolve, tsdf, tsdf_loss
-from lsseg.models.feature_head import FeatureHead
-from lsseg.models.hyperparameters import Hyperparameters, Numbers
 from lsseg.models.multiphase import scaled
+from lsseg.models.refiner_heads import FeatureHead, Hyperparameters, Numbers
 
 Given = Literal["probabilities", "logits", "distance"]
 

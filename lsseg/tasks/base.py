@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lsseg.data.module import Kind
 from lsseg.errors import InputError
 from lsseg.losses.pixel_mean import mean_over_processes
+from lsseg.models.refiner_heads import Numbers
 from lsseg.models.state import steps_of
-from lsseg.tasks.checkpoint import refuse_other_classes, refuse_other_optimizer
 from lsseg.tasks.optimizer import Recipe
-from lsseg.tasks.start import advice, matched_task_state, start_from
+from lsseg.tasks.start import advice, matched_task_state, refuse_other_classes, refuse_other_optimizer, start_from
 
 
 class Task(pl.LightningModule):
@@ -143,3 +143,21 @@ class Task(pl.LightningModule):
         """Names of the data's classes; numbers where there is no data."""
         data = self.trainer.datamodule
         return data.class_names if data is not None else tuple(str(label) for label in range(self.num_classes))
+
+
+class EvolvingObject(NamedTuple):
+    """One object (or class) of an image and how its level set moves.
+
+    Attributes:
+        name: What to call it.
+        box: The object's part of the image: left, top, right, bottom edge in pixels.
+        phi: φ⁰ and φ after every iteration, each R×S on a grid over the box.
+        features: F, D×R×S, or on a coarser grid; None of an evolution that has none.
+        numbers: The object's hyperparameters, as for one object; None where they are set by hand.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    phi: list[Tensor]
+    features: Tensor | None
+    numbers: Numbers | None

@@ -13,8 +13,8 @@ from lsseg.losses import LevelSetLoss, TSDFLoss
 from lsseg.losses.pixel_mean import share_of_pixels
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
-from lsseg.models.hyperparameters import Numbers
-from lsseg.tasks.evolution import EvolvingObject
+from lsseg.models.refiner_heads import Numbers
+from lsseg.tasks.base import EvolvingObject
 from lsseg.tasks.segmentation import IGNORE_INDEX, SegmentationTask, sum_of
 
 

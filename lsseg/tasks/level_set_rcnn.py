@@ -16,16 +16,15 @@ from lsseg.data.instances import object_masks
 from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError
 from lsseg.functional import level_set_energy, tsdf
-from lsseg.functional.boxes import paste_masks
+from lsseg.functional.instances import paste_masks
 from lsseg.losses import ClassBalancedLoss, TSDFLoss, VelocityLoss
-from lsseg.metrics import CocoAP, TrueBoxScores
+from lsseg.metrics import CocoAP, InstanceMatches, TrueBoxScores
+from lsseg.metrics.instances import boundary_averages
 from lsseg.models import LevelSetRCNN, made
 from lsseg.models.augmented import detect_augmented
-from lsseg.models.hyperparameters import Numbers
 from lsseg.models.level_set_rcnn import Detections, Masks
-from lsseg.tasks.base import Task
-from lsseg.tasks.evolution import EvolvingObject
-from lsseg.tasks.instance_scores import InstanceScores
+from lsseg.models.refiner_heads import Numbers
+from lsseg.tasks.base import EvolvingObject, Task
 from lsseg.tasks.optimizer import Recipe
 
 
@@ -298,7 +297,7 @@ class LevelSetRCNNTask(Task):
             shown.append(EvolvingObject(name, (left, top, right, bottom), steps, features, numbers))
         return shown
 
-    def _named_scores(self) -> list[tuple[str, InstanceScores]]:
+    def _named_scores(self) -> list[tuple[str, "InstanceScores"]]:
         initial = [("initial_", self.initial_scores)] if self.initial_scores is not None else []
         return [("", self.test_scores), *initial]
 
@@ -315,3 +314,45 @@ def truths(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
     """The objects of every image with a mask each, m×H×W bool."""
     kept = ("boxes", "labels", "crowd")
     return [{**{key: found[key] for key in kept}, "masks": object_masks(found)} for found in batch["instances"]]
+
+
+RADII = (1, 2)
+
+
+class InstanceScores(nn.Module):
+    """Average precision by COCO's evaluator, and AF.
+
+    Args:
+        num_classes: C.
+        detections: Most detections of an image that count.
+        boxes: Whether boxes are scored, too.
+    """
+
+    def __init__(self, num_classes: int, detections: int, boxes: bool) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.precision = CocoAP(num_classes, detections, boxes)
+        self.matches = InstanceMatches(num_classes, RADII, detections)
+
+    def update(self, found: list[dict[str, Tensor]], truth: list[dict[str, Tensor]], index: Tensor) -> None:
+        """Add images: their objects as found and as they are (see the two metrics), their places in the data set."""
+        self.precision.update(found, truth, index)
+        self.matches.update(found, truth, index)
+
+    def compute(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Scores by name, and the AP of each class (C); NaN for what has none."""
+        scores = self.precision.compute()
+        by_class = scores.pop("mask_ap_by_class").reshape(-1)  # torchmetrics makes a scalar of a single number
+        boundary, left_out = boundary_averages(self.matches.compute()["detections"], self.num_classes, len(RADII))
+        averages = {f"af{radius}": boundary[:, i].nanmean() for i, radius in enumerate(RADII)}
+        return {**scores, **averages, "af_left_out": left_out.double()}, by_class
+
+    def rows(self) -> dict[str, Tensor]:
+        """Every detection and how many objects there are, by image (see :class:`~lsseg.metrics.InstanceMatches`)."""
+        rows: dict[str, Any] = self.matches.compute()
+        return rows
+
+    def reset(self) -> None:
+        """Start over."""
+        self.precision.reset()
+        self.matches.reset()

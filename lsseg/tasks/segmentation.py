@@ -21,8 +21,7 @@ from lsseg.losses.pixel_mean import set_over_processes
 from lsseg.metrics import CountSums, Overlap, PerImage
 from lsseg.metrics.scores import of_kind, scores_of_sums
 from lsseg.models import SegOutput, SmpNet, checked, made
-from lsseg.tasks.base import Task
-from lsseg.tasks.evolution import EvolvingObject
+from lsseg.tasks.base import EvolvingObject, Task
 from lsseg.tasks.inference import bands, mean_of_views, sliding_window
 from lsseg.tasks.optimizer import Recipe
 

@@ -1,7 +1,6 @@
 import pytest
 
-from lsseg.ablation.kinds import check_kinds
-from lsseg.ablation.spec import load_suite
+from lsseg.ablation.spec import check_kinds, load_suite
 from lsseg.errors import InputError
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lsseg.ablation.page import write_latex, write_page
 from lsseg.ablation.results import SemanticResult
-from lsseg.callbacks.gallery import image_scores
+from lsseg.callbacks.results import image_scores
 
 TINY = Path(__file__).parents[1] / "cli" / "tiny.yaml"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -179,7 +179,7 @@ def test_two_processes_share_what_is_predicted(tmp_path, alone):
 
 FROZEN = """
 from lsseg.models import ChanVeseNet, SmpNet
-from lsseg.models.step_norm import batch_norms
+from lsseg.models.dmls import batch_norms
 
 
 class Frozen:

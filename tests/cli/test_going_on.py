@@ -15,7 +15,7 @@ from lsseg.cli.load import load_run
 from lsseg.errors import InputError
 from lsseg.files import read_jsonl
 from lsseg.tasks import SegmentationTask
-from lsseg.tasks.checkpoint import refuse_other_classes
+from lsseg.tasks.start import refuse_other_classes
 
 TINY = Path(__file__).with_name("tiny.yaml")
 NETWORK = yaml.safe_load(TINY.read_text())["model"]["init_args"]["network"]

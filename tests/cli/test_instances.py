@@ -37,7 +37,7 @@ def photos(tmp_path):
 
 
 def test_a_run_scores_both_masks_and_draws_them(fit, lsseg, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsseg.callbacks.gallery.SURE", 0.0)  # after four updates nothing is
+    monkeypatch.setattr("lsseg.callbacks.results.SURE", 0.0)  # after four updates nothing is
     status, out, err = fit("--test_after_fit", "true")
     assert status == 0, err
     run = tmp_path / "run"

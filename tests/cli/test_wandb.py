@@ -11,7 +11,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from lsseg.callbacks.wandb import _mode
+from lsseg.callbacks.loggers import _mode
 from lsseg.cli.parser import ConfigDumper
 from lsseg.files import read_jsonl
 

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lsseg.data import COCO2017, CarParts, CocoFolder, CocoInstances
-from lsseg.data.coco_classes import COCO_NAMES, COCO_PALETTE
+from lsseg.data.coco import COCO_NAMES, COCO_PALETTE
 from lsseg.data.coco_file import checked_code, decoded
 from lsseg.errors import InputError
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lsseg.data import CarParts, NucleiDSB2018, PennFudan
-from lsseg.data.lookalikes import group_lookalikes, split_groups
+from lsseg.data.nuclei import group_lookalikes, split_groups
 from lsseg.errors import InputError
 
 REAL = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute()  # before a test hides it

@@ -63,8 +63,7 @@ CONSTANTS = {
     },
     "chan_vese": {"BD": 64, "BP": 128, "ROWS": 16, "PRINTED": True},
     "multiphase": {"BP": 256, "CURVED": True, "BY_CLASS": False},
-    "competition": {"BP": 256},
-    "distance": {"BP": 256},
+    "partition": {"BP": 256},
 }
 KERNELS = {
     "level_set": ["_block_sums", "_add_up", "_energy", "_gradient"],
@@ -81,8 +80,7 @@ KERNELS = {
         "_by_features",
     ],
     "multiphase": ["_add_up", "_advance", "_by_curvature", "_by_phi"],
-    "competition": ["_compete", "_compete_backward"],
-    "distance": ["_along_rows", "_along_columns"],
+    "partition": ["_compete", "_compete_backward", "_along_rows", "_along_columns"],
 }
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lsseg.functional.matching import FOUND, IGNORED, INVENTED, average_precision, match_detections
+from lsseg.functional.instances import FOUND, IGNORED, INVENTED, average_precision, match_detections
 
 
 def test_the_best_detection_chooses_first_and_the_next_takes_what_is_left():

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 
 from lsseg.losses import LossMaxPooling
-from lsseg.losses.max_pooling import worst_weights
+from lsseg.losses.rivals import worst_weights
 
 
 def solved(losses, p, share):

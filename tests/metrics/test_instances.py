@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lsseg.functional.matching import FOUND, THRESHOLDS, average_precision
+from lsseg.functional.instances import FOUND, THRESHOLDS, average_precision
 from lsseg.metrics import AverageBoundaryF1, CocoAP, InstanceMatches
 from lsseg.metrics.instances import HEAD, pair_boundary_f1
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from lsseg.errors import InputError
 from lsseg.models import DFCN, DMLS, FCN, MultiphaseLevelSet, SegOutput, SmpNet
+from lsseg.models.dmls import StepNorm, batch_norms
 from lsseg.models.multiphase import enlarged
-from lsseg.models.step_norm import StepNorm, batch_norms
 from lsseg.tasks import SegmentationTask
 
 TINY = "tu-test_resnet.r160_in1k"

@@ -1,4 +1,4 @@
-"""Losses of DELSE, the edge-based rival (Wang 2019; Homayounfar 2020, section 5).
+"""Losses of signed distances (Homayounfar 2020, section 4.2) and of DELSE, the edge-based rival (Wang 2019).
 
 Legend: M objects, H×W pixels.
 """
@@ -6,6 +6,7 @@ Legend: M objects, H×W pixels.
 import torch
 from torch import Tensor, nn
 
+from lsseg.functional import tsdf_loss
 from lsseg.functional.edge_evolution import towards_contour
 from lsseg.functional.heaviside import arctan_step
 
@@ -56,3 +57,26 @@ class VelocityLoss(nn.Module):
         across = torch.where(valid, vx * ty - vy * tx, 0)
         angle = torch.atan2(across, along)  # unlike the arc cosine it has a gradient at 0 and at π
         return angle.square().sum() / valid.sum().clamp_min(1)
+
+
+class TSDFLoss(nn.Module):
+    """:func:`~lsseg.functional.tsdf_loss` as a module.
+
+    Args:
+        epsilon: ε > 0, width of the step in units of φ; 0.1 in the paper.
+
+    >>> import torch
+    >>> phi = torch.tensor([[-0.5, 0.5]])
+    >>> TSDFLoss()(phi, phi, phi > 0)
+    tensor(0.0649)
+    """
+
+    def __init__(self, epsilon: float = 0.1) -> None:
+        super().__init__()
+        if not epsilon > 0:
+            raise ValueError(f"epsilon must be positive, not {epsilon}")
+        self.epsilon = epsilon
+
+    def forward(self, phi: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Scalar loss of φ, φ_GT and M_GT, all of one shape; see the function."""
+        return tsdf_loss(phi, target, mask, valid, self.epsilon)

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from lsseg.functional import blocks, signed_distance
-from lsseg.functional import boxes as boxes_module
-from lsseg.functional.boxes import crop_objects, paste_masks, subpixel_contours
+from lsseg.functional import instances as boxes_module
+from lsseg.functional.instances import crop_objects, paste_masks, subpixel_contours
 
 
 def scene(size=(40, 60)):
