@@ -59,6 +59,19 @@ def content_of(path):
     return yaml.safe_load(path.read_text())
 
 
+def test_files_and_functions_are_short():
+    for path in (TOP / "lsseg").rglob("*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[0]
+                documented = ast.get_docstring(node, clean=False) is not None
+                lines = node.end_lineno - node.lineno + 1
+                lines -= first.end_lineno - first.lineno + 1 if documented else 0
+                assert lines <= 60, f"{path}: {node.name} has {lines} lines"
+
+
 def is_suite(path):
     content = content_of(path)
     return "variants" in content or "grid" in content

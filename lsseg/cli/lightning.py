@@ -20,7 +20,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -40,48 +40,22 @@ from lsseg.callbacks import (
     progress_bar,
 )
 from lsseg.cli.checks import check_files, refuse_forks, refuse_own_names, refuse_unknown_monitors
-from lsseg.cli.environment import describe_environment
 from lsseg.cli.failures import Place, located, told
-from lsseg.cli.parser import ConfigDumper, Parser, own_errors
-from lsseg.cli.resume import KeepModel, refuse_other_model
+from lsseg.cli.parser import Parser, own_errors
+from lsseg.cli.resume import AS_SAVED, KeepModel, SaveConfig, refuse_other_model
 from lsseg.data import DataModule
 from lsseg.errors import ArgumentError, InputError
-from lsseg.files import write_json, write_text
 from lsseg.process import DIE_WITH_PARENT
 from lsseg.tasks import Task
 from lsseg.tasks.start import read_checkpoint, refuse_other_classes
 
 RUN_FOLDER = "LSSEG_RUN_FOLDER"
 RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of processes that nothing else tells apart so early
-AS_SAVED = {"skip_none": False, "skip_link_targets": True}  # a configuration with all that it was made of
 CHATTERS = (
     "pytorch_lightning.utilities.rank_zero",
     "lightning_fabric.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
 )
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves the resolved configuration and the environment in the run's own folder."""
-
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write ``config.yaml`` and ``environment.json``; a test inside a run's folder leaves the run's own alone."""
-        folder = Path(trainer.default_root_dir)
-        resumed = stage == "fit" and bool(self.config.get("ckpt_path"))
-        if (folder / "config.yaml").exists() and stage != "fit":
-            return
-        config = yaml.safe_load(self.parser.dump(self.config, **AS_SAVED))
-        # Where a run was written and from what it was resumed is no part of what it is.
-        config["trainer"]["default_root_dir"] = None
-        config["ckpt_path"] = None
-        # A continued run keeps what its first part was made with (the encoder's weights, which are not fetched again).
-        again = f"-{time.strftime('%Y%m%d-%H%M%S')}" if resumed and (folder / "config.yaml").exists() else ""
-        write_text(folder / f"config{again}.yaml", yaml.dump(config, Dumper=ConfigDumper, sort_keys=False))
-        write_json(folder / f"environment{again}.json", describe_environment())
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbRun):
-                # Under a key of its own: a sweep locks keys with the names of its parameters.
-                logger.experiment.config.update({"cfg": config}, allow_val_change=True)
 
 
 class LssegCLI(LightningCLI):
@@ -343,8 +317,8 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
+def _silence_chatter() -> None:
+    """Leave out what libraries say that is no news to a user of this command."""
     warnings.formatwarning = lambda message, *_: f"lsseg: warning: {message}\n"
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a hint, wrong where data is generated
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # resuming
@@ -358,6 +332,11 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
     for name in CHATTERS:
         logging.getLogger(name).addFilter(_worth_saying)
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
+    _silence_chatter()
     os.environ.setdefault("WANDB_SILENT", "true")
     check_files(argv)
     held, place = ExitStack(), Place()

@@ -1,12 +1,18 @@
-"""Going on with a run: what its configuration may change, and what its checkpoint fixes."""
+"""A run's configuration as it is saved, and what of it may change when the run goes on."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from pytorch_lightning.cli import SaveConfigCallback
 
+from lsseg.callbacks import WandbRun
+from lsseg.cli.environment import describe_environment
+from lsseg.cli.parser import ConfigDumper
+from lsseg.files import write_json, write_text
 from lsseg.tasks.start import refuse_changes
 
 # The optimiser's and the schedule's state, and the weights, are those of these keys.
@@ -16,6 +22,32 @@ FIXED = (
 )
 WEIGHTS = ("criterion", "class_weights")  # where the checkpoint holds the weights of the classes
 FREE = ("encoder_weights", "start", "checkpoint")  # what a network started from, and how it saves memory
+
+
+AS_SAVED = {"skip_none": False, "skip_link_targets": True}  # a configuration with all that it was made of
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the resolved configuration and the environment in the run's own folder."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` and ``environment.json``; a test inside a run's folder leaves the run's own alone."""
+        folder = Path(trainer.default_root_dir)
+        resumed = stage == "fit" and bool(self.config.get("ckpt_path"))
+        if (folder / "config.yaml").exists() and stage != "fit":
+            return
+        config = yaml.safe_load(self.parser.dump(self.config, **AS_SAVED))
+        # Where a run was written and from what it was resumed is no part of what it is.
+        config["trainer"]["default_root_dir"] = None
+        config["ckpt_path"] = None
+        # A continued run keeps what its first part was made with (the encoder's weights, which are not fetched again).
+        again = f"-{time.strftime('%Y%m%d-%H%M%S')}" if resumed and (folder / "config.yaml").exists() else ""
+        write_text(folder / f"config{again}.yaml", yaml.dump(config, Dumper=ConfigDumper, sort_keys=False))
+        write_json(folder / f"environment{again}.json", describe_environment())
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+                # Under a key of its own: a sweep locks keys with the names of its parameters.
+                logger.experiment.config.update({"cfg": config}, allow_val_change=True)
 
 
 class KeepModel(pl.Callback):

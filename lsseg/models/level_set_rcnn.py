@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
-from lsseg.errors import ArgumentError, require
+from lsseg.errors import require
 from lsseg.functional import Delta, blocks
 from lsseg.functional.edge_evolution import edge_evolve
 from lsseg.functional.grid import resized
@@ -194,17 +194,14 @@ class LevelSetRCNN(nn.Module):
         self.grid = (resolution, resolution)
         # Where a mask on few cells is cut at a half first, its distances are off by more than what is to be learnt.
         self.target_resolution = resolution if target == "binary" else max(112, resolution)
-        self.steps, self.detach_init, self.eta = steps, detach_init, eta
-        self.delta: Delta = delta
+        self.steps, self.detach_init, self.eta, self.delta = steps, detach_init, eta, delta
         self.encoder = PyramidEncoder(
             encoder_name, encoder_weights, width, batch_norm == "frozen", deformable, bottom_up
         )
         strides = self.encoder.strides
-        if len(anchor_sizes) != len(strides) + 1 or min(anchor_sizes) < 1:
-            raise ArgumentError(
-                f"anchor_sizes must be {len(strides) + 1} positive lengths, one for each level of "
-                f"{encoder_name}, not {list(anchor_sizes)}"
-            )
+        right = f"must be {len(strides) + 1} positive lengths, one for each level of {encoder_name}"
+        fits = len(anchor_sizes) == len(strides) + 1 and min(anchor_sizes) >= 1
+        require(fits, "anchor_sizes", list(anchor_sizes), right)
         self.rpn = proposal_network(width, anchor_sizes, proposals, rpn_samples)
         pool = BoxPooler(strides, 7)
         self.boxes = box_heads(pool, width, box_width, num_classes, box_samples, score_threshold, detections)

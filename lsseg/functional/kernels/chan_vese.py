@@ -17,7 +17,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lsseg.functional.kernels.shared import PI, arctan_step, curvature, normal, sobel_adjoint
+from lsseg.functional.kernels.shared import (
+    PI,
+    arctan_step,
+    curvature,
+    delta_of,
+    normal,
+    pixels_of,
+    sobel_adjoint,
+    tile_of,
+    vector,
+)
 
 ELEMENTS = 8192  # of a tile of features
 PLANE = 256
@@ -27,7 +37,7 @@ MORE = 4  # sums besides those of the features: of the force's gradient, and tim
 def evolve(
     phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All iterations; see :func:`lsseg.functional.chan_vese._evolve`."""
+    """All iterations; see :func:`lsseg.functional.chan_vese_operator.evolve`."""
     (groups, objects, height, width), depth = phi.shape, features.shape[1]
     steps, pixels = (numbers.shape[2] - 3) // 2, height * width
     before = phi.new_empty(steps, groups, objects, pixels)
@@ -119,39 +129,6 @@ def _tile(depth: int) -> dict[str, int]:
 
 
 @triton.jit
-def _place(pixels, BP: tl.constexpr):
-    """The program's group and pixels, and which of them are in the image."""
-    pixel = tl.program_id(0) * BP + tl.arange(0, BP)
-    return tl.program_id(1).to(tl.int64), pixel, pixel < pixels
-
-
-@triton.jit
-def _tile_of(features, centre, group, pixel, inside, depth, pixels, BD: tl.constexpr):
-    """Features less their centre; 0 outside."""
-    feature = tl.arange(0, BD)
-    there = (feature < depth)[:, None] & inside[None, :]
-    place = (group * depth + feature.to(tl.int64))[:, None] * pixels + pixel[None, :]
-    middle = tl.load(centre + group * depth + feature, mask=feature < depth, other=0.0)
-    return tl.where(there, tl.load(features + place, mask=there, other=0.0) - middle[:, None], 0.0)
-
-
-@triton.jit
-def _vector(start, depth, BD: tl.constexpr):
-    feature = tl.arange(0, BD)
-    return tl.load(start + feature, mask=feature < depth, other=0.0)
-
-
-@triton.jit
-def _delta(phi, epsilon, PRINTED: tl.constexpr):
-    """δ_ε(φ) and ε² + φ²."""
-    reach = epsilon * epsilon + phi * phi
-    if PRINTED:
-        return epsilon * epsilon / (PI * reach), reach
-    else:
-        return epsilon / (PI * reach), reach
-
-
-@triton.jit
 def _bend(phi, out, pixels, height, width, eta, BP: tl.constexpr):
     """The curvature of every object."""
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
@@ -166,8 +143,8 @@ def _draw(
     BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Σ H F and Σ H over the program's pixels, and those of 1 - H."""
-    group, pixel, inside = _place(pixels, BP)
-    tile = _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
+    group, pixel, inside = pixels_of(pixels, BP)
+    tile = tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     feature = tl.arange(0, BD)
     out = partial + (group * tl.num_programs(0) + tl.program_id(0)) * 2 * objects * (depth + 1)
     for k in range(objects):
@@ -206,7 +183,7 @@ def _means(partial, means, sizes, chunks, depth, ROWS: tl.constexpr, BD: tl.cons
 def _force(tile, energy, numbers, means, row, side, other, depth, BD: tl.constexpr):
     """λ2 ‖F - c2‖² - λ1 ‖F - c1‖² at the program's pixels."""
     lambda1, lambda2 = tl.load(numbers + row), tl.load(numbers + row + 1)
-    inside, outside = _vector(means + side * depth, depth, BD), _vector(means + other * depth, depth, BD)
+    inside, outside = vector(means + side * depth, depth, BD), vector(means + other * depth, depth, BD)
     constant = lambda2 * tl.sum(outside * outside, 0) - lambda1 * tl.sum(inside * inside, 0)
     along = 2 * (lambda1 * inside - lambda2 * outside)
     return tl.sum(tile * along[:, None], 0) + constant + (lambda2 - lambda1) * energy
@@ -218,8 +195,8 @@ def _advance(
     PRINTED: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """One iteration, given the means."""
-    group, pixel, inside = _place(pixels, BP)
-    tile = _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
+    group, pixel, inside = pixels_of(pixels, BP)
+    tile = tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     energy = tl.sum(tile * tile, 0)
     for k in range(objects):
         row = group * objects + k
@@ -230,7 +207,7 @@ def _advance(
         place = row * pixels + pixel
         force += tl.load(numbers + number + 2) * tl.load(bend + place, mask=inside, other=0.0)
         value = tl.load(phi + place, mask=inside, other=0.0)
-        delta, _ = _delta(value, tl.load(numbers + number + 3 + step), PRINTED)
+        delta, _ = delta_of(value, tl.load(numbers + number + 3 + step), PRINTED)
         dt = tl.load(numbers + number + 3 + steps + step)
         tl.store(out + place, value + force * delta * dt, mask=inside)
 
@@ -241,8 +218,8 @@ def _by_force(
     steps, PRINTED: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """The gradient by the force, the force itself, and sums over the program's pixels."""
-    group, pixel, inside = _place(pixels, BP)
-    tile = _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
+    group, pixel, inside = pixels_of(pixels, BP)
+    tile = tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     energy = tl.sum(tile * tile, 0)
     feature = tl.arange(0, BD)
     for k in range(objects):
@@ -256,7 +233,7 @@ def _by_force(
         force += tl.load(numbers + number + 2) * bent
         value = tl.load(phi + place, mask=inside, other=0.0)
         g = tl.load(by_phi + place, mask=inside, other=0.0)
-        delta, _ = _delta(value, tl.load(numbers + number + 3 + step), PRINTED)
+        delta, _ = delta_of(value, tl.load(numbers + number + 3 + step), PRINTED)
         by = g * delta * tl.load(numbers + number + 3 + steps + step)
         tl.store(by_force + place, by, mask=inside)
         tl.store(force_out + place, force, mask=inside)
@@ -299,8 +276,8 @@ def _through_means(
     side, other = row + group * objects, row + (group + 1) * objects
     number = row * (3 + 2 * steps)
     lambda1, lambda2 = tl.load(numbers + number), tl.load(numbers + number + 1)
-    inside = _vector(means + side * depth, depth, BD).to(tl.float64)
-    outside = _vector(means + other * depth, depth, BD).to(tl.float64)
+    inside = vector(means + side * depth, depth, BD).to(tl.float64)
+    outside = vector(means + other * depth, depth, BD).to(tl.float64)
     # ± Σ w ‖F - c‖²
     by_lambda1 = -(energy - 2 * tl.sum(inside * drawn, 0) + total * tl.sum(inside * inside, 0))
     by_lambda2 = energy - 2 * tl.sum(outside * drawn, 0) + total * tl.sum(outside * outside, 0)
@@ -321,12 +298,12 @@ def _through_means(
 @triton.jit
 def _by_side(features, centre, through, by_side, objects, depth, pixels, BD: tl.constexpr, BP: tl.constexpr):
     """The gradient by H, less that by 1 - H."""
-    group, pixel, inside = _place(pixels, BP)
-    tile = _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
+    group, pixel, inside = pixels_of(pixels, BP)
+    tile = tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     for k in range(objects):
         row = group * objects + k
         vectors = through + row * (2 * depth + 1)
-        by_mean = _vector(vectors, depth, BD) - _vector(vectors + depth, depth, BD)
+        by_mean = vector(vectors, depth, BD) - vector(vectors + depth, depth, BD)
         by = tl.sum(tile * by_mean[:, None], 0) + tl.load(vectors + 2 * depth)
         tl.store(by_side + row * pixels + pixel, by, mask=inside)
 
@@ -372,7 +349,7 @@ def _by_phi(
     g = tl.load(by_phi + place, mask=inside, other=0.0)
     value = tl.load(phi + place, mask=inside, other=0.0)
     by_delta = g * tl.load(force + place, mask=inside, other=0.0) * dt
-    delta, reach = _delta(value, epsilon, PRINTED)
+    delta, reach = delta_of(value, epsilon, PRINTED)
     # H' = ε / π(ε² + φ²) and ∂H/∂ε = -φ / π(ε² + φ²); the outside is one minus the inside.
     by_step = tl.load(by_side + place, mask=inside, other=0.0) / (PI * reach)
     if PRINTED:
@@ -394,7 +371,7 @@ def _by_features(
     BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """The gradient by the features, of all iterations at once."""
-    group, pixel, inside = _place(pixels, BP)
+    group, pixel, inside = pixels_of(pixels, BP)
     every = tl.num_programs(1).to(tl.int64) * objects
     feature = tl.arange(0, BD)
     total = tl.zeros([BD, BP], tl.float32)
@@ -406,16 +383,16 @@ def _by_features(
             lambda1, lambda2 = tl.load(numbers + number), tl.load(numbers + number + 1)
             at = step * every + row
             side = 2 * step * every + row + group * objects
-            inner = _vector(means + side * depth, depth, BD)
-            outer = _vector(means + (side + objects) * depth, depth, BD)
+            inner = vector(means + side * depth, depth, BD)
+            outer = vector(means + (side + objects) * depth, depth, BD)
             by = tl.load(by_force + at * pixels + pixel, mask=inside, other=0.0)
             within = tl.load(sides + (2 * step * every + row) * pixels + pixel, mask=inside, other=0.0)
             without = tl.load(sides + ((2 * step + 1) * every + row) * pixels + pixel, mask=inside, other=0.0)
             vectors = through + at * (2 * depth + 1)
             total += (2 * (lambda1 * inner - lambda2 * outer))[:, None] * by[None, :]
-            total += _vector(vectors, depth, BD)[:, None] * within[None, :]
-            total += _vector(vectors + depth, depth, BD)[:, None] * without[None, :]
+            total += vector(vectors, depth, BD)[:, None] * within[None, :]
+            total += vector(vectors + depth, depth, BD)[:, None] * without[None, :]
             along += 2 * (lambda2 - lambda1) * by
-    total += along[None, :] * _tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
+    total += along[None, :] * tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     place = (group * depth + feature.to(tl.int64))[:, None] * pixels + pixel[None, :]
     tl.store(out + place, total, mask=(feature < depth)[:, None] & inside[None, :])

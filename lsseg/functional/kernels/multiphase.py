@@ -17,7 +17,7 @@ BP = 256
 def step(
     phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool
 ) -> tuple[Tensor, Tensor]:
-    """φ after the step and the sums in A (empty where ε is 0); see :func:`lsseg.functional.multiphase._step`."""
+    """φ after the step and the sums in A (empty where ε is 0); as in :mod:`lsseg.functional.multiphase_step`."""
     phi, speed, present = phi.contiguous(), speed.contiguous(), present.contiguous().view(torch.uint8)
     images, classes, height, width = phi.shape
     blocks = triton.cdiv(height * width, BP)

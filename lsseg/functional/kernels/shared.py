@@ -100,3 +100,37 @@ def sobel_adjoint(plane, y, x, height, width, inside):
         by_x += _smooth(y, height, i // 3 - 1) * _difference(x, width, i % 3 - 1) * value
         by_y += _difference(y, height, i // 3 - 1) * _smooth(x, width, i % 3 - 1) * value
     return by_x, by_y
+
+
+@triton.jit
+def pixels_of(pixels, BP: tl.constexpr):
+    """The program's group and pixels, and which of them are in the image."""
+    pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+    return tl.program_id(1).to(tl.int64), pixel, pixel < pixels
+
+
+@triton.jit
+def tile_of(features, centre, group, pixel, inside, depth, pixels, BD: tl.constexpr):
+    """Features less their centre; 0 outside."""
+    feature = tl.arange(0, BD)
+    there = (feature < depth)[:, None] & inside[None, :]
+    place = (group * depth + feature.to(tl.int64))[:, None] * pixels + pixel[None, :]
+    middle = tl.load(centre + group * depth + feature, mask=feature < depth, other=0.0)
+    return tl.where(there, tl.load(features + place, mask=there, other=0.0) - middle[:, None], 0.0)
+
+
+@triton.jit
+def vector(start, depth, BD: tl.constexpr):
+    """The numbers of all features at a place; 0 behind the last."""
+    feature = tl.arange(0, BD)
+    return tl.load(start + feature, mask=feature < depth, other=0.0)
+
+
+@triton.jit
+def delta_of(phi, epsilon, PRINTED: tl.constexpr):
+    """δ_ε(φ) and ε² + φ²."""
+    reach = epsilon * epsilon + phi * phi
+    if PRINTED:
+        return epsilon * epsilon / (PI * reach), reach
+    else:
+        return epsilon / (PI * reach), reach
