@@ -46,7 +46,7 @@ def test_a_block_adds_its_convolutions_to_what_comes_in():
 
 
 def test_wide_resnet_takes_weights_from_a_file_only(tmp_path):
-    with pytest.raises(InputError, match="are published as files; give one, not 'imagenet'"):
+    with pytest.raises(InputError, match="are published as files: give one, not 'imagenet'"):
         make_encoder("wide_resnet38", "imagenet")
     with pytest.raises(InputError, match="'wide_resnet38' cannot be dilated"):
         make_encoder("wide_resnet38", None, 8)
