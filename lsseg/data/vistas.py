@@ -3,7 +3,7 @@
 from typing import Any
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import check_count, existing_root
+from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
 
 # The official names and colours, by label; the 66th, Unlabeled, is void. (In the first release some classes share one.)
@@ -37,6 +37,24 @@ class MapillaryVistas(SegmentationData):
         **options: See :class:`SegmentationData`.
     """
 
+    origin = Origin(
+        "mapillary_vistas",
+        "mapillary_vistas",
+        {
+            "training/images": 18000,
+            "validation/images": 2000,
+            "training/v1.2/labels": 18000,
+            "validation/v1.2/labels": 2000,
+        },
+        "research use, registration needed; cite Neuhold et al. 2017",
+        source="mapillary.com/dataset/vistas: training/ and validation/, each with images/ and v1.2/labels/",
+        layout={
+            "training/images": 18000,
+            "validation/images": 2000,
+            "training/labels": 18000,
+            "validation/labels": 2000,
+        },
+    )
     class_names = tuple(name for name, _ in CLASSES)
     palette = tuple((int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for _, c in CLASSES)
 

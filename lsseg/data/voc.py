@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsseg.data.module import SegmentationData, Split
-from lsseg.data.root import check_count, data_root, existing_root
+from lsseg.data.root import Origin, check_count, data_root, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
 from lsseg.errors import InputError
 
@@ -56,6 +56,16 @@ class VOC2012(SegmentationData):
         **options: See :class:`SegmentationData`.
     """
 
+    origin = Origin(
+        "voc2012",
+        "voc2012",
+        {"JPEGImages": 17125, "SegmentationClass": 2913},
+        "images under Flickr's terms; cite Everingham et al. 2010, and Hariharan et al. 2011 for SBD",
+        source="host.robots.ox.ac.uk/pascal/VOC/voc2012: the folder VOC2012 of VOCtrainval_11-May-2012.tar; for the "
+        "10582 training images of trainaug also SBD (benchmark.tgz), unpacked into the folder sbd beside it",
+        extra={"../sbd/**/cls/*.mat": 11355},
+        unpacked=("VOC2012", "VOCdevkit/VOC2012"),
+    )
     class_names = CLASSES
     palette = voc_palette(len(CLASSES))
 

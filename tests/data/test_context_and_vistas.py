@@ -127,20 +127,20 @@ def test_a_real_file_of_vistas(tmp_path):
 
 @pytest.mark.parametrize("labels", ["labels", "v1.2/labels"])
 def test_either_layout_of_vistas_can_be_complete(tmp_path, labels):
-    from lsseg.cli.data import DATA_SETS, _incomplete
+    from lsseg.cli.data import _incomplete
 
     write_vistas(tmp_path, labels)
-    known = DATA_SETS["mapillary_vistas"]
+    known = official.MapillaryVistas.origin
     one = known._replace(counts=dict.fromkeys(known.counts, 1), layout=dict.fromkeys(known.layout, 1))
     assert _incomplete(one, tmp_path) is None
     assert _incomplete(known, tmp_path) == "training/images has 1 files of 18000"
 
 
 def test_lvis_is_two_files_whatever_lies_beside_them(tmp_path):
-    from lsseg.cli.data import DATA_SETS, _incomplete
+    from lsseg.cli.data import _incomplete
 
     (tmp_path / "val2017").mkdir()
     (tmp_path / "lvis_v1_val.json").touch()
-    assert _incomplete(DATA_SETS["lvis"], tmp_path) == "lvis_v1_train.json is missing"
+    assert _incomplete(official.LVIS.origin, tmp_path) == "lvis_v1_train.json is missing"
     (tmp_path / "lvis_v1_train.json").touch()
-    assert _incomplete(DATA_SETS["lvis"], tmp_path) is None
+    assert _incomplete(official.LVIS.origin, tmp_path) is None

@@ -5,7 +5,8 @@ import zipfile
 
 import pytest
 
-from lsseg.cli.data import DataSet
+from lsseg.data import CamVid
+from lsseg.data.root import Origin
 
 
 def archive(path, counts, extra=()):
@@ -78,7 +79,7 @@ def test_what_only_some_settings_need_is_named_where_the_rest_is_there(tmp_path,
     monkeypatch.setenv("LSSEG_DATA", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "300")
     extra = {"coarse/*/*.png": 2}
-    monkeypatch.setattr("lsseg.cli.data.DATA_SETS", {"mine": DataSet("Mine", "mine", {"fine": 1}, "CC0", extra=extra)})
+    monkeypatch.setattr(CamVid, "origin", Origin("mine", "mine", {"fine": 1}, "CC0", extra=extra))
     (tmp_path / "mine" / "coarse" / "ulm").mkdir(parents=True)
     (tmp_path / "mine" / "fine").mkdir()
     assert "fine is missing" in lsseg("data")[1]

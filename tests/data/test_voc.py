@@ -52,14 +52,14 @@ def test_what_the_tables_on_voc_train_with(tmp_path, fits):
 
 
 def test_lsseg_data_looks_where_the_loader_does(tmp_path):
-    from lsseg.cli.data import DATA_SETS, _incomplete, _lacking
+    from lsseg.cli.data import _incomplete, _lacking
 
     voc = write_voc(tmp_path)
     counts = {"JPEGImages": 8, "SegmentationClass": 5}
-    known = DATA_SETS["voc2012"]._replace(counts=counts)
+    known = official.VOC2012.origin._replace(counts=counts)
     for root in (voc.parent.parent, voc.parent, voc):
         assert _incomplete(known, root) is None
-    assert _incomplete(DATA_SETS["voc2012"], voc.parent) == "JPEGImages has 8 files of 17125"
+    assert _incomplete(official.VOC2012.origin, voc.parent) == "JPEGImages has 8 files of 17125"
     assert _lacking(known.extra, tmp_path / "voc2012").endswith("has 5 files of 11355")
 
 
