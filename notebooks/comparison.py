@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from lsseg.ablation.results import difference, load_description, load_results, run_table, variant_table
+from lsseg.ablation.results import difference, load_description, load_results, run_table, scores_of, variant_table
 from lsseg.callbacks.results import image_scores
 from lsseg.files import read_jsonl
 
@@ -33,9 +33,10 @@ table[[column for column in table if column in ("label", "seeds", "miou", "miou_
 
 # %%
 baseline = description["baseline"]
+score = scores_of(results)[0]  # mIoU, or AP of instances
 rows = []
 for variant in table.index:
-    found = difference(results, variant, baseline, "miou")
+    found = difference(results, variant, baseline, score)
     if found is not None:
         rows.append(
             {"variant": variant, "Δ": found.mean, "low": found.low, "high": found.high, "by seed": found.by_seed}
@@ -50,7 +51,7 @@ pd.DataFrame(rows)
 # %%
 first = {variant: next(r for r in results if r.variant == variant) for variant in {r.variant for r in results}}
 other = next((variant for variant in table.index if variant in first and variant != baseline), baseline)
-x, y = (100 * image_scores(first[v].summary.get("kind", "semantic"), first[v].counts) for v in (baseline, other))
+x, y = (100 * image_scores(first[v].kind, first[v].counts) for v in (baseline, other))
 figure, axis = plt.subplots(figsize=(4.5, 4.5), layout="constrained")
 axis.scatter(x, y, s=12)
 axis.axline((np.nanmean(x), np.nanmean(x)), slope=1, color="0.6")
