@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lsseg.arguments import nearest
 from lsseg.callbacks import BestCheckpoint, PeriodicCheckpoint
@@ -108,6 +109,8 @@ def refuse_unknown_monitors(callbacks: list[Any], task: Any) -> None:
     known += ["val/loss"] if task.kind == "semantic" else []
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
+        if isinstance(callback, ModelCheckpoint) and monitor in ("epoch", "step"):  # which it knows by itself
+            continue
         if monitor is not None and monitor not in known and not monitor.startswith("train/"):
             raise InputError(
                 f"trainer.callbacks: {type(callback).__name__} has monitor {monitor!r}, which is no score of a "

@@ -104,9 +104,17 @@ def test_a_monitor_that_no_validation_has_is_refused_before_training(lsseg, tmp_
     assert (status, MONITORS[option] in err, run.exists()) == (1, True, False), err
 
 
-@pytest.mark.parametrize("monitor", ["val/loss", "val/boundary_f1_2px", "train/loss"])
-def test_a_monitor_that_is_there_is_taken(lsseg, tmp_path, monitor):
-    option = callback("EarlyStopping", monitor=monitor)
+@pytest.mark.parametrize(
+    ("name", "monitor"),
+    [
+        ("EarlyStopping", "val/loss"),
+        ("EarlyStopping", "val/boundary_f1_2px"),
+        ("EarlyStopping", "train/loss"),
+        ("ModelCheckpoint", "step"),
+    ],
+)
+def test_a_monitor_that_is_there_is_taken(lsseg, tmp_path, name, monitor):
+    option = callback(name, monitor=monitor)
     status, _, err = lsseg("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", option)
     assert status == 0, err
 
