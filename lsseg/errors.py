@@ -36,6 +36,18 @@ def require(valid: bool, name: str, value: object, right: str) -> None:
         raise ArgumentError(f"{name} {right}, not {value}")
 
 
+def require_positive(name: str, values: Sequence[float]) -> None:
+    """Raise an ``ArgumentError`` unless these are numbers above 0, and at least one."""
+    right = bool(values) and all(0 < value < float("inf") for value in values)
+    require(right, name, list(values), "must be positive numbers")
+
+
+def require_size(name: str, size: Sequence[int] | None) -> None:
+    """Raise an ``ArgumentError`` unless this is a height and a width, or None."""
+    if size is not None:
+        require(min(size) >= 1, name, list(size), "must be two positive numbers (height, width)")
+
+
 def refuse_all(what: str, problems: Sequence[str]) -> None:
     """Raise one ``InputError`` for all problems, if there are any; one alone makes one line."""
     if len(problems) == 1:

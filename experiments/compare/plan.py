@@ -33,7 +33,8 @@ from lsseg.ablation.spec import load_suite
 HERE = Path(__file__).parent
 SEEDS = [0, 1, 2]
 SEED_OF_RATES = 100  # none of those that are compared
-LEVEL_SET = {"model.level_set_weight": 0.67}  # of Kim 2019, for all methods; see LevelSetLoss
+WEIGHT = 0.67  # of the level-set loss, for all methods; see LevelSetLoss
+ENERGY = {"model.criterion": "CrossEntropyLevelSetLoss", "model.criterion.level_set_weight": WEIGHT}
 BASELINE = "cross_entropy"
 Settings = dict[str, Any]
 Results = dict[str, list[dict[str, str]]]  # a row for each run, by variant
@@ -46,24 +47,28 @@ LOVASZ = {
 # Label, settings and, where it is not the plain one, what wraps the network.
 METHODS: dict[str, tuple[str, Settings, str]] = {
     BASELINE: ("Cross-entropy", {"model": "SegmentationTask"}, ""),
-    "level_set": ("+ level set", {"model": "LevelSetLossTask", **LEVEL_SET}, ""),
+    "level_set": ("+ level set", {"model": "LevelSetLossTask", "model.level_set_weight": WEIGHT}, ""),
     "lovasz": ("+ Lovász", {"model": "SegmentationTask", **LOVASZ}, ""),
     "level_set_lovasz": (
         "+ level set + Lovász",
-        {"model": "SegmentationTask", **LOVASZ, "model.criterion.level_set_weight": 0.67},
+        {"model": "SegmentationTask", **LOVASZ, "model.criterion.level_set_weight": WEIGHT},
         "",
     ),
     "dmls": ("DMLS", {"model": "DMLSTask"}, "DMLS"),
     "dmls_off": ("DMLS without its layer", {"model": "DMLSTask", "model.network.level_set": False}, "DMLS"),
     "dmls_weights": ("DMLS, class weights", {"model": "DMLSTask", "model.class_weights": "median_frequency"}, "DMLS"),
-    "dmls_level_set": ("DMLS + level set", {"model": "DMLSTask", **LEVEL_SET}, "DMLS"),
+    "dmls_level_set": ("DMLS + level set", {"model": "DMLSTask", **ENERGY}, "DMLS"),
     "chan_vese": ("Chan–Vese refiner", {"model": "ChanVeseTask"}, "ChanVeseNet"),
     "convolution": (
         "Convolution in its place",
         {"model": "ChanVeseTask", "model.network.refine": "convolution"},
         "ChanVeseNet",
     ),
-    "chan_vese_level_set": ("Chan–Vese refiner + level set", {"model": "ChanVeseTask", **LEVEL_SET}, "ChanVeseNet"),
+    "chan_vese_level_set": (
+        "Chan–Vese refiner + level set",
+        {"model": "ChanVeseTask", **ENERGY},
+        "ChanVeseNet",
+    ),
 }
 # A hybrid is trained at the rate of the method that it adds a loss, or class weights, to.
 RATE_OF = {

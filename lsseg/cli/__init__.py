@@ -3,14 +3,13 @@
 import argparse
 import importlib
 import os
-import re
 import select
 import sys
 import traceback
 from collections.abc import Sequence
 
 from lsseg.arguments import Arguments
-from lsseg.cli.failures import Place, told
+from lsseg.cli.failures import Place, original, told
 from lsseg.errors import InputError
 from lsseg.process import die_with_parent
 
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _one_line(error: Exception) -> str:
     """A user's mistake, the operating system's words, or whatever a library has raised."""
     if isinstance(error, InputError):
-        return _original(error)
+        return original(error)
     if isinstance(error, OSError) and error.strerror:
         # A full or read-only disk, a missing file: the operating system's words say which.
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
@@ -118,8 +117,3 @@ def _reader_is_gone() -> bool:
 def _fail(message: str) -> int:
     print(f"lsseg: error: {message}", file=sys.stderr, flush=True)
     return 1
-
-
-def _original(error: InputError) -> str:
-    """The message itself: a loader's worker process sends it wrapped in its traceback."""
-    return re.split(r"(?:Input|Argument)Error: ", str(error).strip())[-1]

@@ -13,13 +13,14 @@ from rich.progress import track
 from rich.table import Table
 
 from lsseg.arguments import Arguments
+from lsseg.cli.failures import Place, located
 from lsseg.cli.parser import Parser, own_errors
 from lsseg.data import DataModule
 from lsseg.data.instances import Instances
 from lsseg.data.loading import check_pair
 from lsseg.data.module import SPLITS, Split
 from lsseg.data.source import IGNORE_INDEX
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError
 
 SHOWN = 50  # problems
 
@@ -56,14 +57,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", type=Path, help="a configuration with `data`, or a folder with classes.yaml")
     parser.add_argument("--root", help="the data set's folder, instead of the configuration's data.root")
     options = parser.parse_args(argv)
-    data = _data(options.config, options.root)
+    data, place = _data(options.config, options.root)
     console = Console()
     found, said = {}, []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         for split in SPLITS:
-            found[split] = _look(data, split)
+            found[split] = _look(data, split, place)
         said = list(dict.fromkeys(str(warning.message) for warning in caught))
     _show(console, data, found)
     for text in said:
@@ -78,8 +79,8 @@ def main(argv: list[str]) -> int:
     return 1 if problems else 0
 
 
-def _data(config: Path, root: str | None) -> DataModule[Any]:
-    """The data set of a configuration, or of a folder."""
+def _data(config: Path, root: str | None) -> tuple[DataModule[Any], Place]:
+    """The data set of a configuration, or of a folder, and where its keys stand."""
     if config.is_dir():
         wanted: Any = {"class_path": "FolderSegmentation", "init_args": {"root": str(config)}}
     else:
@@ -94,21 +95,22 @@ def _data(config: Path, root: str | None) -> DataModule[Any]:
         wanted = content["data"] if isinstance(content["data"], dict) else {"class_path": content["data"]}
     if root is not None:
         wanted = {**wanted, "init_args": {**(wanted.get("init_args") or {}), "root": root}}
+    place = Place(config={"data": wanted})
     parser = Parser()
     parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
-    with own_errors():
-        made: DataModule[Any] = parser.instantiate_classes(parser.parse_object({"data": wanted})).data
-    return made
+    with own_errors(place.config):
+        made: DataModule[Any] = parser.instantiate_classes(parser.parse_object(place.config)).data
+    return made, place
 
 
-def _look(data: DataModule[Any], split: Split) -> Found:
+def _look(data: DataModule[Any], split: Split, place: Place) -> Found:
     """Read a split; what is known to be wrong from the heads of its files comes first."""
     found = Found()
     try:
         source = data.source(split)
         data.check(split)
     except InputError as error:
-        found.problems += _lines(error)
+        found.problems += _lines(located(error, place) if isinstance(error, ArgumentError) else error)
         try:
             source = data.source(split)
         except InputError:

@@ -1,6 +1,7 @@
 """What a library raises that nobody expected: one line on the screen, and the traceback in a file."""
 
 import os
+import re
 import tempfile
 import time
 import traceback
@@ -45,8 +46,13 @@ def told(error: BaseException, place: Place) -> str:
 
 def located(error: ArgumentError, place: Place) -> InputError:
     """An error that names an argument, with the key of its class in front."""
-    key = key_of(error, place.config)
-    return InputError(f"{key}.{error}" if key else str(error))
+    key, message = key_of(error, place.config), original(error)
+    return InputError(f"{key}.{message}" if key else message)
+
+
+def original(error: InputError) -> str:
+    """The message itself: a loader's worker process sends it wrapped in its traceback."""
+    return re.split(r"(?:Input|Argument)Error: ", str(error).strip())[-1]
 
 
 def described(error: BaseException) -> str:

@@ -72,7 +72,7 @@ def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
     parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
     parsed = parser.parse_object(wanted)
     drop_weights(parsed.model)
-    with own_errors():
+    with own_errors(wanted):
         made = parser.instantiate_classes(parsed)
     refuse_other_classes(content, made.data.class_names)
     made.model.on_load_checkpoint(content)

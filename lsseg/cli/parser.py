@@ -10,7 +10,8 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from lsseg.arguments import nearest, unknown_option
-from lsseg.errors import InputError
+from lsseg.cli.failures import Place, located
+from lsseg.errors import ArgumentError, InputError
 
 # What jsonargparse says of every attempt to read a value, whatever is wrong with it.
 BOILERPLATE = re.compile(
@@ -81,8 +82,12 @@ def concise(message: str) -> str:
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
-    """Raise what a class raises as it is, not wrapped in jsonargparse's account of what it tried."""
+def own_errors(config: Any = None) -> Iterator[None]:
+    """Raise what a class raises as it is, not wrapped in jsonargparse's account of what it tried.
+
+    Args:
+        config: The configuration in plain values, where the command has no other place that names its keys.
+    """
     try:
         yield
     except ValueError as error:
@@ -90,6 +95,8 @@ def own_errors() -> Iterator[None]:
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)
         for cause in causes:
+            if isinstance(cause, ArgumentError) and config is not None:
+                raise located(cause, Place(config=config)) from None
             if isinstance(cause, InputError) or not _raised_by_the_parser(cause):
                 raise cause from None
         raise ValueError(concise(str(error))) from error

@@ -10,7 +10,7 @@ from lsseg.data.instances import InstanceData, Instances, InstanceSource, Pairs,
 from lsseg.data.module import SegmentationData, Split
 from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, read_image, read_mask
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError
 
 # Name, number in the files of the official annotation, colour; in the order of the official training labels.
 CLASSES = (
@@ -82,7 +82,7 @@ class Cityscapes(SegmentationData):
     ) -> None:
         super().__init__(**options)
         if train_set == "train_extra" and annotation == "fine":
-            raise InputError("data.train_set train_extra has coarse annotations only: set data.annotation coarse")
+            raise ArgumentError("train_set train_extra has coarse annotations only: set annotation coarse")
         self.root, self.train_set, self.annotation, self.partial = root, train_set, annotation, partial
 
     def source(self, split: Split) -> Source:

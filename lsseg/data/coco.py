@@ -16,7 +16,7 @@ from lsseg.data.module import Split
 from lsseg.data.pixels import ValueRange, check_value_range, image_size, read_image, turned
 from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import distinct_names
-from lsseg.errors import InputError, refuse_all
+from lsseg.errors import ArgumentError, InputError, refuse_all, require
 
 COUNTS_2017 = {"train": 118287, "val": 5000, "test": 5000}
 SHOWN = 5  # ids of annotations in a warning
@@ -166,10 +166,9 @@ class CocoInstances(InstanceData):
         super().__init__(**options)
         check_value_range(value_range)
         self.value_range = value_range
-        if not 0 < val_fraction < 1:
-            raise InputError(f"data.val_fraction must lie in (0, 1), not {val_fraction}")
+        require(0 < val_fraction < 1, "val_fraction", val_fraction, "must lie in (0, 1)")
         if (val is None) != (val_images is None):
-            raise InputError("data.val and data.val_images belong together: give both or neither")
+            raise ArgumentError("val and val_images belong together: give both or neither")
         self.root = existing_root(root, self.folder, self.hint)
         self.splits = {"train": (train, train_images), "test": (test, test_images)}
         if val is not None and val_images is not None:
@@ -178,8 +177,8 @@ class CocoInstances(InstanceData):
         self._files: dict[str, CocoFile] = {}
         self._checked: set[Split] = set()
         names = self._all_names(test) if categories is None else categories
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"data.categories must be different names, at least one, not {names}")
+        different = bool(names) and len(set(names)) == len(names)
+        require(different, "categories", names, "must be different names, at least one")
         self._file(test).labels(names)
         self.class_names = tuple(names)
         self.palette = tuple(display_color(label + 1) for label in range(len(names)))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from lsseg.errors import InputError, refuse_all
+from lsseg.errors import ArgumentError, InputError, refuse_all
 
 KEYS = ("images", "annotations", "categories")
 FIELDS: dict[str, dict[str, type]] = {
@@ -84,7 +84,7 @@ class CocoFile:
         used = self.used() if any(len(known[name]) > 1 for name in names if name in known) else set()
         for name in names:
             if name not in known:
-                raise InputError(f"data.categories: {name!r} is none of {', '.join(known)} in {self.path}")
+                raise ArgumentError(f"categories: {name!r} is none of {', '.join(known)} in {self.path}")
             own = [number for number in known[name] if number in used]
             if len(own) > 1:
                 raise InputError(

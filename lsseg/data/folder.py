@@ -12,7 +12,7 @@ from lsseg.data.module import SPLITS, SegmentationData, Split
 from lsseg.data.pixels import ValueRange, check_value_range
 from lsseg.data.root import existing_root
 from lsseg.data.source import FilePairs, images_below, matched, same_name
-from lsseg.errors import InputError, refuse_all
+from lsseg.errors import ArgumentError, InputError, refuse_all
 
 
 class FolderSegmentation(SegmentationData):
@@ -61,7 +61,7 @@ class FolderSegmentation(SegmentationData):
     ) -> None:
         super().__init__(**options)
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise InputError("data.val_fraction and data.test_fraction must be at least 0 and sum to less than 1")
+            raise ArgumentError("val_fraction and test_fraction must be at least 0 and sum to less than 1")
         check_value_range(value_range)
         self.root = existing_root(root, root, "give the folder that holds images/, masks/ and classes.yaml")
         self.val_fraction = val_fraction

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from lsseg.data.pixels import ValueRange, image_size, read_image
 from lsseg.data.source import files_below, same_name
 from lsseg.data.transforms import Pair
-from lsseg.errors import InputError, refuse_all
+from lsseg.errors import ArgumentError, InputError, refuse_all
 
 
 class Images(Dataset[dict[str, Any]]):
@@ -35,10 +35,10 @@ class Images(Dataset[dict[str, Any]]):
 
     def __init__(self, path: Path, transform: Pair, value_range: ValueRange | None = None) -> None:
         if not path.exists():
-            raise InputError(f"data.images {path} does not exist; give a folder of images, or one image")
+            raise ArgumentError(f"images {path} does not exist; give a folder of images, or one image")
         self.paths = [path] if path.is_file() else files_below(path)
         if not self.paths:
-            raise InputError(f"data.images: there is no image in {path}")
+            raise ArgumentError(f"images: there is no image in {path}")
         self.names = _names(self.paths, path.parent if path.is_file() else path)
         self.transform = transform
         self.value_range = value_range

@@ -18,7 +18,7 @@ from lsseg.data.loading import derived_seed, global_seed
 from lsseg.data.module import DataModule, Split, TestSplit
 from lsseg.data.source import list_images, read_image, read_mask
 from lsseg.data.transforms import Pair, Resize, ShortSide, instance_eval_transform, instance_train_transform
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError, require, require_size
 
 
 class Instances(NamedTuple):
@@ -264,18 +264,14 @@ class InstanceData(DataModule[InstanceSource]):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, images, test_split)
         sides = (short_side, short_side) if isinstance(short_side, int) else short_side
-        if sides is not None and not 1 <= sides[0] <= sides[1]:
-            raise InputError(f"data.short_side must be a length, or the least and the largest, not {short_side}")
+        right = sides is None or 1 <= sides[0] <= sides[1]
+        require(right, "short_side", short_side, "must be a length, or the least and the largest")
         if longest_side is not None and sides is None:
-            raise InputError("data.longest_side is a limit of data.short_side: give that, too")
+            raise ArgumentError("longest_side is a limit of short_side: give that, too")
         if longest_side is not None and sides is not None and longest_side < sides[1]:
-            raise InputError(
-                f"data.longest_side {longest_side} must be at least as long as data.short_side {short_side}"
-            )
-        if crop_size is not None and min(crop_size) < 1:
-            raise InputError(f"data.crop_size must be two positive numbers (height, width), not {list(crop_size)}")
-        if not 0 <= photometric <= 1:
-            raise InputError(f"data.photometric must lie in 0..1, not {photometric}")
+            raise ArgumentError(f"longest_side {longest_side} must be at least as long as short_side {short_side}")
+        require_size("crop_size", crop_size)
+        require(0 <= photometric <= 1, "photometric", photometric, "must lie in 0..1")
         self.train_transform = instance_train_transform(sides, longest_side, crop_size, flip, photometric)
         self.size = Resize() if sides is None else ShortSide(sides[1], sides[1], longest_side)
         self.eval_transform = instance_eval_transform(None if sides is None else sides[1], longest_side)

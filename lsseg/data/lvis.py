@@ -9,7 +9,7 @@ from lsseg.data.coco_file import CocoFile
 from lsseg.data.instances import InstanceData, InstanceSource
 from lsseg.data.module import Split
 from lsseg.data.root import Origin, check_count, data_root, existing_root
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError
 
 COUNTS = {"lvis_v1_train.json": 100170, "lvis_v1_val.json": 19809}
 
@@ -91,9 +91,7 @@ class LVIS(InstanceData):
         beside = self.root if (self.root / "val2017").is_dir() else data_root("coco")
         self.coco_root = Path(coco_root) if coco_root else beside
         if not self.coco_root.is_dir():
-            raise InputError(
-                f"data.coco_root {self.coco_root} is not a folder; it holds COCO's train2017/ and val2017/"
-            )
+            raise ArgumentError(f"coco_root {self.coco_root} is not a folder; it holds COCO's train2017/ and val2017/")
         self.val_images, self.partial = val_images, partial
         self.categories, self.splits = categories, {"train": train, "val": val, "test": val}
         self._files: dict[str, LvisFile] = {}
@@ -126,5 +124,5 @@ class LVIS(InstanceData):
         if self.val_images is not None and split != "train":
             images = [entry for entry in images if entry["file_name"].startswith(f"{self.val_images}/")]
             if not images:
-                raise InputError(f"{file.path}: no image of {self.val_images}, which data.val_images asks for")
+                raise InputError(f"{file.path}: no image of {self.val_images}, which val_images asks for")
         return CocoObjects(file, self.coco_root, self.labels(split), images)

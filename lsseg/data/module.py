@@ -15,7 +15,7 @@ from lsseg.data.pixels import ValueRange
 from lsseg.data.root import Origin
 from lsseg.data.source import Source
 from lsseg.data.transforms import Pair, Resize, eval_transform, train_transform
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError, require, require_size
 
 Split = Literal["train", "val", "test"]
 TestSplit = Literal["val", "test"]
@@ -61,10 +61,8 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
     ) -> None:
         super().__init__()
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise InputError(f"data.{key} must be at least 1, not {value}")
-        if num_workers is not None and num_workers < 0:
-            raise InputError(f"data.num_workers must be at least 0, not {num_workers}")
+            require(value >= 1, key, value, "must be at least 1")
+        require(num_workers is None or num_workers >= 0, "num_workers", num_workers, "must be at least 0")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -99,8 +97,8 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         world, rank = self._place()
         per_epoch = len(source) // world // self.batch_size
         if per_epoch == 0:
-            raise InputError(
-                f"data.batch_size {self.batch_size} on {world} process(es) is more than the "
+            raise ArgumentError(
+                f"batch_size {self.batch_size} on {world} process(es) is more than the "
                 f"{len(source)} images of the training split"
             )
 
@@ -226,12 +224,9 @@ class SegmentationData(DataModule[Source]):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, images, test_split)
         for key, size in (("resize", resize), ("crop_size", crop_size)):
-            if size is not None and min(size) < 1:
-                raise InputError(f"data.{key} must be two positive numbers (height, width), not {list(size)}")
-        if not 0 < scale[0] <= scale[1]:
-            raise InputError(f"data.scale must be two positive numbers, the least first, not {list(scale)}")
-        if not 0 <= photometric <= 1:
-            raise InputError(f"data.photometric must lie in 0..1, not {photometric}")
+            require_size(key, size)
+        require(0 < scale[0] <= scale[1], "scale", list(scale), "must be two positive numbers, the least first")
+        require(0 <= photometric <= 1, "photometric", photometric, "must lie in 0..1")
         self.resize = resize
         self.train_transform = train_transform(resize, crop_size, scale, flip, photometric)
 

@@ -17,7 +17,7 @@ from lsseg.data.loading import derived_seed
 from lsseg.data.module import SPLITS, Split
 from lsseg.data.root import Origin, existing_root
 from lsseg.data.source import list_images, pair_up, read_image
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError
 
 HINT = "`lsseg data dsb2018` says where it comes from"
 SHARES = {"train": 0.65, "val": 0.1, "test": 0.25}
@@ -54,7 +54,7 @@ class NucleiDSB2018(InstanceData):
     def __init__(self, root: str | None = None, split_seed: int = 0, modality: str = "all", **options: Any) -> None:
         super().__init__(**options)
         if modality not in ("all", "fluorescence", "stained"):
-            raise InputError(f"data.modality must be all, fluorescence or stained, not {modality!r}")
+            raise ArgumentError(f"modality must be all, fluorescence or stained, not {modality!r}")
         self.root = root
         self.split_seed = split_seed
         self.modality = modality

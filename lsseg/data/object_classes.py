@@ -14,7 +14,7 @@ from lsseg.data.module import SegmentationData, Split
 from lsseg.data.pixels import ValueRange
 from lsseg.data.root import existing_root
 from lsseg.data.source import IGNORE_INDEX, Source
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError
 
 
 class ObjectClasses(SegmentationData):
@@ -31,11 +31,13 @@ class ObjectClasses(SegmentationData):
 
     def __init__(self, objects: InstanceData, groups: dict[str, list[str]] | None = None, **options: Any) -> None:
         super().__init__(**options)
-        key = "data.objects" if groups is None else "data.groups"
+        key = "objects" if groups is None else "groups"
         if groups is None:
             groups = {name: [name] for name in objects.class_names}
         if not 1 <= len(groups) < IGNORE_INDEX:
-            raise InputError(f"{key} has {len(groups)} classes; label maps hold 1 to {IGNORE_INDEX - 1} and background")
+            raise ArgumentError(
+                f"{key} has {len(groups)} classes; label maps hold 1 to {IGNORE_INDEX - 1} and background"
+            )
         self.objects = objects
         self.class_of = class_of(groups, objects.class_names)
         self.class_names = ("background", *groups)
@@ -43,17 +45,11 @@ class ObjectClasses(SegmentationData):
 
     def check(self, *splits: Split) -> None:
         """Look at all files of the splits; raises what the instance data set raises."""
-        try:
-            self.objects.check(*splits)
-        except InputError as error:
-            raise InputError(str(error).replace("data.", "data.objects.")) from error
+        self.objects.check(*splits)
 
     def source(self, split: Split) -> Source:
         """The images of a split; raises what the instance data set raises."""
-        try:
-            return ObjectLabels(self.objects.source(split), self.class_of)
-        except InputError as error:  # its keys stand one level deeper here
-            raise InputError(str(error).replace("data.", "data.objects.")) from error
+        return ObjectLabels(self.objects.source(split), self.class_of)
 
 
 def class_of(groups: dict[str, list[str]], names: Sequence[str]) -> npt.NDArray[np.uint8]:
@@ -69,15 +65,15 @@ def class_of(groups: dict[str, list[str]], names: Sequence[str]) -> npt.NDArray[
     found: dict[str, int] = {}
     for index, (group, members) in enumerate(groups.items(), 1):
         if not members:
-            raise InputError(f"data.groups.{group} holds no class")
+            raise ArgumentError(f"groups.{group} holds no class")
         if group == "background":
-            raise InputError("data.groups.background: leave it out, it is what no group holds")
+            raise ArgumentError("groups.background: leave it out, it is what no group holds")
         for name in members:
             if name not in names:
                 known = ", ".join(get_close_matches(name, names, 4, 0.4)) or f"{names[0]} and others"
-                raise InputError(f"data.groups.{group}: the objects have no class {name!r}; they have {known}")
+                raise ArgumentError(f"groups.{group}: the objects have no class {name!r}; they have {known}")
             if name in found:
-                raise InputError(f"data.groups.{group}: {name!r} is in another group already")
+                raise ArgumentError(f"groups.{group}: {name!r} is in another group already")
             found[name] = index
     return np.array([found.get(name, 0) for name in names], np.uint8)
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from lsseg.errors import InputError
+from lsseg.errors import InputError, require
 
 # Scans of slides and maps are larger than what Pillow takes for an attack; the memory is the user's own.
 Image.MAX_IMAGE_PIXELS = None
@@ -35,9 +35,10 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 
 
 def check_value_range(value_range: ValueRange | None) -> None:
-    """Raise ``InputError`` for a range of values that is none."""
-    if value_range is not None and not value_range[0] < value_range[1]:
-        raise InputError(f"data.value_range must be two numbers, the smaller one first, not {list(value_range)}")
+    """Raise ``ArgumentError`` for a range of values that is none."""
+    if value_range is not None:
+        right = value_range[0] < value_range[1]
+        require(right, "value_range", list(value_range), "must be two numbers, the smaller one first")
 
 
 def read_image(path: Path, value_range: ValueRange | None = None) -> npt.NDArray[np.uint8]:

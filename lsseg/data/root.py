@@ -14,7 +14,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import Progress
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError
 
 TIMEOUT = 10.0  # seconds without a byte
 
@@ -133,8 +133,9 @@ def existing_root(root: str | None, folder: str, hint: str) -> Path:
     """
     path = Path(root) if root else data_root(folder)
     if not path.is_dir():
-        where = f"data.root {path} is not a folder" if root else f"no folder {path} (set data.root or LSSEG_DATA)"
-        raise InputError(f"{where}; {hint}")
+        if root:
+            raise ArgumentError(f"root {path} is not a folder; {hint}")
+        raise InputError(f"no folder {path} (set data.root or LSSEG_DATA); {hint}")
     return path
 
 

@@ -9,13 +9,12 @@ from lsseg.data.instances import InstanceData, Instances, InstanceSource, from_m
 from lsseg.data.module import SPLITS, SegmentationData, Split
 from lsseg.data.scenes import CLASSES, draw_objects, draw_scene
 from lsseg.data.source import Source
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, require
 
 
 def _lengths(*images: int) -> dict[Split, int]:
     for split, number in zip(SPLITS, images, strict=True):
-        if number < 0:
-            raise InputError(f"data.{split}_images must not be negative, not {number}")
+        require(number >= 0, f"{split}_images", number, "must not be negative")
     return dict(zip(SPLITS, images, strict=True))
 
 
@@ -93,7 +92,7 @@ class SyntheticShapes(SegmentationData):
         try:
             draw_scene(0, 0, **self.parameters)
         except ValueError as error:
-            raise InputError(f"data.{error}") from error
+            raise ArgumentError(str(error)) from error
 
     def source(self, split: Split) -> Source:
         """The scenes of a split; the three never share one."""
@@ -144,7 +143,7 @@ class SyntheticInstances(InstanceData):
         try:
             draw_objects(0, 0, **self.parameters)
         except ValueError as error:
-            raise InputError(f"data.{error}") from error
+            raise ArgumentError(str(error)) from error
 
     def source(self, split: Split) -> InstanceSource:
         """The scenes of a split; the three never share one."""

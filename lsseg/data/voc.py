@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lsseg.data.module import SegmentationData, Split
 from lsseg.data.root import Origin, check_count, data_root, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -98,8 +98,8 @@ class VOC2012(SegmentationData):
             return VocPairs(_found(root, read_list(lists / "trainaug.txt"), [(merged, ".png")]))
         place = Path(self.sbd) if self.sbd else data_root("sbd")
         if not place.is_dir():
-            raise InputError(
-                f"data.train_set trainaug needs SBD (data.sbd {place} is not a folder; `lsseg data voc2012` says how "
+            raise ArgumentError(
+                f"train_set trainaug needs SBD (sbd {place} is not a folder; `lsseg data voc2012` says how "
                 f"to get it), or {merged} and {lists / 'trainaug.txt'}"
             )
         sbd = _below(place, "cls")

@@ -1,5 +1,6 @@
 """Chan-Vese refinement of a semantic network (after Homayounfar 2020): a loss before and after the evolution."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import InputError, require
 from lsseg.functional import regions, tsdf
-from lsseg.losses import LevelSetLoss, TSDFLoss
+from lsseg.losses import TSDFLoss
 from lsseg.losses.pixel_mean import share_of_pixels
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
 from lsseg.models.refiner_heads import Numbers
 from lsseg.tasks.base import EvolvingObject
-from lsseg.tasks.segmentation import IGNORE_INDEX, SegmentationTask, sum_of
+from lsseg.tasks.segmentation import IGNORE_INDEX, SegmentationTask, level_set_is_a_criterion, sum_of
 
 
 class ChanVeseTask(SegmentationTask):
     """w0 · loss(before) + wN · loss(after) of :class:`~lsseg.models.ChanVeseNet`'s refinement.
 
-    Of scores both losses are cross-entropy (or ``criterion``). With ``initial: distances`` both are
-    :class:`~lsseg.losses.TSDFLoss` on the truncated signed distances of each class's region, as in the paper. Void
-    pixels count in none of them.
+    Of scores both losses are ``criterion``. With ``initial: distances`` both are :class:`~lsseg.losses.TSDFLoss` on the
+    truncated signed distances of each class's region, as in the paper, and a ``criterion`` is added on the scores after
+    the evolution. Void pixels count in none of them.
 
     Args:
         num_classes: C; the command line takes it from the data.
@@ -31,8 +32,9 @@ class ChanVeseTask(SegmentationTask):
         initial_weight: w0; 1 in the paper (Cityscapes).
         final_weight: wN; 5 in the paper (Cityscapes), for distances.
         truncation: τ in cells of the evolution's grid, for distances; 14 in this project's reading of the paper.
-        level_set_weight: λ of the level-set energy (Kim 2019) on the final scores; 0 is Homayounfar's method.
-        **options: See :class:`SegmentationTask`; ``criterion`` is for scores.
+        criterion: The loss of scores; null is cross-entropy for scores, and nothing beside distances.
+        level_set_weight: Of older versions, 0: the level-set loss is a ``criterion``.
+        **options: See :class:`SegmentationTask`.
     """
 
     network: ChanVeseNet
@@ -45,21 +47,20 @@ class ChanVeseTask(SegmentationTask):
         initial_weight: float = 1.0,
         final_weight: float = 1.0,
         truncation: float = 14.0,
+        criterion: nn.Module | None = None,
         level_set_weight: float = 0.0,
         **options: Any,
     ) -> None:
-        weights = {"initial_weight": initial_weight, "final_weight": final_weight, "level_set_weight": level_set_weight}
-        for key, value in weights.items():
-            if not 0 <= value < float("inf"):
-                raise InputError(f"model.{key} must not be negative, not {value}")
-        if not 0 < truncation < float("inf"):
-            raise InputError(f"model.truncation must be positive, not {truncation}")
-        super().__init__(num_classes, network=network or partial(ChanVeseNet), **options)
-        if not isinstance(self.network, ChanVeseNet):
-            raise InputError(f"model.network must be ChanVeseNet, not {type(self.network).__name__}")
+        for key, value in {"initial_weight": initial_weight, "final_weight": final_weight}.items():
+            require(0 <= value < math.inf, key, value, "must not be negative")
+        require(0 < truncation < math.inf, "truncation", truncation, "must be positive")
+        level_set_is_a_criterion(level_set_weight)
+        super().__init__(num_classes, network=network or partial(ChanVeseNet), criterion=criterion, **options)
+        net = self.network
+        require(isinstance(net, ChanVeseNet), "network", type(net).__name__, "must be ChanVeseNet")
         self.initial_weight, self.final_weight, self.truncation = initial_weight, final_weight, truncation
-        self.level_set_weight, self.level_set_loss = level_set_weight, LevelSetLoss()
         self.tsdf_loss = TSDFLoss()
+        self.added = net.initial == "distances" and criterion is not None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the keys of the head's first form where a checkpoint of it meets today's defaults."""
@@ -81,11 +82,11 @@ class ChanVeseTask(SegmentationTask):
         return self(batch["image"], batch["mask"])
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """``initial`` (where something is refined), ``final``, ``level_set`` (where it counts) and ``loss``, their sum.
+        """``initial`` (where something is refined), ``final``, ``criterion`` (beside distances), and ``loss``, the sum.
 
         Only ``loss`` is weighted. Where nothing is refined, there is one loss, of weight 1.
         """
-        loss_of = self._score_loss if self.network.initial == "scores" else self._distance_loss(target)
+        loss_of = self.criterion if self.network.initial == "scores" else self._distance_loss(target)
         terms = {"final": loss_of(output.logits, target)}
         refined = self.network.refine != "none"
         loss = (self.final_weight if refined else 1.0) * terms["final"]
@@ -94,14 +95,10 @@ class ChanVeseTask(SegmentationTask):
             loss = loss + self.initial_weight * terms["initial"]
         if output.auxiliary:
             loss = loss + sum_of(self.criterion(scores, target) for scores in output.auxiliary)
-        if self.level_set_weight:
-            terms["level_set"] = self.level_set_loss(output.logits, target)
-            loss = loss + self.level_set_weight * terms["level_set"]
+        if self.added:
+            terms["criterion"] = self.criterion(output.logits, target)
+            loss = loss + terms["criterion"]
         return {"loss": loss, **terms}
-
-    def _score_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = self.criterion(logits, target)
-        return loss
 
     def _distance_loss(self, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The loss of scores φ/T on the signed distances of a target, which are computed once."""

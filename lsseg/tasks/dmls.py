@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from lsseg.data.frequencies import median_frequency_weights, remembered_frequencies
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError, require
 from lsseg.files import write_json
-from lsseg.losses import LevelSetLoss, WeightedCrossEntropy
+from lsseg.losses import WeightedCrossEntropy
 from lsseg.models import DMLS, SegOutput
-from lsseg.tasks.segmentation import SegmentationTask, sum_of
+from lsseg.tasks.segmentation import SegmentationTask, level_set_is_a_criterion, sum_of
 
 MEDIAN_FREQUENCY = "median_frequency"
 
 
 class DMLSTask(SegmentationTask):
-    """Σ_k α_k [WCE(logits_k) + WCE(refined_k)] over the steps of :class:`~lsseg.models.DMLS` (Zhang 2019, III.C).
+    """Σ_k α_k [loss(logits_k) + loss(refined_k)] over the steps of :class:`~lsseg.models.DMLS` (Zhang 2019, III.C).
 
-    Weights are equal by default, so that a comparison shows the level sets and not another prior. The paper's are
-    ``class_weights: median_frequency`` and ``boundary_weight: 1`` (eq. 11-12).
+    The loss is the paper's weighted cross-entropy, or any other ``criterion``. Weights are equal by default, so that a
+    comparison shows the level sets and not another prior. The paper's are ``class_weights: median_frequency`` and
+    ``boundary_weight: 1`` (eq. 11-12).
 
     Args:
         num_classes: C; the command line takes it from the data.
@@ -40,11 +41,12 @@ class DMLSTask(SegmentationTask):
         deep_supervision: Whether every step is supervised, or only the final prediction.
         step_weights: α_k; null is 1 over the number of supervised predictions for every step, so that the loss is a
             mean and a rate means the same as for other methods; the paper's sum is a list of ones.
-        level_set_weight: λ of the level-set energy (Kim 2019) on whatever the cross-entropy is of; 0 is Zhang's method.
-        **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
+        criterion: The loss of every supervised prediction; null is :class:`~lsseg.losses.WeightedCrossEntropy` with
+            ``boundary_weight``. Where it is, or holds, such a loss, ``class_weights`` are that loss's.
+        level_set_weight: Of older versions, 0: the level-set loss is a ``criterion``.
+        **options: See :class:`SegmentationTask`.
     """
 
-    criterion: WeightedCrossEntropy
     network: DMLS
 
     def __init__(
@@ -56,35 +58,38 @@ class DMLSTask(SegmentationTask):
         test_prior: bool = False,
         deep_supervision: bool = True,
         step_weights: list[float] | None = None,
+        criterion: nn.Module | None = None,
         level_set_weight: float = 0.0,
         **options: Any,
     ) -> None:
-        if not 0 <= boundary_weight < math.inf:
-            raise InputError(f"model.boundary_weight must not be negative, not {boundary_weight}")
-        if not 0 <= level_set_weight < math.inf:
-            raise InputError(f"model.level_set_weight must not be negative, not {level_set_weight}")
-        if isinstance(class_weights, list):
-            _check_weights("class_weights", class_weights, num_classes)
+        require(0 <= boundary_weight < math.inf, "boundary_weight", boundary_weight, "must not be negative")
+        level_set_is_a_criterion(level_set_weight)
+        if boundary_weight and criterion is not None:
+            raise ArgumentError("boundary_weight is an argument of WeightedCrossEntropy: give it to your criterion")
+        criterion = criterion or WeightedCrossEntropy(boundary_weight=boundary_weight)
         if test_prior and class_weights is None:
-            raise InputError("model.test_prior takes back class weights: it needs model.class_weights")
+            raise ArgumentError("test_prior takes back class weights: it needs class_weights")
         self._weights_from = class_weights if isinstance(class_weights, str) else None
-        # Weights that are still to be found have their place in the checkpoint from the beginning.
-        weights = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
-        criterion = WeightedCrossEntropy(weights, boundary_weight)
+        weighted = _weighted(criterion)
+        if class_weights is not None:
+            if weighted is None:
+                raise ArgumentError("class_weights need a criterion that is, or holds, WeightedCrossEntropy")
+            # Weights that are still to be found have their place in the checkpoint from the beginning.
+            weights = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
+            _check_weights("class_weights", weights, num_classes)
+            weighted.class_weights = torch.tensor(weights, dtype=torch.float32)
         super().__init__(num_classes, network=network or partial(DMLS), criterion=criterion, **options)
         net = self.network
-        if not isinstance(net, DMLS):
-            raise InputError(f"model.network must be DMLS, not {type(net).__name__}")
+        require(isinstance(net, DMLS), "network", type(net).__name__, "must be DMLS")
         steps = net.steps
         if step_weights is not None:
             _check_weights("step_weights", step_weights, steps)
         if step_weights is not None and not deep_supervision:
-            raise InputError("model.step_weights needs model.deep_supervision")
+            raise ArgumentError("step_weights need deep_supervision")
         self.test_prior = test_prior
         self.deep_supervision = deep_supervision
         predictions = steps * (2 if net.level_set is not None else 1)
         self.step_weights = step_weights or [1 / predictions] * steps
-        self.level_set_weight, self.level_set_loss = level_set_weight, LevelSetLoss()
 
     def unrefined(self, image: Tensor) -> Tensor | None:
         """The last step's scores before its evolution."""
@@ -96,8 +101,7 @@ class DMLSTask(SegmentationTask):
         """Scores of whole images, without the prior of the class weights where that is asked for."""
         if not self.test_prior:
             return super().whole(scores, image)
-        assert self.criterion.class_weights is not None
-        weights = self.criterion.class_weights
+        weights = self.class_weights()
         prior = torch.where(weights > 0, weights, 1).log()[:, None, None]  # a class of weight 0 was never learnt
         return super().whole(lambda part: scores(part) - prior, image)
 
@@ -112,17 +116,23 @@ class DMLSTask(SegmentationTask):
             return
         weights = self._found(self._weights_from) if self.trainer.is_global_zero else None
         weights = self.trainer.strategy.broadcast(weights)
-        assert self.criterion.class_weights is not None
-        self.criterion.class_weights.copy_(torch.tensor(weights))
+        self.class_weights().copy_(torch.tensor(weights))
+
+    def class_weights(self) -> Tensor:
+        """The weights of the classes, where there are any."""
+        weighted = _weighted(self.criterion)
+        assert weighted is not None
+        assert weighted.class_weights is not None
+        return weighted.class_weights
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
         """``step1`` … ``stepK`` (each the sum over its two predictions) and their weighted sum ``loss``."""
         if not output.steps or not self.deep_supervision:
             supervised = (output.logits, *output.auxiliary)
-            return {"loss": sum_of(self._loss_of(scores, target) for scores in supervised)}
+            return {"loss": sum_of(self.criterion(scores, target) for scores in supervised)}
         terms: dict[str, Tensor] = {}
         for number, step in enumerate(output.steps, start=1):
-            terms[f"step{number}"] = sum_of(self._loss_of(scores, target) for scores in step if scores is not None)
+            terms[f"step{number}"] = sum_of(self.criterion(scores, target) for scores in step if scores is not None)
         weighted = [weight * term for weight, term in zip(self.step_weights, terms.values(), strict=True)]
         return {"loss": torch.stack(weighted).sum(), **terms}
 
@@ -138,20 +148,16 @@ class DMLSTask(SegmentationTask):
         two = phi.topk(2, 1).values
         return phi - torch.where(phi == two[:, :1], two[:, 1:], two[:, :1])
 
-    def _loss_of(self, scores: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = self.criterion(scores, target)
-        return loss + self.level_set_weight * self.level_set_loss(scores, target) if self.level_set_weight else loss
-
     def _found(self, source: str) -> list[float]:
         """Weights by name from a file, or counted."""
         data = self.trainer.datamodule
         if data is None:
-            raise InputError(f"model.class_weights {source!r} needs a data module; give a list, or null")
+            raise ArgumentError(f"class_weights {source!r} needs a data module; give a list, or null")
         if source == MEDIAN_FREQUENCY:
             return self._count(data)
         weights = _read_weights(source)
         if set(weights) != set(data.class_names):
-            raise InputError(f"model.class_weights {source} is of other classes: it has {', '.join(weights)}")
+            raise ArgumentError(f"class_weights {source} is of other classes: it has {', '.join(weights)}")
         found = [weights[name] for name in data.class_names]
         _check_weights("class_weights", found, self.num_classes)
         return found
@@ -176,9 +182,14 @@ def _read_weights(path: str) -> dict[str, float]:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         right = f"{MEDIAN_FREQUENCY}, a list, null, or a run's class_weights.json"
         reason = error.strerror if isinstance(error, OSError) else "not such a file"
-        raise InputError(f"model.class_weights must be {right}; {path}: {reason}") from error
+        raise ArgumentError(f"class_weights must be {right}; {path}: {reason}") from error
 
 
 def _check_weights(key: str, weights: list[float], count: int) -> None:
-    if len(weights) != count or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-        raise InputError(f"model.{key} must be {count} numbers of at least 0, not all of them 0; not {weights}")
+    right = len(weights) == count and all(0 <= weight < math.inf for weight in weights) and any(weights)
+    require(right, key, weights, f"must be {count} numbers of at least 0, not all of them 0")
+
+
+def _weighted(criterion: nn.Module) -> WeightedCrossEntropy | None:
+    """The loss, among those that a criterion holds, that class weights are given to."""
+    return next((part for part in criterion.modules() if isinstance(part, WeightedCrossEntropy)), None)

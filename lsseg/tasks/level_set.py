@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, require
 from lsseg.functional import HeavisideKind, Kernels, Reduction
-from lsseg.losses import CrossEntropyLevelSetLoss
+from lsseg.losses import CrossEntropyLevelSetLoss, LevelSetLoss
 from lsseg.models import SegOutput
 from lsseg.tasks.segmentation import SegmentationTask, sum_of
 
 
 class LevelSetLossTask(SegmentationTask):
-    """Any network, trained with cross-entropy + λ · level-set energy (Kim 2019, eq. 8).
+    """Any network, trained with cross-entropy, or another loss, + λ · level-set energy (Kim 2019, eq. 8).
 
     Args:
         num_classes: C; the command line takes it from the data.
@@ -23,10 +23,9 @@ class LevelSetLossTask(SegmentationTask):
         reduction: ``mean`` per valid pixel, or ``batchmean`` (also called ``sum``) over pixels, as printed.
         warmup_steps: λ rises from 0 over this many optimiser steps; 0 switches it on at once.
         kernels: Kernels of the loss: ``auto``, Triton's on a GPU; ``triton`` or ``torch`` force one or the other.
-        **options: See :class:`SegmentationTask`; ``criterion`` is fixed.
+        criterion: What the energy is added to; null is cross-entropy, which is computed in one pass with it.
+        **options: See :class:`SegmentationTask`.
     """
-
-    criterion: CrossEntropyLevelSetLoss
 
     def __init__(
         self,
@@ -37,32 +36,39 @@ class LevelSetLossTask(SegmentationTask):
         reduction: Reduction = "mean",
         warmup_steps: int = 0,
         kernels: Kernels = "auto",
+        criterion: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        if warmup_steps < 0:
-            raise InputError(f"model.warmup_steps must not be negative, not {warmup_steps}")
+        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "must not be negative")
         try:
-            criterion = CrossEntropyLevelSetLoss(level_set_weight, epsilon, heaviside, reduction, kernels=kernels)
+            fused = CrossEntropyLevelSetLoss(level_set_weight, epsilon, heaviside, reduction, kernels=kernels)
         except ValueError as error:
-            raise InputError(f"model.{error}") from error
-        super().__init__(num_classes, criterion=criterion, **options)
+            raise ArgumentError(str(error)) from error
+        super().__init__(num_classes, criterion=criterion or fused, **options)
+        self.fused = fused
+        self.energy = LevelSetLoss(epsilon, heaviside, reduction, kernels=kernels)
         self.warmup_steps = warmup_steps
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """``cross_entropy``, ``level_set`` (unweighted) and their weighted sum ``loss``."""
+        """``cross_entropy`` (or ``criterion``), ``level_set`` (unweighted) and their weighted sum ``loss``."""
         supervised = (output.logits, *output.auxiliary)
-        cross_entropy, energy = map(sum_of, zip(*(self.criterion.terms(x, target) for x in supervised), strict=True))
-        loss = cross_entropy + self.current_weight() * energy
-        return {"loss": loss, "cross_entropy": cross_entropy, "level_set": energy}
+        first, energy = map(sum_of, zip(*(self._terms(logits, target) for logits in supervised), strict=True))
+        name = "cross_entropy" if self.criterion is self.fused else "criterion"
+        return {"loss": first + self.current_weight() * energy, name: first, "level_set": energy}
+
+    def _terms(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if self.criterion is self.fused:
+            return self.fused.terms(logits, target)
+        return self.criterion(logits, target), self.energy(logits, target)
 
     @property
     def level_set_weight(self) -> float:
         """λ, without its warm-up."""
-        return self.criterion.level_set_weight
+        return self.fused.level_set_weight
 
     @level_set_weight.setter
     def level_set_weight(self, value: float) -> None:
-        self.criterion.level_set_weight = value
+        self.fused.level_set_weight = value
 
     def current_weight(self) -> float:
         """λ at the current training step; in evaluation always the full one, so that losses can be compared."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lsseg.data.instances import object_masks
 from lsseg.data.transforms import as_numbers
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError, require, require_positive
 from lsseg.functional import level_set_energy, tsdf
 from lsseg.functional.instances import paste_masks
 from lsseg.losses import ClassBalancedLoss, TSDFLoss, VelocityLoss
@@ -88,21 +88,17 @@ class LevelSetRCNNTask(Task):
             ("final_weight", final_weight),
             ("level_set_weight", level_set_weight),
         ):
-            if not 0 <= value < float("inf"):
-                raise InputError(f"model.{key} must not be negative, not {value}")
-        if not 0 < truncation < float("inf"):
-            raise InputError(f"model.truncation must be positive, not {truncation}")
-        if not test_scales or not all(0 < scale < float("inf") for scale in test_scales):
-            raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
+            require(0 <= value < float("inf"), key, value, "must not be negative")
+        require(0 < truncation < float("inf"), "truncation", truncation, "must be positive")
+        require_positive("test_scales", test_scales)
         recipe = Recipe(optimizer, lr, momentum, weight_decay, poly_power, 1.0, lr_milestones, lr_warmup)
         super().__init__(num_classes, made(network or partial(LevelSetRCNN), num_classes), recipe, start)
         net = self.network
-        if not isinstance(net, LevelSetRCNN):
-            raise InputError(f"model.network must be LevelSetRCNN, not {type(net).__name__}")
+        require(isinstance(net, LevelSetRCNN), "network", type(net).__name__, "must be LevelSetRCNN")
         if level_set_weight and net.target != "binary":
-            raise InputError("model.level_set_weight needs a binary mask head: model.network.target binary")
+            raise ArgumentError("level_set_weight needs a binary mask head: network.target binary")
         if edge_losses and net.evolution != "delse":
-            raise InputError("model.edge_losses are DELSE's: they need model.network.evolution delse")
+            raise ArgumentError("edge_losses are DELSE's: they need network.evolution delse")
         if full_weight and net.evolution == "none":
             initial_weight += final_weight
         self.initial_weight, self.final_weight, self.truncation = initial_weight, final_weight, truncation

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError, require
 
 
 class Schedule(LambdaLR):
@@ -63,18 +63,15 @@ class Recipe:
     scale_lr: float = 0.01
 
     def __post_init__(self) -> None:
-        """Raise ``InputError`` for a value out of range."""
+        """Raise ``ArgumentError`` for a value out of range."""
         for key in ("lr", "weight_decay", "poly_power", "new_layers", "scale_lr"):
-            if not getattr(self, key) >= 0:
-                raise InputError(f"model.{key} must not be negative, not {getattr(self, key)}")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"model.momentum must lie in [0, 1), not {self.momentum}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"model.lr_warmup must lie in [0, 1), not {self.warmup}")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "must not be negative")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "must lie in [0, 1)")
+        require(0 <= self.warmup < 1, "lr_warmup", self.warmup, "must lie in [0, 1)")
         shares = self.milestones or []
         if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
-            raise InputError(
-                "model.lr_milestones must be shares of the training in (0, 1), such as 0.5 for halfway, each after the "
+            raise ArgumentError(
+                "lr_milestones must be shares of the training in (0, 1), such as 0.5 for halfway, each after the "
                 f"one before, not {shares}"
             )
 

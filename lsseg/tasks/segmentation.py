@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lsseg.data.transforms import as_numbers
-from lsseg.errors import InputError
+from lsseg.errors import ArgumentError, InputError, require, require_positive
 from lsseg.functional.dense_crf import DenseCRF, lattice_crf
 from lsseg.losses import CrossEntropyLoss
 from lsseg.losses.pixel_mean import set_over_processes
@@ -30,6 +30,19 @@ IGNORE_INDEX = 255
 
 class SegmentationTask(Task):
     """Any network and any loss; cross-entropy by default.
+
+    A method is a subclass. All that it may give is:
+
+    - its arguments, with ``network`` and ``criterion`` among them, which it hands on to this class;
+    - ``losses``: the terms of its training loss, of all that its network's ``SegOutput`` holds;
+    - ``train_output``: how a batch goes through the network in training, where more than its images does;
+    - ``phi``: the level-set functions of its scores, for pictures and predictions;
+    - of a method that refines its prediction, ``unrefined``, the scores before that, and ``steps_of`` and
+      ``evolving_objects``, which pictures of the evolution are made of;
+    - ``whole``, where it changes the scores of evaluation and prediction only.
+
+    Scores, logs, windows, views, checkpoints and pictures follow from these; ``lsseg/tasks/level_set.py`` is a short
+    example.
 
     Args:
         num_classes: C; the command line takes it from the data.
@@ -82,16 +95,12 @@ class SegmentationTask(Task):
         crf_iterations: int = 0,
         crf: DenseCRF | None = None,
     ) -> None:
-        if num_classes < 2:
-            raise InputError(f"num_classes must be at least 2, not {num_classes}")
-        if window is not None and window < 32:
-            raise InputError(f"model.window must be at least 32 pixels, not {window}")
-        if crf_iterations < 0:
-            raise InputError(f"model.crf_iterations must not be negative, not {crf_iterations}")
+        require(num_classes >= 2, "num_classes", num_classes, "must be at least 2")
+        require(window is None or window >= 32, "window", window, "must be at least 32 pixels")
+        require(crf_iterations >= 0, "crf_iterations", crf_iterations, "must not be negative")
         if crf_iterations:
             lattice_crf()  # that it is missing is said before the training, not in the test behind it
-        if not test_scales or not all(0 < scale < float("inf") for scale in test_scales):
-            raise InputError(f"model.test_scales must be positive numbers, not {list(test_scales)}")
+        require_positive("test_scales", test_scales)
         recipe = Recipe(
             optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup, scale_lr
         )
@@ -289,6 +298,15 @@ class SegmentationTask(Task):
             raise InputError(f"the {stage} split cannot be scored: every pixel of its masks is void")
         # A class without a single pixel (or boundary pixel) has no score; it is missing from the log, not 0 in it.
         self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
+
+
+def level_set_is_a_criterion(weight: float) -> None:
+    """Refuse what was an argument of two methods until the level-set loss became a criterion like any other."""
+    if weight:
+        raise ArgumentError(
+            "level_set_weight is an argument of the loss now: set model.criterion CrossEntropyLevelSetLoss and "
+            f"model.criterion.level_set_weight {weight:g}"
+        )
 
 
 def sum_of(losses: Iterable[Tensor]) -> Tensor:

@@ -55,7 +55,17 @@ def refused(lsseg, tmp_path):
         (("--model.momentum", 1), "model.momentum must lie in [0, 1), not 1"),
         (("--data.num_workers", -1), "data.num_workers must be at least 0, not -1"),
         (("--data.crop_size", "[0,0]"), "data.crop_size must be two positive numbers (height, width), not [0, 0]"),
-        (("--data.resize", "[-1,3]"), "data.resize must be two positive numbers"),
+        (
+            ("--data", "ObjectClasses", "--data.objects", "PennFudan", "--data.objects.root", "nowhere"),
+            "data.objects.root nowhere is not a folder",
+        ),
+        (
+            (
+                *("--model=DMLSTask", "--model.network=DMLS", "--model.network.network=SmpNet"),
+                "--model.network.network.encoder_name=resnet19",
+            ),
+            "model.network.network.encoder_name 'resnet19' is unknown",
+        ),
         (("--data.val_images", 0), "the val split of SyntheticShapes is empty"),
         (("--seed_everything", -3), "-3 is not in bounds"),
         (("--trainer.accelerator", "foo"), "accelerator"),

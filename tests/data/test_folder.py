@@ -210,7 +210,7 @@ def test_16_bit_images_of_a_folder(tmp_path):
     assert data.source("train").read(0)[0].max() == 128
     assert int(data.predict_images()[0]["image"].max()) == 128
     for wrong in ((1, 1), (5, 0)):
-        with pytest.raises(InputError, match=r"data\.value_range must be two numbers, the smaller one first"):
+        with pytest.raises(InputError, match=r"value_range must be two numbers, the smaller one first"):
             FolderSegmentation(str(root), value_range=wrong)
 
 

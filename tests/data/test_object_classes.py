@@ -24,7 +24,7 @@ def test_the_smaller_object_lies_on_top_whatever_its_layer():
 def test_more_classes_than_a_label_map_holds_are_refused():
     objects = SyntheticInstances(train_images=1, val_images=1, test_images=1, size=(40, 52))
     objects.class_names = tuple(map(str, range(255)))
-    with pytest.raises(InputError, match=r"data\.objects has 255 classes; label maps hold 1 to 254 and background"):
+    with pytest.raises(InputError, match=r"objects has 255 classes; label maps hold 1 to 254 and background"):
         ObjectClasses(objects)
 
 
@@ -62,11 +62,11 @@ def test_classes_may_be_grouped():
 @pytest.mark.parametrize(
     ("groups", "line"),
     [
-        ({"all": ["rng"]}, r"data\.groups\.all: the objects have no class 'rng'; they have ring"),
-        ({"a": ["ring"], "b": ["ring"]}, r"data\.groups\.b: 'ring' is in another group already"),
-        ({"a": []}, r"data\.groups\.a holds no class"),
-        ({"background": ["ring"]}, r"data\.groups\.background: leave it out, it is what no group holds"),
-        ({}, r"data\.groups has 0 classes; label maps hold 1 to 254 and background"),
+        ({"all": ["rng"]}, r"groups\.all: the objects have no class 'rng'; they have ring"),
+        ({"a": ["ring"], "b": ["ring"]}, r"groups\.b: 'ring' is in another group already"),
+        ({"a": []}, r"groups\.a holds no class"),
+        ({"background": ["ring"]}, r"groups\.background: leave it out, it is what no group holds"),
+        ({}, r"groups has 0 classes; label maps hold 1 to 254 and background"),
     ],
 )
 def test_wrong_groups_are_refused(groups, line):

@@ -59,7 +59,7 @@ def test_coarse_annotations_and_training_labels_in_files(tmp_path):
     coarse = Cityscapes(str(root), train_set="train_extra", annotation="coarse")
     assert coarse.source("train").name(0).startswith("augsburg")
     assert coarse.source("val").read(0)[1].max() == 18
-    with pytest.raises(InputError, match=r"has coarse annotations only: set data\.annotation coarse"):
+    with pytest.raises(InputError, match=r"has coarse annotations only: set annotation coarse"):
         Cityscapes(str(root), train_set="train_extra")
 
 

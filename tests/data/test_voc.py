@@ -95,7 +95,7 @@ def test_a_split_that_is_not_the_official_one_is_refused(tmp_path):
 def test_what_is_missing_is_named(tmp_path):
     voc = write_voc(tmp_path, sbd=False)
     data = VOC2012(str(voc), sbd=str(tmp_path / "sbd"))
-    with pytest.raises(InputError, match=r"trainaug needs SBD \(data\.sbd .* is not a folder"):
+    with pytest.raises(InputError, match=r"trainaug needs SBD \(sbd .* is not a folder"):
         data.source("train")
     (voc / "SegmentationClass" / "5.png").unlink()
     with pytest.raises(InputError, match=r"there is no mask of 5 in .*SegmentationClass"):

@@ -1,5 +1,7 @@
 """The level-set loss as a module, and what all losses share."""
 
+import functools
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from lsseg.losses import (
     WeightedCrossEntropy,
 )
 from lsseg.losses.pixel_mean import set_over_processes
-from lsseg.models import SmpNet
+from lsseg.models import SegOutput, SmpNet
 from lsseg.tasks import LevelSetLossTask
 
 OPTIONS = {"epsilon": 0.1, "heaviside": "ahf", "reduction": "batchmean", "ignore_index": 7}
@@ -92,6 +94,15 @@ def test_the_weight_of_a_task_is_a_number_that_can_be_set():
     assert task.level_set_weight == 0.67
     task.level_set_weight = 0.2
     assert task.criterion.level_set_weight == 0.2
+
+
+def test_the_energy_is_added_to_any_criterion():
+    network = functools.partial(SmpNet, encoder_name="tu-test_resnet.r160_in1k")
+    task = LevelSetLossTask(3, 0.3, criterion=LossMaxPooling(), network=network)
+    logits, target = torch.randn(2, 3, 6, 7), torch.randint(0, 3, (2, 6, 7))
+    terms = task.losses(SegOutput(logits), target)
+    torch.testing.assert_close(terms["criterion"], LossMaxPooling()(logits, target))
+    torch.testing.assert_close(terms["loss"], terms["criterion"] + 0.3 * LevelSetLoss()(logits, target))
 
 
 LOSSES = {

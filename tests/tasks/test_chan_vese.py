@@ -5,7 +5,7 @@ import torch
 
 from lsseg.errors import InputError
 from lsseg.functional import signed_distance
-from lsseg.losses import CrossEntropyLoss, LevelSetLoss, TSDFLoss
+from lsseg.losses import CrossEntropyLevelSetLoss, CrossEntropyLoss, LevelSetLoss, TSDFLoss
 from lsseg.models import DMLS, ChanVeseNet, SegOutput, SmpNet, Step
 from lsseg.tasks import ChanVeseTask
 
@@ -50,12 +50,20 @@ def test_scores_have_cross_entropy_before_and_after():
     assert plain.unrefined(torch.rand(1, 3, 40, 40)) is None
 
 
-def test_a_level_set_energy_goes_with_the_final_scores():
+def test_any_criterion_is_of_the_scores_before_and_after():
     target, output = scene()
-    plain = ChanVeseTask(3, network=NETWORK).losses(output, target)["loss"]
-    terms = ChanVeseTask(3, network=NETWORK, level_set_weight=0.3).losses(output, target)
-    torch.testing.assert_close(terms["level_set"], LevelSetLoss()(output.logits, target))
-    torch.testing.assert_close(terms["loss"], plain + 0.3 * terms["level_set"])
+    fused = CrossEntropyLevelSetLoss(0.3)
+    found = ChanVeseTask(3, network=NETWORK, criterion=fused, final_weight=2.0).losses(output, target)["loss"]
+    before, after = (fused(step.logits, target) for step in output.steps)
+    torch.testing.assert_close(found, before + 2 * after)
+
+
+def test_a_criterion_is_added_to_the_loss_of_distances():
+    target, output = scene()
+    network = partial(NETWORK, initial="distances")
+    plain = ChanVeseTask(3, network=network).losses(output, target)["loss"]
+    terms = ChanVeseTask(3, network=network, criterion=LevelSetLoss()).losses(output, target)
+    torch.testing.assert_close(terms["loss"], plain + LevelSetLoss()(output.logits, target))
 
 
 @pytest.mark.parametrize("initial", ["scores", "distances"])

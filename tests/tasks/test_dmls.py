@@ -5,10 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from lsseg.errors import InputError
-from lsseg.losses import CrossEntropyLoss, LevelSetLoss, WeightedCrossEntropy
+from lsseg.errors import ArgumentError, InputError
+from lsseg.losses import (
+    CrossEntropyLevelSetLoss,
+    CrossEntropyLoss,
+    CrossEntropyPlus,
+    LevelSetLoss,
+    WeightedCrossEntropy,
+)
 from lsseg.models import DFCN, DMLS, SegOutput, Step
-from lsseg.tasks import DMLSTask, SegmentationTask
+from lsseg.tasks import ChanVeseTask, DMLSTask, SegmentationTask
 
 
 def network(classes, **options):
@@ -65,12 +71,31 @@ def test_the_loss_is_a_mean_of_plain_cross_entropies_unless_weights_are_given():
 
 
 @pytest.mark.parametrize("deep", [True, False])
-def test_a_level_set_energy_goes_with_every_cross_entropy(deep):
+def test_any_criterion_is_of_every_prediction(deep):
     parts, target, output = example()
-    plain = task(deep_supervision=deep).losses(output, target)["loss"]
-    both = task(deep_supervision=deep, level_set_weight=0.3).losses(output, target)["loss"]
-    energies = [LevelSetLoss()(part, target) for part in (parts if deep else parts[3:])]
-    torch.testing.assert_close(both, plain + 0.3 * torch.stack(energies).mean())
+    fused = CrossEntropyLevelSetLoss(0.3)
+    both = DMLSTask(3, network, criterion=fused, deep_supervision=deep).losses(output, target)["loss"]
+    expected = [fused(part, target) for part in (parts if deep else parts[3:])]
+    torch.testing.assert_close(both, torch.stack(expected).mean())
+
+
+def test_class_weights_go_to_the_weighted_cross_entropy_of_a_criterion():
+    parts, target, output = example()
+    boundary = {"boundary_weight": 1.0}
+    plus = CrossEntropyPlus(WeightedCrossEntropy(**boundary), cross_entropy_weight=0, level_set_weight=0.3)
+    both = DMLSTask(3, network, criterion=plus, class_weights=[0.5, 1, 2], deep_supervision=False)
+    expected = WeightedCrossEntropy([0.5, 1.0, 2.0], **boundary)(parts[3], target)
+    torch.testing.assert_close(both.losses(output, target)["loss"], expected + 0.3 * LevelSetLoss()(parts[3], target))
+    with pytest.raises(ArgumentError, match=r"^class_weights need a criterion that is, or holds, Weighted"):
+        DMLSTask(3, network, criterion=CrossEntropyLoss(), class_weights=[0.5, 1, 2])
+    with pytest.raises(ArgumentError, match=r"^boundary_weight is an argument of WeightedCrossEntropy"):
+        DMLSTask(3, network, criterion=CrossEntropyLoss(), **boundary)
+
+
+@pytest.mark.parametrize("method", [DMLSTask, ChanVeseTask])
+def test_an_argument_of_older_versions_names_the_criterion(method):
+    with pytest.raises(ArgumentError, match=r"model\.criterion CrossEntropyLevelSetLoss .* 0\.3"):
+        method(3, level_set_weight=0.3)
 
 
 @pytest.mark.parametrize("temperature", [None, 0.4])
@@ -93,7 +118,7 @@ def test_the_prior_of_the_weights_is_taken_back():
         prior = torch.tensor([0.5, 1.0, 2.0]).log().view(3, 1, 1)  # a class of weight 0 is left alone
         torch.testing.assert_close(made.infer(image), other.infer(image) - prior)
         torch.testing.assert_close(made.unrefined(image), other.unrefined(image) - prior)
-    with pytest.raises(InputError, match=r"model\.test_prior .* needs model\.class_weights"):
+    with pytest.raises(InputError, match=r"test_prior .* needs class_weights"):
         task(test_prior=True, class_weights=None)
 
 
@@ -121,7 +146,7 @@ def test_evolution_ends_with_the_prediction():
 
 
 def test_step_weights_need_deep_supervision():
-    with pytest.raises(InputError, match=r"step_weights needs model\.deep_supervision"):
+    with pytest.raises(InputError, match=r"step_weights need deep_supervision"):
         task(step_weights=[1.0, 1.0], deep_supervision=False)
 
 
