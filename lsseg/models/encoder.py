@@ -25,8 +25,6 @@ from lsseg.models.weights import (
     packaged_weights,
     where_to_fetch,
 )
-from lsseg.models.wide_resnet import NAME as WIDE_RESNET
-from lsseg.models.wide_resnet import WideResNet38
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -86,7 +84,7 @@ def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.M
     """An encoder, the channels of its feature maps and their strides, finest first.
 
     Args:
-        name: Any smp encoder, or ``wide_resnet38``.
+        name: Any smp encoder.
         weights: ``imagenet`` or another name smp knows for this encoder, or a file; None for random weights.
         stride: The coarsest: 32, or 16 or 8, where stages keep the resolution of those before them and are dilated
             instead. A dilated VGG loses its last pooling, which has no convolution behind it, and can have 8 only.
@@ -94,8 +92,6 @@ def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.M
     Raises:
         InputError: If the name is unknown, the weights cannot be had, or the encoder cannot be dilated.
     """
-    if name == WIDE_RESNET:
-        return _wide_resnet(weights, stride)
     vgg = stride < 32 and is_vgg(name)
     options: dict[str, Any] = {"depth": 4} if vgg else {"output_stride": stride} if stride < 32 else {}
     with readable_errors(name, weights):
@@ -105,18 +101,6 @@ def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.M
         _dilate_vgg(encoder)
     channels = list(encoder.out_channels)
     return encoder, channels, [min(2**level, stride) for level in range(len(channels))]
-
-
-def _wide_resnet(weights: str | None, stride: int) -> tuple[nn.Module, list[int], list[int]]:
-    if stride < 32:
-        raise ArgumentError(f"encoder_name {WIDE_RESNET!r} cannot be dilated")
-    if weights is not None and not is_file_name(weights):
-        raise ArgumentError(f"encoder_weights of {WIDE_RESNET} are published as files: give one, not {weights!r}")
-    encoder = WideResNet38()
-    if weights is not None:
-        load_encoder_file(encoder, weights)
-    channels = list(encoder.out_channels)
-    return encoder, channels, [2**level for level in range(len(channels))]
 
 
 def is_vgg(name: str) -> bool:
@@ -211,7 +195,7 @@ def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
     except KeyError as error:
         said = str(error.args[0]).splitlines()[0]
         if "weights" in said:
-            raise ArgumentError(f"encoder_weights: {said[:300]}") from error
+            raise ArgumentError(f"encoder_weights: {said[:300]}; a file of weights will do, too") from error
         similar = get_close_matches(encoder, smp.encoders.encoders, 4)
         advice = f"did you mean {' or '.join(similar)}?" if similar else "give one of smp's, or timm's as tu-NAME"
         raise ArgumentError(f"encoder_name {encoder!r} is unknown; {advice}") from error

@@ -1,11 +1,14 @@
 """WideResNet-38 (Wu 2016, "Wider or Deeper", network A2): the encoder of Homayounfar 2020's best entry on Cityscapes.
 
-Legend: B images, H×W pixels. smp has no such encoder; this one has the interface of smp's.
+Legend: B images, H×W pixels. smp has no such encoder: this one is entered among smp's, so that every network takes it.
 """
 
 import re
+from collections.abc import Sequence
 
 import torch.nn.functional as F
+from segmentation_models_pytorch.encoders import encoders
+from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 
 NAME = "wide_resnet38"
@@ -49,17 +52,23 @@ class PreActivation(nn.Module):
         return result
 
 
-class WideResNet38(nn.Module):
-    """B×3×H×W → feature maps of strides 1 (the image), 2, 4, 8, 16 and 32.
+class WideResNet38(nn.Module, EncoderMixin):
+    """B×3×H×W → feature maps of strides 1 (the image), 2, 4, 8, 16 and 32; on request dilated, as in the paper.
 
     Weights may be named as here, or as networks name them that have batch-norm and activation in one module
     (``mod2.block1.bn1.weight``), which is how in-place batch-norm has it.
+
+    Args:
+        depth: Number of halvings, 1 to 5.
+        output_stride: 32, or 16 or 8 of an encoder that is dilated (see ``make_dilated`` of smp's encoders).
     """
 
-    out_channels = (3, 128, 256, 512, 1024, 4096)
-
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 5, output_stride: int = 32) -> None:
         super().__init__()
+        if not 1 <= depth <= 5:
+            raise ValueError(f"{type(self).__name__} depth should be in range [1, 5], got {depth}")
+        self._depth, self._output_stride, self._in_channels = depth, output_stride, 3
+        self._out_channels = [3, 128, 256, 512, 1024, 4096]
         self.mod1 = nn.Sequential()
         self.mod1.add_module("conv1", nn.Conv2d(3, 64, 3, padding=1, bias=False))
         self.mod2 = stage(64, (128, 128), 3, 1)
@@ -78,8 +87,12 @@ class WideResNet38(nn.Module):
         """Weights under this network's names, where their batch-norms have the activation inside."""
         return {re.sub(r"(^|\.)(bn\d|bn_out)\.(?=[a-z])", r"\1\2.0.", key): value for key, value in weights.items()}
 
+    def get_stages(self) -> dict[int, Sequence[nn.Module]]:
+        """What makes the maps of strides 16 and 32, for ``make_dilated``."""
+        return {16: [self.get_submodule("mod5")], 32: [self.get_submodule(name) for name in ("mod6", "mod7")]}
+
     def forward(self, image: Tensor) -> list[Tensor]:
-        """The feature maps, finest first."""
+        """The feature maps, finest first, down to the depth."""
         maps = [image]
         x = self.mod1(image)
         for module in (self.mod2, self.mod3):
@@ -89,6 +102,8 @@ class WideResNet38(nn.Module):
             x = self.get_submodule(name)(x)
             if name not in ("mod6", "mod7"):
                 maps.append(x)
+            if len(maps) > self._depth:
+                return maps[: self._depth + 1]
         return [*maps, self.bn_out(x)]
 
 
@@ -101,3 +116,6 @@ def stage(inputs: int, channels: tuple[int, ...], blocks: int, stride: int) -> n
             f"block{number}", PreActivation(inputs if first else channels[-1], channels, stride if first else 1)
         )
     return made
+
+
+encoders[NAME] = {"encoder": WideResNet38, "pretrained_settings": {}, "params": {}}

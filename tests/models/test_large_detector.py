@@ -2,6 +2,7 @@
 
 import re
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from segmentation_models_pytorch import encoders
 
 from lsseg.errors import InputError
-from lsseg.models import LevelSetRCNN
+from lsseg.models import DFCN, FCN, DeepLabV2, LevelSetRCNN, SmpNet
 from lsseg.models.deformable import DeformableConv2d, deform
 from lsseg.models.encoder import make_encoder
 from lsseg.models.fpn import BottomUpPath, PyramidEncoder
@@ -45,11 +46,27 @@ def test_a_block_adds_its_convolutions_to_what_comes_in():
     assert [other.convs[i].kernel_size for i in (0, 2, 4)] == [(1, 1), (3, 3), (1, 1)]
 
 
-def test_wide_resnet_takes_weights_from_a_file_only(tmp_path):
-    with pytest.raises(InputError, match="are published as files: give one, not 'imagenet'"):
+def test_wide_resnet_takes_weights_from_a_file_only():
+    with torch.device("meta"), pytest.raises(InputError, match="a file of weights will do, too"):
         make_encoder("wide_resnet38", "imagenet")
-    with pytest.raises(InputError, match="'wide_resnet38' cannot be dilated"):
-        make_encoder("wide_resnet38", None, 8)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_wide_resnet_can_be_dilated(stride):
+    with torch.device("meta"):
+        encoder, _, strides = make_encoder("wide_resnet38", None, stride)
+        maps = encoder(torch.empty(1, 3, 64, 96))
+    assert [64 // m.shape[2] for m in maps] == strides == [1, 2, 4, *([8] * 3 if stride == 8 else [8, 16, 16])]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [partial(SmpNet, architecture="unet"), partial(SmpNet, architecture="deeplabv3plus"), DFCN, DeepLabV2, FCN],
+)
+def test_every_network_takes_wide_resnet(network):
+    with torch.device("meta"):
+        net = network(5, encoder_name="wide_resnet38")
+        assert net(torch.empty(2, 3, 64, 96)).logits.shape == (2, 5, 64, 96)
 
 
 def test_names_of_batch_norms_with_their_activation_inside():
