@@ -19,6 +19,7 @@ LAYERS = {
     "callbacks": {"functional", "losses", "models", "data", "metrics", "tasks"},
     "ablation": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks"},
     "cli": {"functional", "losses", "models", "data", "metrics", "tasks", "callbacks", "ablation"},
+    "bench": {"functional", "losses", "models", "data", "tasks"},
 }
 # Options by whole names, what a user did wrong, writing files whole, dying with the parent.
 EVERYWHERE = {"arguments", "errors", "files", "process"}

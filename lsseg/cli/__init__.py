@@ -26,7 +26,7 @@ COMMANDS = {
     "report": ("lsseg.ablation.command", "rebuild table and figures from what is on disk"),
     "data": ("lsseg.cli.data", "show which data sets are there, and fetch one"),
     "init": ("lsseg.cli.init", "write a configuration for a folder of images and masks"),
-    "bench": ("lsseg.cli.bench", "time the numeric core and measure its memory"),
+    "bench": ("lsseg.bench.command", "time the numeric core and measure its memory"),
 }
 # For bash: the commands first, names of files behind them. Of `eval "$(lsseg --completion bash)"`.
 COMPLETION = """\

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lsseg.bench import textbook
 from lsseg.functional import blocks, cross_entropy_level_set, dirac, heaviside, level_set_energy, level_set_labels
 
 _spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
@@ -45,20 +46,6 @@ def test_value_equals_the_textbook_form(shape, kind, reduction):
     assert float(ours) == pytest.approx(theirs, rel=1e-12, abs=1e-13)
 
 
-def dense(logits, target, epsilon, kind, ignore_index=255):
-    """The textbook form for autograd, with c1 and c2 in the graph: dense one-hot truth, mean reduction."""
-    valid = (target != ignore_index).unsqueeze(1)
-    truth = F.one_hot(target.masked_fill(~valid[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2) * valid
-    phi = torch.softmax(logits, 1) - 0.5
-    h = 0.5 + torch.atan(phi / epsilon) / torch.pi if kind == "ahf" else 0.5 * (1 + torch.tanh(phi / epsilon))
-    over = (2, 3)
-    c1 = (truth * h).sum(over, keepdim=True) / (h * valid).sum(over, keepdim=True)
-    c2 = (truth * (1 - h)).sum(over, keepdim=True) / ((1 - h) * valid).sum(over, keepdim=True)
-    energy = (((truth - c1) ** 2 * h + (truth - c2) ** 2 * (1 - h)) * valid).sum(over)
-    present = truth.sum(over) > 0
-    return ((energy * present).sum(1) / valid.sum((1, 2, 3))).mean()
-
-
 @pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("kind", ["ahf", "mahf"])
 @pytest.mark.parametrize("shape", SHAPES[1:])
@@ -66,7 +53,7 @@ def test_gradient_equals_autograd_through_the_textbook_form(shape, kind):
     logits, target = example(shape)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     level_set_energy(ours, target, 0.1, kind).backward()
-    dense(theirs, target, 0.1, kind).backward()
+    textbook.level_set_energy(theirs, target, 0.1, kind).backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-14)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lsseg.bench.textbook import level_set_energies
 from lsseg.functional import blocks, cross_entropy_level_set, level_set_energy, level_set_regions
 
 SPACES = [(7,), (5, 3), (3, 4, 2), (1, 1), (2, 1, 3, 2)]
@@ -21,17 +22,8 @@ def example(space, images=2, classes=3, seed=0):
 
 def textbook(logits, truth, valid, mode, epsilon=0.1, kind="mahf", mean=True):
     """Energies B×C as printed, for autograd, with c1 and c2 in the graph."""
-    p = torch.softmax(logits, 1) if mode == "multiclass" else torch.sigmoid(logits)
-    z = (p - 0.5).flatten(2)
-    h = 0.5 + torch.atan(z / epsilon) / torch.pi if kind == "ahf" else 0.5 * (1 + torch.tanh(z / epsilon))
-    keep = valid.flatten(1).unsqueeze(1).to(h)
-    g = truth.flatten(2)
-    inside, outside = h * keep, (1 - h) * keep
-    c1 = (g * inside).sum(2, keepdim=True) / inside.sum(2, keepdim=True).clamp_min(1e-300)
-    c2 = (g * outside).sum(2, keepdim=True) / outside.sum(2, keepdim=True).clamp_min(1e-300)
-    energy = ((g - c1) ** 2 * inside + (g - c2) ** 2 * outside).sum(2)
-    present = (g * keep).sum(2) > 0
-    return energy * present / (keep.sum(2).clamp_min(1) if mean else 1)
+    energies = level_set_energies(logits, truth, valid, epsilon, kind, mode)
+    return energies / valid.flatten(1).sum(1, keepdim=True).clamp_min(1) if mean else energies
 
 
 @pytest.fixture(params=[2**19, 8], ids=["one block", "many blocks"])
