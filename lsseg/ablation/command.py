@@ -12,8 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from lsseg.ablation.engines import ENGINES, Engine, create_sweep, run_elsewhere, write_sweep
-from lsseg.ablation.gpus import Gpus
-from lsseg.ablation.runner import Monitor, Outcome, Runner, check_settings
+from lsseg.ablation.runner import Gpus, Monitor, Outcome, Runner, check_settings
 from lsseg.ablation.spec import Run, Suite, check_kinds, describe, expand, load_suite
 from lsseg.arguments import Arguments
 from lsseg.errors import InputError
@@ -51,7 +50,7 @@ def _ablate(argv: list[str]) -> int:
     console = Console()
     resources = _resources(options.resources)
     local = options.launcher == "local" and not options.sweep
-    gpus = Gpus(options.gpus_per_run or 1, options.gpu_memory, console.print) if local else None
+    gpus = Gpus(options.gpus_per_run or 1, options.jobs) if local else None
     write_json(folder / "suite.json", describe(suite))
     if options.sweep:
         path = write_sweep(folder / "sweep.yaml", suite.name, runs, _again(options))
@@ -61,7 +60,7 @@ def _ablate(argv: list[str]) -> int:
     if gpus is not None:
         with Monitor(runs, console) as monitor:
             runner = Runner(folder, suite.name, gpus, monitor.listen)
-            outcomes = runner.run_all(runs, options.jobs or max(1, gpus.places))
+            outcomes = runner.run_all(runs, gpus.jobs)
     else:
         engine = Engine(options.launcher, resources, options.jobs)
         outcomes = run_elsewhere(engine, folder, runs, _again(options), console)
@@ -79,12 +78,12 @@ def _ablate_options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="run only these, such as 'level_set-*'")
     parser.add_argument(
-        "--jobs", type=int, help="runs at a time (default: as many as there are GPUs, one without; elsewhere no limit)"
+        "--jobs",
+        type=int,
+        help="runs at a time (default: as many as there are GPUs, one without; more than that share them; elsewhere no "
+        "limit)",
     )
     parser.add_argument("--gpus-per-run", type=int, help="of this machine's GPUs (default: 1)")
-    parser.add_argument(
-        "--gpu-memory", type=float, metavar="GIB", help="what a run needs: several share a GPU that is large enough"
-    )
     parser.add_argument(
         "--launcher", choices=["local", *ENGINES], default="local", help="where the runs are done (default: local)"
     )
@@ -102,14 +101,14 @@ def _ablate_options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--create", action="store_true", help="with --sweep: register it with W&B, too")
     options = parser.parse_args(argv)
-    for key in ("jobs", "gpus_per_run", "gpu_memory"):
+    for key in ("jobs", "gpus_per_run"):
         value = getattr(options, key)
         if value is not None and not value > 0:
             raise InputError(f"--{key.replace('_', '-')} must be more than 0, not {value:g}")
     if options.resources and options.launcher == "local":
-        raise InputError("--resources are for --launcher ray or slurm; here there are --gpus-per-run and --gpu-memory")
-    if options.launcher != "local" and (options.gpus_per_run or options.gpu_memory):
-        raise InputError("--gpus-per-run and --gpu-memory are of this machine; other launchers take --resources")
+        raise InputError("--resources are for --launcher ray or slurm; here there is --gpus-per-run")
+    if options.launcher != "local" and options.gpus_per_run:
+        raise InputError("--gpus-per-run is of this machine; other launchers take --resources")
     if options.sweep and options.launcher != "local":
         raise InputError("--sweep runs nothing, so there is nothing for --launcher")
     if options.create and not options.sweep:

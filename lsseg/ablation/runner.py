@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import queue
 import re
 import shutil
 import subprocess
@@ -18,7 +19,6 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from lsseg.ablation.gpus import Gpus
 from lsseg.ablation.spec import Run
 from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
@@ -30,6 +30,49 @@ Listener = Callable[[str, str], None]
 OF_AN_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 SECONDS = 1.0  # between looks at a lock
 STALE = ("metrics.jsonl", "metrics.csv", "test_images.npz")
+
+
+class Gpus:
+    """Lends this machine's GPUs to runs, of which as many as ``jobs`` are done at a time.
+
+    Args:
+        per_run: How many each run gets.
+        jobs: Runs at a time; more than there are GPUs for share them. None is one to a GPU, and one without any.
+
+    Raises:
+        InputError: If the machine has GPUs, but too few.
+    """
+
+    def __init__(self, per_run: int = 1, jobs: int | None = None) -> None:
+        known = visible_gpus()
+        groups = [known[i : i + per_run] for i in range(0, len(known) - per_run + 1, per_run)]
+        if known and not groups:
+            raise InputError(f"--gpus-per-run {per_run} does not fit: this machine has {len(known)}")
+        self.jobs = jobs or max(1, len(groups))
+        self._free: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        for number in range(self.jobs):
+            self._free.put(groups[number % len(groups)] if groups else [])
+
+    @contextmanager
+    def lend(self) -> Iterator[list[str]]:
+        """The GPUs of one run, by index or UUID; none on a machine without."""
+        own = self._free.get()
+        try:
+            yield own
+        finally:
+            self._free.put(own)
+
+
+def visible_gpus() -> list[str]:
+    """This machine's NVIDIA GPUs: those in CUDA_VISIBLE_DEVICES where it is set, else all."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        try:
+            query = ("nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader")
+            allowed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return []
+    return [name.strip() for name in re.split(r"[,\n]", allowed) if name.strip()]
 
 
 class Runner:
@@ -102,7 +145,7 @@ class Runner:
             write_json(folder / "run.json", run.fingerprint())
             if self.gpus is None:
                 return self._start(run, folder, jobs, lock, [])
-            with self.gpus.lend(self._stopping) as gpus:
+            with self.gpus.lend() as gpus:
                 return self._start(run, folder, jobs, lock, gpus)
 
     @contextmanager
