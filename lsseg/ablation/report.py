@@ -10,8 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lsseg.ablation.figures import draw_figures
-from lsseg.ablation.page import write_latex, write_page
+from lsseg.ablation.page import draw_figures, write_latex, write_page
 from lsseg.ablation.results import (
     Result,
     load_description,

@@ -14,7 +14,7 @@ from lsseg.data import LVIS, Cityscapes, CityscapesInstances, DataModule
 from lsseg.errors import InputError
 from lsseg.files import write_json
 from lsseg.metrics.cityscapes import cityscapes_object_scores, cityscapes_pixel_scores, known_only, require_scripts
-from lsseg.metrics.lvis import lvis_scores
+from lsseg.metrics.coco import lvis_scores
 
 
 class Official(ABC):

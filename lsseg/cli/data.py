@@ -1,17 +1,28 @@
-"""``lsseg data``: which data sets are there, how to get those that are not, and fetching one."""
+"""``lsseg data``: which data sets are there, how to get those that are not, fetching one, and checking all files."""
 
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 import lsseg.data
 from lsseg.arguments import Arguments
-from lsseg.cli import check
+from lsseg.cli.failures import Place, located
+from lsseg.cli.parser import Parser, own_errors
 from lsseg.data import DataModule
+from lsseg.data.instances import Instances
+from lsseg.data.loading import check_pair
+from lsseg.data.module import SPLITS, Split
 from lsseg.data.root import Origin, data_root, fetch
-from lsseg.errors import InputError
+from lsseg.data.source import IGNORE_INDEX
+from lsseg.errors import ArgumentError, InputError
 
 FILES = (".png", ".jpg", ".json", ".mat")
 
@@ -32,7 +43,7 @@ def origin_of(data: type[DataModule[Any]]) -> Origin:
 def main(argv: list[str]) -> int:
     """List the data sets, fetch one, or check one; returns the exit status."""
     if argv[1:2] == ["check"]:
-        return check.main(argv[2:])
+        return check(argv[2:])
     parser = Arguments(
         prog="lsseg data",
         description="Show which data sets are where; with a name, fetch one that is missing. `lsseg data check CONFIG` "
@@ -105,3 +116,163 @@ def _lacking(counts: dict[str, int], root: Path) -> str | None:
         if found != expected:
             return f"{part} has {found} files of {expected}" if expected > 1 else f"{part} is missing"
     return None
+
+
+SHOWN = 50  # problems
+
+
+@dataclass
+class Found:
+    """What a split holds.
+
+    Attributes:
+        images: Number of images that could be read.
+        sizes: How often each size (height, width) occurs.
+        counts: Pixels of each label, void included; of instances, objects of each label.
+        with_class: Images in which each label occurs.
+        crowds: Objects that are not told apart.
+        bare: Images without any object, or with void pixels only.
+        problems: What is wrong.
+    """
+
+    images: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    counts: Counter[int] = field(default_factory=Counter)
+    with_class: Counter[int] = field(default_factory=Counter)
+    crowds: int = 0
+    bare: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def check(argv: list[str]) -> int:
+    """Check a data set; returns the exit status: 1 where something is wrong."""
+    parser = Arguments(
+        prog="lsseg data check",
+        description="Read every file of every split, and show what is in them and all that is wrong with them.",
+    )
+    parser.add_argument("config", type=Path, help="a configuration with `data`, or a folder with classes.yaml")
+    parser.add_argument("--root", help="the data set's folder, instead of the configuration's data.root")
+    options = parser.parse_args(argv)
+    data, place = _data(options.config, options.root)
+    console = Console()
+    found, said = {}, []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        for split in SPLITS:
+            found[split] = _look(data, split, place)
+        said = list(dict.fromkeys(str(warning.message) for warning in caught))
+    _show(console, data, found)
+    for text in said:
+        console.print(f"note: {text}", highlight=False, soft_wrap=True)
+    problems = list(dict.fromkeys(problem for split in SPLITS for problem in found[split].problems))
+    for text in problems[:SHOWN]:
+        console.print(f"wrong: {text}", highlight=False, soft_wrap=True, style="red")
+    if len(problems) > SHOWN:
+        console.print(f"… and {len(problems) - SHOWN} more", highlight=False)
+    count = {0: "nothing is", 1: "one thing is"}.get(len(problems), f"{len(problems)} things are")
+    console.print(f"{count} wrong", highlight=False)
+    return 1 if problems else 0
+
+
+def _data(config: Path, root: str | None) -> tuple[DataModule[Any], Place]:
+    """The data set of a configuration, or of a folder, and where its keys stand."""
+    if config.is_dir():
+        wanted: Any = {"class_path": "FolderSegmentation", "init_args": {"root": str(config)}}
+    else:
+        try:
+            content = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
+        except FileNotFoundError as error:
+            raise InputError(f"{config} does not exist") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict) or "data" not in content:
+            raise InputError(f"{config} has no `data`; give a configuration with one, or a folder with classes.yaml")
+        wanted = content["data"] if isinstance(content["data"], dict) else {"class_path": content["data"]}
+    if root is not None:
+        wanted = {**wanted, "init_args": {**(wanted.get("init_args") or {}), "root": root}}
+    place = Place(config={"data": wanted})
+    parser = Parser()
+    parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
+    with own_errors(place.config):
+        made: DataModule[Any] = parser.instantiate_classes(parser.parse_object(place.config)).data
+    return made, place
+
+
+def _look(data: DataModule[Any], split: Split, place: Place) -> Found:
+    """Read a split; what is known to be wrong from the heads of its files comes first."""
+    found = Found()
+    try:
+        source = data.source(split)
+        data.check(split)
+    except InputError as error:
+        found.problems += _lines(located(error, place) if isinstance(error, ArgumentError) else error)
+        try:
+            source = data.source(split)
+        except InputError:
+            return found
+    for index in track(range(len(source)), f"{split}", console=Console(stderr=True), transient=True):
+        try:
+            image, truth = source.read(index)
+            if not isinstance(truth, Instances):
+                check_pair(source.name(index), image, truth, data.num_classes)
+        except InputError as error:
+            found.problems += _lines(error)
+            continue
+        _add(found, image.shape[:2], truth)
+    return found
+
+
+def _lines(error: InputError) -> list[str]:
+    first, *more = str(error).splitlines()
+    return [line.strip() for line in more] or [first]
+
+
+def _add(found: Found, size: Any, truth: Any) -> None:
+    found.images += 1
+    found.sizes[size] += 1
+    if isinstance(truth, Instances):
+        labels, counts = np.unique(truth.labels[~truth.crowd], return_counts=True)
+        found.crowds += int(truth.crowd.sum())
+    else:
+        labels, counts = np.unique(truth, return_counts=True)
+    own = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    found.counts.update(own)
+    found.with_class.update(own.keys())
+    found.bare += not (own.keys() - {IGNORE_INDEX})
+
+
+def _show(console: Console, data: DataModule[Any], found: dict[Split, Found]) -> None:
+    table = Table(title=type(data).__name__)
+    for column in ("", *found):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("images", *(str(one.images) for one in found.values()))
+    table.add_row("sizes", *(_sizes(one.sizes) for one in found.values()))
+    if data.kind == "instances":
+        table.add_row("objects", *(str(sum(one.counts.values())) for one in found.values()))
+        table.add_row("crowds", *(str(one.crowds) for one in found.values()))
+        table.add_row("images without an object", *(str(one.bare) for one in found.values()))
+    else:
+        table.add_row("images without a label", *(str(one.bare) for one in found.values()))
+    table.add_section()
+    rows = [*enumerate(data.class_names), *([(IGNORE_INDEX, "void")] if data.kind == "semantic" else [])]
+    for label, name in rows:
+        table.add_row(name, *(_share(one, label, data.kind) for one in found.values()))
+    console.print(table)
+    what = "objects, and images that hold one" if data.kind == "instances" else "share of pixels, and images with one"
+    console.print(f"Of each class: {what}.", highlight=False)
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> str:
+    if len(sizes) <= 1:
+        return "".join(f"{height}×{width}" for height, width in sizes)
+    heights, widths = zip(*sizes, strict=True)
+    return f"{min(heights)}–{max(heights)}×{min(widths)}–{max(widths)}"
+
+
+def _share(found: Found, label: int, kind: str) -> str:
+    count, total = found.counts[label], sum(found.counts.values())
+    if not count:
+        return "–"
+    amount = f"{count}" if kind == "instances" else f"{100 * count / total:.2f} %"
+    return f"{amount} ({found.with_class[label]})"

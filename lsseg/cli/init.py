@@ -15,7 +15,7 @@ from lsseg.data.pixels import image_size, read_mask
 from lsseg.data.source import FilePairs, files_below, images_below
 from lsseg.errors import InputError, refuse_all
 from lsseg.files import write_text
-from lsseg.models.weights import packaged_weights
+from lsseg.models.encoder import packaged_weights
 
 MASKS = 200  # of which the values are looked at, to guess the classes
 MOST_CLASSES = 64  # different values in masks; more are no labels

@@ -39,9 +39,8 @@ from lsseg.callbacks import (
     WholeCheckpoints,
     progress_bar,
 )
-from lsseg.cli.checks import check_files, refuse_forks, refuse_own_names, refuse_unknown_monitors
 from lsseg.cli.failures import Place, located, told
-from lsseg.cli.parser import Parser, own_errors
+from lsseg.cli.parser import Parser, check_files, own_errors, refuse_forks, refuse_own_names, refuse_unknown_monitors
 from lsseg.cli.resume import AS_SAVED, KeepModel, SaveConfig, refuse_other_model
 from lsseg.data import DataModule
 from lsseg.errors import ArgumentError, InputError

@@ -1,7 +1,11 @@
-"""A run's configuration as it is saved, and what of it may change when the run goes on."""
+"""A run's configuration and environment as they are saved, and what may change when the run goes on."""
 
+import platform
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,6 @@ import yaml
 from pytorch_lightning.cli import SaveConfigCallback
 
 from lsseg.callbacks import WandbRun
-from lsseg.cli.environment import describe_environment
 from lsseg.cli.parser import ConfigDumper
 from lsseg.files import write_json, write_text
 from lsseg.tasks.start import refuse_changes
@@ -146,3 +149,37 @@ def _is_class(value: Any) -> bool:
 def _name(value: Any) -> Any:
     """A class by its name: where this project keeps its classes differs between versions."""
     return str(value["class_path"]).rpartition(".")[2] if _is_class(value) else value
+
+
+PACKAGES = (
+    "lsseg",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "segmentation-models-pytorch",
+    "numpy",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Command, time, machine, package versions and, in a git checkout, commit and whether files were changed."""
+    return {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed_files": _git("status", "--porcelain", "--untracked-files=no"),
+    }
+
+
+def _git(*command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""From a source to batches: stateless, so that a run resumed in the middle of an epoch sees what it would have seen.
+"""From a source to batches, and images without masks; stateless, so that a resumed run sees what it would have seen.
 
 The order of an epoch is a function of (seed, epoch), the augmentation of an image a function of (seed, epoch, index):
 nothing depends on the number of workers, and nothing has to be saved.
@@ -6,7 +6,9 @@ nothing depends on the number of workers, and nothing has to be saved.
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 
-from lsseg.data.source import IGNORE_INDEX, Source
-from lsseg.errors import InputError
+from lsseg.data.pixels import ValueRange, image_size, read_image
+from lsseg.data.source import IGNORE_INDEX, Source, files_below, same_name
+from lsseg.data.transforms import Pair
+from lsseg.errors import ArgumentError, InputError, refuse_all
 
 
 def global_seed() -> int:
@@ -170,3 +174,64 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
                 "data.crop_size (training), data.resize, or data.eval_batch_size=1 (evaluation)"
             )
     return torch.utils.data.default_collate(samples)
+
+
+class Images(Dataset[dict[str, Any]]):
+    """All images of a folder and of the folders in it, or one image.
+
+    Items are ``{"image": uint8 3×H×W, "size": (H, W) of the file as it is seen, "path": str}``.
+
+    Args:
+        path: The folder or file.
+        transform: Called with the image (3×H×W uint8) and an empty mask, returns both.
+        value_range: Values of black and white in images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
+
+    Attributes:
+        paths: Paths of the files, sorted.
+        names: What to call them, all different: their paths below the folder without the suffix, and with it where two
+            differ in nothing else.
+
+    Raises:
+        InputError: If there is no image at ``path``.
+    """
+
+    def __init__(self, path: Path, transform: Pair, value_range: ValueRange | None = None) -> None:
+        if not path.exists():
+            raise ArgumentError(f"images {path} does not exist; give a folder of images, or one image")
+        self.paths = [path] if path.is_file() else files_below(path)
+        if not self.paths:
+            raise ArgumentError(f"images: there is no image in {path}")
+        self.names = _names(self.paths, path.parent if path.is_file() else path)
+        self.transform = transform
+        self.value_range = value_range
+
+    def check(self) -> None:
+        """Look at the heads of all files, before any is predicted.
+
+        Raises:
+            InputError: If files are missing or no images; names them all.
+        """
+        problems = []
+        for path in self.paths:
+            try:
+                image_size(path)
+            except InputError as error:
+                problems.append(str(error))
+        refuse_all("data.images", problems)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = torch.from_numpy(read_image(self.paths[index], self.value_range)).permute(2, 0, 1)
+        height, width = pixels.shape[-2:]
+        nothing = tv_tensors.Mask(torch.zeros(height, width, dtype=torch.uint8))
+        image, _ = self.transform(tv_tensors.Image(pixels), nothing)
+        return {"image": image.as_subclass(torch.Tensor), "size": (height, width), "path": str(self.paths[index])}
+
+
+def _names(paths: list[Path], folder: Path) -> list[str]:
+    short = [same_name(path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
+    double = Counter(short)
+    whole = [same_name(path.relative_to(folder).as_posix()) for path in paths]
+    return [long if double[name] > 1 else name for name, long in zip(short, whole, strict=True)]

@@ -9,8 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lsseg.data.images import Images
-from lsseg.data.loading import EpochSampler, EvalSampler, Samples, TrainLoader, collate, global_seed
+from lsseg.data.loading import EpochSampler, EvalSampler, Images, Samples, TrainLoader, collate, global_seed
 from lsseg.data.pixels import ValueRange
 from lsseg.data.root import Origin
 from lsseg.data.source import Source

@@ -2,14 +2,13 @@
 
 from lsseg.functional.chan_vese import Delta, chan_vese_evolve
 from lsseg.functional.classical import chan_vese_energy, chan_vese_segment
-from lsseg.functional.competition import competition
 from lsseg.functional.curvature import curvature
 from lsseg.functional.distance import signed_distance, tsdf, tsdf_loss
 from lsseg.functional.heaviside import HeavisideKind, dirac, heaviside
 from lsseg.functional.kernels import Kernels
 from lsseg.functional.level_set import Mode, Reduction, cross_entropy_level_set, level_set_energy
 from lsseg.functional.multiphase import Normalization, multiphase_evolve
-from lsseg.functional.partition import gaussian_log_posterior, largest_class, partition_level_sets, regions
+from lsseg.functional.partition import competition, gaussian_log_posterior, largest_class, partition_level_sets, regions
 from lsseg.functional.scores import (
     boundary_counts,
     boundary_f1,

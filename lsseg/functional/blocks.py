@@ -1,13 +1,18 @@
-"""How much of a tensor to work on at a time, and which CPU thread works on it."""
+"""What our operators share: how much of a tensor they work on at a time, in which CPU thread, and what they refuse.
+
+They have a backward pass and nothing else: whatever else is asked of them is refused, not 0 in silence.
+"""
 
 import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,3 +98,35 @@ def _pool(count: int) -> ThreadPoolExecutor:
 
 
 os.register_at_fork(after_in_child=_pools.clear)  # threads do not go along
+
+
+class Once(torch.autograd.Function):
+    """The base of a function that is differentiable once, in reverse mode, and works under ``torch.func``."""
+
+    generate_vmap_rule = True
+
+
+class Gradient(Once):
+    """The base of such a function's backward pass."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> NoReturn:
+        """Refuse a second derivative."""
+        raise RuntimeError("lsseg's operators are differentiable once; their second derivative is not implemented")
+
+
+def refuse_forward_mode(*tensors: Tensor) -> None:
+    """Raise ``RuntimeError`` where a tensor carries a tangent (``torch.func.jvp``, ``torch.autograd.forward_ad``).
+
+    Not a ``jvp`` of the function: ``torch.compile`` does not take one.
+    """
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):  # type: ignore[no-untyped-call]
+        raise RuntimeError(
+            "lsseg's operators have no forward-mode derivative: use reverse mode (backward, torch.func.grad or vjp)"
+        )

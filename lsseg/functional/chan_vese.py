@@ -18,10 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lsseg.functional.blocks import refuse_forward_mode
 from lsseg.functional.chan_vese_operator import evolve
 from lsseg.functional.grid import enlarged
 from lsseg.functional.kernels import Kernels, use_triton
-from lsseg.functional.once import refuse_forward_mode
 
 Delta = Literal["printed", "derivative"]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
-from lsseg.functional.competition import refuse_second_derivative
 from lsseg.functional.curvature import curvature, curvature_adjoint
 from lsseg.functional.grid import FeatureGrid
 from lsseg.functional.heaviside import arctan_step
+from lsseg.functional.partition import refuse_second_derivative
 
 BLOCK = 2**22  # elements of features, or of planes
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import level_set_labels, level_set_regions
+from lsseg.functional.blocks import refuse_forward_mode
 from lsseg.functional.heaviside import HeavisideKind, check_heaviside
 from lsseg.functional.kernels import Kernels, check_kernels, use_triton
-from lsseg.functional.once import refuse_forward_mode
 
 Reduction = Literal["mean", "batchmean", "sum", "none"]
 Mode = Literal["multiclass", "multilabel", "binary"]

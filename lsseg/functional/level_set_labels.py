@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
+from lsseg.functional.blocks import Gradient, Once
 from lsseg.functional.heaviside import dirac, heaviside
-from lsseg.functional.once import Gradient, Once
 
 Place = tuple[slice, slice, slice]
 

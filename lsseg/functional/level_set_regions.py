@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lsseg.functional import blocks
+from lsseg.functional.blocks import Gradient, Once
 from lsseg.functional.heaviside import dirac, heaviside
 from lsseg.functional.level_set_labels import Place, drop_void, gradient_format, loop_over, work_dtype
-from lsseg.functional.once import Gradient, Once
 
 
 def terms(

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
-from lsseg.functional.competition import competition
+from lsseg.functional.blocks import refuse_forward_mode
 from lsseg.functional.kernels import Kernels, use_triton
 from lsseg.functional.multiphase_step import multiphase_step
-from lsseg.functional.once import refuse_forward_mode
-from lsseg.functional.partition import largest_class, regions
+from lsseg.functional.partition import competition, largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
 

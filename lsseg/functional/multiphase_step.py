@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lsseg.functional import blocks
-from lsseg.functional.competition import equal, refuse_second_derivative
 from lsseg.functional.curvature import (
     add_difference_adjoint,
     difference_adjoint,
     spread,
     spread_adjoint,
 )
+from lsseg.functional.partition import equal, refuse_second_derivative
 
 # Differences between pixels along each axis serve both schemes. Upwind: where the front advances (F > 0), by how
 # much the higher neighbour exceeds the pixel; where it retreats, by how much the lower one falls short of it. Central:

@@ -1,10 +1,9 @@
 """Losses: they hold weights such as λ and return a scalar."""
 
-from lsseg.losses.combined import CrossEntropyPlus
 from lsseg.losses.cross_entropy import CrossEntropyLoss, WeightedCrossEntropy
 from lsseg.losses.instances import ClassBalancedLoss, TSDFLoss, VelocityLoss
 from lsseg.losses.level_set import CrossEntropyLevelSetLoss, LevelSetLoss
-from lsseg.losses.rivals import ActiveContourLoss, BoundaryLoss, LossMaxPooling
+from lsseg.losses.rivals import ActiveContourLoss, BoundaryLoss, CrossEntropyPlus, LossMaxPooling
 
 __all__ = [
     "ActiveContourLoss",

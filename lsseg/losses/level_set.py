@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lsseg.functional import HeavisideKind, Kernels, Mode, Reduction, cross_entropy_level_set, level_set_energy
 from lsseg.functional.level_set import check_level_set
-from lsseg.losses.pixel_mean import PixelMean
+from lsseg.losses.cross_entropy import PixelMean
 
 
 class LevelSetLoss(nn.Module):

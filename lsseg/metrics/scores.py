@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lsseg.functional import boundary_f1, class_iou, pixel_accuracy
 from lsseg.metrics.counts import RADII
-from lsseg.metrics.resampled import af_of_images, ap_of_images
+from lsseg.metrics.instances import af_of_images, ap_of_images
 
 Floats = npt.NDArray[np.float64]
 Counts = dict[str, npt.NDArray[Any]]  # of the test images, by name

@@ -2,9 +2,8 @@
 
 from lsseg.models.chan_vese import ChanVeseNet
 from lsseg.models.deeplab import DeepLabLargeFOV, DeepLabV2
-from lsseg.models.dfcn import DFCN
 from lsseg.models.dmls import DMLS
-from lsseg.models.fcn import FCN
+from lsseg.models.fcn import DFCN, FCN
 from lsseg.models.level_set_rcnn import LevelSetRCNN
 from lsseg.models.multiphase import MultiphaseLevelSet
 from lsseg.models.output import SegOutput, Step, checked, made

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from lsseg.errors import ArgumentError, require
 from lsseg.functional import Delta
 from lsseg.functional.heaviside import arctan_step
+from lsseg.models.heads import SMALL, FeatureHead, Hyperparameters, Numbers
 from lsseg.models.multiphase import enlarged, scaled
 from lsseg.models.output import SegOutput, Step, checked, made
 from lsseg.models.refiner import ABSENT, ChanVeseRefiner, averaged, soft_means, wide
-from lsseg.models.refiner_heads import SMALL, FeatureHead, Hyperparameters, Numbers
 from lsseg.models.smp import SmpNet
 from lsseg.models.state import takes_relatives
 

@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from lsseg.errors import ArgumentError
-from lsseg.models.dfcn import DFCN
 from lsseg.models.encoder import EncoderNet
+from lsseg.models.fcn import DFCN
 from lsseg.models.multiphase import MultiphaseLevelSet
 from lsseg.models.output import SegOutput, Step, checked, made
 from lsseg.models.state import takes_relatives

@@ -20,9 +20,18 @@ from lsseg.functional.edge_evolution import edge_evolve
 from lsseg.functional.grid import resized
 from lsseg.functional.instances import crop_objects
 from lsseg.models.fpn import BoxPooler, PyramidEncoder
-from lsseg.models.heads import EdgeHead, MaskHead, PooledHead, box_heads, proposal_network
+from lsseg.models.heads import (
+    SMALL,
+    EdgeHead,
+    FeatureHead,
+    Hyperparameters,
+    MaskHead,
+    Numbers,
+    PooledHead,
+    box_heads,
+    proposal_network,
+)
 from lsseg.models.refiner import ChanVeseRefiner
-from lsseg.models.refiner_heads import SMALL, FeatureHead, Hyperparameters, Numbers
 from lsseg.models.state import takes_relatives
 
 # Δt of DELSE with hand-set hyperparameters, and a factor of learnt ones, which come up to 2 · 2: a step is stable while

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.functional import Delta, chan_vese_evolve, tsdf, tsdf_loss
+from lsseg.models.heads import FeatureHead, Hyperparameters, Numbers
 from lsseg.models.multiphase import scaled
-from lsseg.models.refiner_heads import FeatureHead, Hyperparameters, Numbers
 
 Given = Literal["probabilities", "logits", "distance"]
 

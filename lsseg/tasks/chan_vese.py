@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from lsseg.errors import InputError, require
 from lsseg.functional import regions, tsdf
 from lsseg.losses import TSDFLoss
-from lsseg.losses.pixel_mean import share_of_pixels
+from lsseg.losses.cross_entropy import share_of_pixels
 from lsseg.models import ChanVeseNet, SegOutput
 from lsseg.models.chan_vese import TEMPERATURE
-from lsseg.models.refiner_heads import Numbers
+from lsseg.models.heads import Numbers
 from lsseg.tasks.base import EvolvingObject
 from lsseg.tasks.segmentation import IGNORE_INDEX, SegmentationTask, level_set_is_a_criterion, sum_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsseg.data.frequencies import median_frequency_weights, remembered_frequencies
+from lsseg.data.classes import median_frequency_weights, remembered_frequencies
 from lsseg.errors import ArgumentError, InputError, require
 from lsseg.files import write_json
 from lsseg.losses import WeightedCrossEntropy

@@ -21,11 +21,10 @@ from lsseg.losses import ClassBalancedLoss, TSDFLoss, VelocityLoss
 from lsseg.metrics import CocoAP, InstanceMatches, TrueBoxScores
 from lsseg.metrics.instances import boundary_averages
 from lsseg.models import LevelSetRCNN, made
-from lsseg.models.augmented import detect_augmented
+from lsseg.models.heads import Numbers
 from lsseg.models.level_set_rcnn import Detections, Masks
-from lsseg.models.refiner_heads import Numbers
-from lsseg.tasks.base import EvolvingObject, Task
-from lsseg.tasks.optimizer import Recipe
+from lsseg.tasks.base import EvolvingObject, Recipe, Task
+from lsseg.tasks.inference import detect_augmented
 
 
 class LevelSetRCNNTask(Task):

@@ -17,13 +17,12 @@ from lsseg.data.transforms import as_numbers
 from lsseg.errors import ArgumentError, InputError, require, require_positive
 from lsseg.functional.dense_crf import DenseCRF, lattice_crf
 from lsseg.losses import CrossEntropyLoss
-from lsseg.losses.pixel_mean import set_over_processes
+from lsseg.losses.cross_entropy import set_over_processes
 from lsseg.metrics import CountSums, Overlap, PerImage
 from lsseg.metrics.scores import of_kind, scores_of_sums
 from lsseg.models import SegOutput, SmpNet, checked, made
-from lsseg.tasks.base import EvolvingObject, Task
+from lsseg.tasks.base import EvolvingObject, Recipe, Task
 from lsseg.tasks.inference import bands, mean_of_views, sliding_window
-from lsseg.tasks.optimizer import Recipe
 
 IGNORE_INDEX = 255
 

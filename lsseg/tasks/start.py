@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lsseg.errors import InputError
 from lsseg.models.state import matched_state
-from lsseg.tasks.optimizer import Recipe
 
 SHOWN = 20  # classes that fit into one line
 
@@ -56,32 +55,6 @@ def _shown(names: list[str], others: list[str]) -> str:
     different = [i for i, name in enumerate(names) if others[i : i + 1] != [name]]
     shown = ", ".join(f"{names[i]} (number {i})" for i in different[:5])
     return f"…, {shown}, …" if shown else f"{', '.join(names[:5])}, … ({len(names)})"
-
-
-def refuse_other_optimizer(checkpoint: dict[str, Any], recipe: Recipe, sizes: list[int]) -> None:
-    """Compare the state of the optimiser in a checkpoint with the recipe of the run that goes on from it.
-
-    Args:
-        checkpoint: Content of the checkpoint, as it was saved.
-        recipe: The optimiser's, as this run has it.
-        sizes: How many parameters each group of this run's optimiser has.
-
-    Raises:
-        InputError: If the state would overrule the recipe, or does not fit the optimiser.
-    """
-    for state in checkpoint.get("optimizer_states", ()):
-        groups = state["param_groups"]
-        found = {"optimizer": "adamw" if "betas" in groups[0] else "sgd", "lr": groups[0].get("initial_lr")}
-        found |= {key: groups[0].get(key) for key in ("momentum", "weight_decay")}
-        ours = {"optimizer": recipe.name, "lr": recipe.lr, "weight_decay": recipe.weight_decay}
-        if found["optimizer"] == recipe.name == "sgd":
-            ours["momentum"] = recipe.momentum
-        refuse_changes([(f"model.{key}", found[key], x) for key, x in ours.items() if found[key] not in (None, x)])
-        if [len(group["params"]) for group in groups] != sizes:
-            raise InputError(
-                "the checkpoint's training cannot be continued, for its optimiser has other groups of parameters "
-                "(of another version, or another model.new_layers); start a new one from it with model.start"
-            )
 
 
 def refuse_changes(changes: list[tuple[str, Any, Any]]) -> None:

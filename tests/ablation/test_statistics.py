@@ -6,7 +6,7 @@ import torch
 from scipy.stats import ttest_1samp
 
 from lsseg.ablation import statistics
-from lsseg.ablation.statistics import Difference, resampling_weights
+from lsseg.ablation.results import Difference, resampling_weights
 from lsseg.functional import boundary_f1, class_iou
 from lsseg.metrics.scores import Summed
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsseg.data.frequencies import class_frequencies, median_frequency_weights, remembered_frequencies
+from lsseg.data.classes import class_frequencies, median_frequency_weights, remembered_frequencies
 from lsseg.data.source import FilePairs
 from lsseg.errors import InputError
 

@@ -16,7 +16,7 @@ from lsseg.losses import (
     LossMaxPooling,
     WeightedCrossEntropy,
 )
-from lsseg.losses.pixel_mean import set_over_processes
+from lsseg.losses.cross_entropy import set_over_processes
 from lsseg.models import SegOutput, SmpNet
 from lsseg.tasks import LevelSetLossTask
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from lsseg.metrics.lvis import lvis_scores
+from lsseg.metrics.coco import lvis_scores
 
 SIZE = (40, 60)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -7,7 +7,7 @@ from torch import nn
 from lsseg.errors import InputError
 from lsseg.functional import chan_vese_evolve
 from lsseg.models import FCN, ChanVeseNet, SegOutput, SmpNet
-from lsseg.models.refiner_heads import START, Hyperparameters
+from lsseg.models.heads import START, Hyperparameters
 
 TINY = partial(SmpNet, encoder_name="tu-test_resnet.r160_in1k", decoder={"decoder_channels": [16, 16, 8, 8, 8]})
 

@@ -11,9 +11,8 @@ from segmentation_models_pytorch import encoders
 
 from lsseg.errors import InputError
 from lsseg.models import DFCN, FCN, DeepLabV2, LevelSetRCNN, SmpNet
-from lsseg.models.deformable import DeformableConv2d, deform
 from lsseg.models.encoder import make_encoder
-from lsseg.models.fpn import BottomUpPath, PyramidEncoder
+from lsseg.models.fpn import BottomUpPath, DeformableConv2d, PyramidEncoder, deform
 from lsseg.models.wide_resnet import PreActivation, WideResNet38
 
 SMALL = {"width": 8, "mask_width": 8, "box_width": 8, "features": 4, "proposals": 8, "detections": 4}

@@ -9,9 +9,9 @@ from lsseg.data import SyntheticInstances
 from lsseg.errors import InputError
 from lsseg.functional import blocks, chan_vese_evolve
 from lsseg.models import LevelSetRCNN
-from lsseg.models.augmented import detect_augmented
 from lsseg.models.fpn import BoxPooler
 from lsseg.tasks import LevelSetRCNNTask
+from lsseg.tasks.inference import detect_augmented
 
 SMALL = {
     "encoder_name": "tu-test_resnet.r160_in1k",

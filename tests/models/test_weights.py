@@ -9,8 +9,7 @@ from skimage.transform import resize
 
 from lsseg.errors import InputError
 from lsseg.models import DFCN, FCN, LevelSetRCNN, SmpNet
-from lsseg.models.encoder import make_encoder, normalisation
-from lsseg.models.weights import load_packaged, packaged_weights
+from lsseg.models.encoder import load_packaged, make_encoder, normalisation, packaged_weights
 
 NAME = "tu-test_resnet.r160_in1k"
 

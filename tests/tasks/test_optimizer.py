@@ -5,7 +5,7 @@ from torch import nn
 
 from lsseg.errors import InputError
 from lsseg.models import DMLS, FCN, ChanVeseNet, DeepLabLargeFOV
-from lsseg.tasks.optimizer import Recipe
+from lsseg.tasks.base import Recipe
 
 
 def built(**options):

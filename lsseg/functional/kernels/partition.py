@@ -1,4 +1,4 @@
-"""Triton kernels of the competition of the classes (:mod:`lsseg.functional.competition`) and of signed distances.
+"""Triton kernels of the competition of the classes (:mod:`lsseg.functional.partition`) and of signed distances.
 
 A program of the competition works on BP pixels of one image, class after class. The square of a distance
 (:mod:`lsseg.functional.distance`) is a minimum over columns of a minimum over rows, in integers, hence exact. A row's
