@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from lsseg.ablation.page import write_latex, write_page
-from lsseg.ablation.results import SemanticResult
+from lsseg.ablation.results import Result
 from lsseg.callbacks.results import image_scores
 
 TINY = Path(__file__).parents[1] / "cli" / "tiny.yaml"
@@ -39,7 +39,7 @@ def page(tmp_path):
     for name, frames in (("plain", 1), ("steps", 3)):
         keep_gallery(tmp_path / name, frames)
         for seed in (0, 1):
-            results.append(SemanticResult(name, seed, tmp_path / name, {}, np.array(["a"]), {}))
+            results.append(Result(name, seed, tmp_path / name, {}, np.array(["a"]), {}))
     scores = ["9.50 ± 0.10", "–", "-10.00"]
     table = pd.DataFrame({"method": ["<b>&plain", "</script>", "c"], "mIoU": scores, "Δ mIoU [95 %]": ["–", "1", "2"]})
     by_class = pd.DataFrame({"method": ["plain"], "road": ["97.1"]})
@@ -113,7 +113,7 @@ def test_the_gallery_changes_with_method_and_slider(opened):
 
 
 def test_without_pictures_there_is_no_gallery(tmp_path, browser):
-    result = SemanticResult("plain", 0, tmp_path, {}, np.array(["a"]), {})
+    result = Result("plain", 0, tmp_path, {}, np.array(["a"]), {})
     write_page(tmp_path / "r.html", "t", "c", "n", {"": pd.DataFrame({"method": ["x"]})}, [], [result], {"plain": "x"})
     tab = browser.new_page()
     tab.goto((tmp_path / "r.html").as_uri())

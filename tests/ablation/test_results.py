@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 from lsseg.ablation.report import _mixed, _spread
-from lsseg.ablation.results import InstanceResult, SemanticResult, _means, variant_table
+from lsseg.ablation.results import Result, _means, variant_table
 
 
 def test_a_mean_over_some_of_the_seeds_says_so():
     def result(seed, af):
-        return InstanceResult("a", seed, Path(), {"scores": {"mask_ap": 0.5, "af1": af}}, np.array([]), {})
+        return Result("a", seed, Path(), {"kind": "instances", "scores": {"mask_ap": 0.5, "af1": af}}, np.array([]), {})
 
     row = {"seeds": 3, **_means([result(0, 0.4), result(1, float("nan")), result(2, 0.6)], "")}
     assert _spread(row, "af1") == "50.00 ± 14.14 (2 of 3 seeds)"
@@ -25,7 +25,7 @@ def test_rows_are_compared_with_baselines_of_their_own():
         overlap = np.tile([[right, 10, 10]] * 2, (3, 1, 1))
         counts = {"overlap": overlap, "boundary": np.tile([3, 4, 3, 4], (3, 3, 2, 1))}
         costs = {"scores": {}, "train_seconds_per_image": 1.0, "test_seconds_per_image": 1.0, "parameters": 5}
-        return SemanticResult(variant, 0, Path(), costs, np.array(["x", "y", "z"]), counts)
+        return Result(variant, 0, Path(), costs, np.array(["x", "y", "z"]), counts)
 
     made = [result(name, right) for name, right in (("a", 5), ("b", 6), ("b_ls", 8))]
     rows = [{"name": n, "label": n, "paper": {}, "baseline": b} for n, b in (("a", None), ("b", "b"), ("b_ls", "b"))]
@@ -39,7 +39,7 @@ def test_rows_of_different_versions_are_said_to_be(tmp_path):
         (tmp_path / name).mkdir()
         if noted:
             (tmp_path / name / "environment.json").write_text(json.dumps(noted))
-        return SemanticResult(name, 0, tmp_path / name, {}, np.array([]), {})
+        return Result(name, 0, tmp_path / name, {}, np.array([]), {})
 
     one, same = (result(name, git_commit="a" * 40, git_changed_files="") for name in ("one", "same"))
     edited = result("edited", git_commit="a" * 40, git_changed_files=" M file")
