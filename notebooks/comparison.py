@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from lsseg.ablation.results import difference, load_description, load_results, run_table, scores_of, variant_table
+from lsseg.ablation.results import load_description, load_results, rows_of, run_table, scores_of, variant_table
 from lsseg.callbacks.results import image_scores
 from lsseg.files import read_jsonl
 
@@ -22,7 +22,8 @@ FOLDER = Path(os.environ.get("LSSEG_SUITE", "../runs/quickstart"))
 
 description = load_description(FOLDER)
 results = load_results(FOLDER, description)
-table = variant_table(results, description).set_index("variant")
+rows = rows_of(results, description)
+table = variant_table(rows).set_index("variant")
 table[[column for column in table if column in ("label", "seeds", "miou", "miou_std", "boundary_f1_1px")]]
 
 # %% [markdown]
@@ -32,16 +33,12 @@ table[[column for column in table if column in ("label", "seeds", "miou", "miou_
 # How much the seed does, `by_seed` says; look at both before believing in a gain.
 
 # %%
-baseline = description["baseline"]
+baseline = description.baseline
 score = scores_of(results)[0]  # mIoU, or AP of instances
-rows = []
-for variant in table.index:
-    found = difference(results, variant, baseline, score)
-    if found is not None:
-        rows.append(
-            {"variant": variant, "Δ": found.mean, "low": found.low, "high": found.high, "by seed": found.by_seed}
-        )
-pd.DataFrame(rows)
+found = {row.variant.label: row.all.differences[score.name] for row in rows if score.name in row.all.differences}
+pd.DataFrame(
+    [{"variant": label, "Δ": d.mean, "low": d.low, "high": d.high, "by seed": d.by_seed} for label, d in found.items()]
+)
 
 # %% [markdown]
 # ## Image by image
@@ -84,7 +81,7 @@ PROJECT = os.environ.get("LSSEG_WANDB")
 if PROJECT:
     import wandb
 
-    runs = wandb.Api().runs(PROJECT, {"group": description["name"]})
+    runs = wandb.Api().runs(PROJECT, {"group": description.name})
     scores = [{"variant": run.tags[0], "miou": 100 * run.summary["test/miou"]} for run in runs]
     online = pd.DataFrame(scores).groupby("variant")["miou"].agg(["mean", "std", "count"])
     print(online)

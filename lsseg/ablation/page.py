@@ -4,12 +4,10 @@ import base64
 import html
 import json
 import re
-from collections.abc import Callable
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pylatexenc.latexencode import RULE_DICT, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
-from lsseg.ablation.results import Result, scores_of, with_classes
+from lsseg.ablation.results import Description, Result, Row, scores_of, with_classes
 from lsseg.errors import InputError
 from lsseg.files import read_jsonl, write_text
 
@@ -33,29 +31,34 @@ LATEX = UnicodeToLatexEncoder(
 )
 
 
-def write_page(
-    path: Path,
-    title: str,
-    caption: str,
-    note: str,
-    tables: dict[str, pd.DataFrame],
-    figures: list[Path],
-    results: list[Result],
-    labels: dict[str, str],
-) -> None:
-    """Write the page.
+class Report(NamedTuple):
+    """What a suite's pages say.
 
-    Args:
-        path: Where to.
+    Attributes:
         title: The suite's name.
         caption: What was tested.
         note: How the scores are made.
         tables: By title; the first, without one, is the suite's.
         figures: PNG files.
-        results: Its finished runs; the first seed of each variant gives the pictures.
+    """
+
+    title: str
+    caption: str
+    note: str
+    tables: dict[str, pd.DataFrame]
+    figures: list[Path]
+
+
+def write_page(path: Path, report: Report, results: list[Result], labels: dict[str, str]) -> None:
+    """Write the page.
+
+    Args:
+        path: Where to.
+        report: What it says.
+        results: The finished runs; the first seed of each variant gives the pictures.
         labels: Of the variants, by name.
     """
-    main, *others = tables.items()
+    main, *others = report.tables.items()
     pictures: dict[str, Any] = {}
     shown: set[str] = set()
     for result in results:
@@ -64,12 +67,12 @@ def write_page(
             label = labels[result.variant]
             pictures[label if label not in pictures else f"{label} ({result.variant})"] = entries
     content = {
-        "title": html.escape(title),
-        "caption": html.escape(caption),
-        "note": html.escape(note),
+        "title": html.escape(report.title),
+        "caption": html.escape(report.caption),
+        "note": html.escape(report.note),
         "table": _table(main[1]),
         "by_class": "\n".join(f"<h2>{html.escape(name)}</h2><div class=scroll>{_table(t)}</div>" for name, t in others),
-        "figures": "\n".join(_picture(figure) for figure in figures),
+        "figures": "\n".join(_picture(figure) for figure in report.figures),
         "by_image": BY_IMAGE[results[0].summary.get("kind", "semantic")],
         # Within a script element nothing is escaped, so nothing may begin there.
         "pictures": json.dumps(pictures, ensure_ascii=False).replace("<", "\\u003c"),
@@ -130,23 +133,20 @@ COLORS = ("#4c6a92", "#d1742f", "#3f8f5f", "#9b4f96", "#b3a02b", "#5b9bb5", "#a4
 EXAMPLES = 4
 
 
-def draw_figures(folder: Path, results: list[Result], description: dict[str, Any], table: pd.DataFrame) -> list[Path]:
+def draw_figures(folder: Path, results: list[Result], description: Description, rows: list[Row]) -> list[Path]:
     """Draw all figures into ``folder/figures``; returns their paths."""
     target = folder / "figures"
     target.mkdir(exist_ok=True)
-    labels = {variant["name"]: variant["label"] for variant in description["variants"]}
-    done = {result.variant for result in results}
-    own = {variant["name"]: variant["baseline"] for variant in description["variants"] if variant.get("baseline")}
-    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(n for n in labels if n in done)}
-    drawings: dict[str, Callable[..., Figure | None]] = {
-        "scores": partial(_scores, table.set_index("variant"), own),
-        "curves": _curves,
-        "classes": _classes,
-        "examples": _examples,
+    labels = {row.variant.name: row.variant.label for row in rows if row.seeds}
+    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(labels)}
+    figures = {
+        "scores": _scores(rows, description, results, colors),
+        "curves": _curves(results, labels, colors),
+        "classes": _classes(results, labels, colors),
+        "examples": _examples(results, labels),
     }
     paths = []
-    for name, draw in drawings.items():
-        figure = draw(results, {v: labels[v] for v in colors}, colors, description["baseline"])
+    for name, figure in figures.items():
         if figure is not None:
             figure.savefig(target / f"{name}.png", dpi=120)
             paths.append(target / f"{name}.png")
@@ -159,42 +159,48 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _scores(
-    table: pd.DataFrame,
-    own: dict[str, str],
-    results: list[Result],
-    labels: dict[str, str],
-    colors: dict[str, str],
-    baseline: str,
-) -> Figure:
+def _scores(rows: list[Row], description: Description, results: list[Result], colors: dict[str, str]) -> Figure:
     """Every seed's score, and the differences to the baseline (some to one of their own) with their intervals."""
     compared = [score for score in scores_of(results) if score.compared]
-    others = [name for name in labels if own.get(name, baseline) != name]
-    longest = max(len(labels[name]) + len(labels.get(own.get(name, ""), "")) for name in labels)
-    figure = _figure(10.5 + 0.08 * longest, 2.2 + 0.35 * (2 * len(labels)))
-    axes = figure.subplots(2 if others and baseline in labels else 1, len(compared), squeeze=False)
-    for column, (score, label) in enumerate((score.name, score.label) for score in compared):
-        for y, name in enumerate(labels):
-            values = [result.scores().get(score, np.nan) for result in results if result.variant == name]
-            axes[0, column].plot(values, [y] * len(values), "o", color=colors[name], alpha=0.6)
-            axes[0, column].plot(np.mean(values), y, "|", color=colors[name], markersize=22, markeredgewidth=2.5)
-        axes[0, column].set(title=f"{label} (%)", ylim=(len(labels) - 0.5, -0.5))
+    rows = [row for row in rows if row.seeds]
+    labels = {row.variant.name: row.variant.label for row in rows}
+    to = {row.variant.name: f" − {labels[row.variant.baseline]}" for row in rows if row.variant.baseline in labels}
+    others = [row for row in rows if (row.variant.baseline or description.baseline) != row.variant.name]
+    longest = max(len(label) + len(to.get(name, "")) for name, label in labels.items())
+    figure = _figure(10.5 + 0.08 * longest, 2.2 + 0.35 * (2 * len(rows)))
+    both = bool(others) and description.baseline in labels
+    axes = figure.subplots(2 if both else 1, len(compared), squeeze=False)
+    for column, score in enumerate(compared):
+        for y, (name, color) in enumerate(colors.items()):
+            values = [result.scores().get(score.name, np.nan) for result in results if result.variant == name]
+            axes[0, column].plot(values, [y] * len(values), "o", color=color, alpha=0.6)
+            axes[0, column].plot(np.mean(values), y, "|", color=color, markersize=22, markeredgewidth=2.5)
+        axes[0, column].set(title=f"{score.label} (%)", ylim=(len(rows) - 0.5, -0.5))
         _name_rows(axes[0, column], list(labels.values()), column == 0)
-        if len(axes) > 1 and f"{score}_difference" in table:
-            for y, name in enumerate(others):
-                low, high, mean = (table.loc[name, f"{score}_difference{end}"] for end in ("_low", "_high", ""))
-                axes[1, column].plot([low, high], [y, y], color=colors[name], linewidth=2.5)
-                if f"{score}_difference_seeds_low" in table:
-                    reach = [table.loc[name, f"{score}_difference_seeds_{end}"] for end in ("low", "high")]
-                    axes[1, column].plot(reach, [y, y], color=colors[name], linewidth=0.8)
-                axes[1, column].plot(mean, y, "o", color=colors[name])
-            axes[1, column].axvline(0, color="k", linewidth=0.8)
-            title = "Δ, 95 %" if own else f"Δ to {labels[baseline]}, 95 %"
-            seeds = "thin: over seeds" if f"{score}_difference_seeds_low" in table else ""
-            axes[1, column].set(title=title, xlabel=seeds, ylim=(len(others) - 0.5, -0.5))
-            to = {name: f" − {labels[other]}" for name, other in own.items() if other in labels}
-            _name_rows(axes[1, column], [labels[name] + to.get(name, "") for name in others], column == 0)
+        if both:
+            title = "Δ, 95 %" if to else f"Δ to {labels[description.baseline]}, 95 %"
+            _draw_differences(axes[1, column], score.name, others, colors)
+            axes[1, column].set(title=title)
+            _name_rows(
+                axes[1, column], [labels[r.variant.name] + to.get(r.variant.name, "") for r in others], column == 0
+            )
     return figure
+
+
+def _draw_differences(axis: Any, score: str, rows: list[Row], colors: dict[str, str]) -> None:
+    """The differences with their intervals: a thick one over the test images and, of enough seeds, a thin one."""
+    thin = False
+    for y, row in enumerate(rows):
+        found, color = row.all.differences.get(score), colors[row.variant.name]
+        if found is None:
+            continue
+        axis.plot([found.low, found.high], [y, y], color=color, linewidth=2.5)
+        if found.over_seeds is not None:
+            axis.plot(found.over_seeds, [y, y], color=color, linewidth=0.8)
+            thin = True
+        axis.plot(found.mean, y, "o", color=color)
+    axis.axvline(0, color="k", linewidth=0.8)
+    axis.set(xlabel="thin: over seeds" if thin else "", ylim=(len(rows) - 0.5, -0.5))
 
 
 def _name_rows(axis: Any, names: list[str], visible: bool) -> None:
@@ -202,7 +208,7 @@ def _name_rows(axis: Any, names: list[str], visible: bool) -> None:
     axis.grid(axis="x", alpha=0.3)
 
 
-def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure:
+def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str]) -> Figure:
     """Training loss and validation scores by step, a line for each run."""
     # A method that logs its cross-entropy beside further terms is shown by it, the only term that several share.
     keys: list[tuple[tuple[str, ...], str, int]] = [(("train/cross_entropy", "train/loss"), "training loss", 1)]
@@ -228,7 +234,7 @@ def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str
     return figure
 
 
-def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure:
+def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, str]) -> Figure:
     """The scores of every class, mean over seeds."""
     classes = results[0].summary["classes"]
     figure = _figure(max(8, 0.35 * len(classes) * (len(labels) + 1) / 2 + 3), 5.5)
@@ -249,7 +255,7 @@ def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, st
     return figure
 
 
-def _examples(results: list[Result], labels: dict[str, str], colors: dict[str, str], baseline: str) -> Figure | None:
+def _examples(results: list[Result], labels: dict[str, str]) -> Figure | None:
     """The same test images by every method (its first seed): a row for each image."""
     first: dict[str, Result] = {}
     for result in results:

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,11 +9,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lsseg.ablation.page import draw_figures, write_latex, write_page
+from lsseg.ablation.page import Report, draw_figures, write_latex, write_page
 from lsseg.ablation.results import (
+    Description,
+    Measured,
     Result,
+    Row,
     load_description,
     load_results,
+    rows_of,
     run_table,
     scores_of,
     variant_table,
@@ -37,85 +40,92 @@ def write_report(folder: Path, console: Console) -> None:
     results = load_results(folder, description)
     if not results:
         raise InputError(f"{folder}: no run of the suite is finished")
-    table = variant_table(results, description)
-    write_text(folder / "results.csv", table.to_csv(index=False))
-    write_text(folder / "runs.csv", run_table(results).to_csv(index=False))
-    scores = scores_of(results)
-    for name, pattern in description["subsets"].items():
-        if not all(len(result.subset(pattern).names) for result in results):
-            console.print(f"subset {name}: no test image has a name like {pattern}", style="red", highlight=False)
-    shown = _shown(table, description, scores)
-    figures = draw_figures(folder, results, description, table)
-    caption, note = _caption(results, description), _note(description)
+    rows, scores = rows_of(results, description), scores_of(results)
+    for name in description.subsets.keys() - {name for row in rows for name in row.subsets}:
+        pattern = description.subsets[name]
+        console.print(f"subset {name}: no test image has a name like {pattern}", style="red", highlight=False)
     mixed = _mixed(results)
     if mixed:
         console.print(mixed, style="yellow", highlight=False, soft_wrap=True)
-        note = f"{note} {mixed}"
+    write_text(folder / "results.csv", variant_table(rows).to_csv(index=False))
+    write_text(folder / "runs.csv", run_table(results).to_csv(index=False))
     by_class = {f"{s.class_label} by class": _by_class(results, description, s) for s in with_classes(results)}
-    tables = {"": shown, **by_class}
-    write_text(folder / "results.md", _markdown(description["name"], caption, note, tables, figures))
-    labels = {variant["name"]: variant["label"] for variant in description["variants"]}
-    write_page(folder / "report.html", description["name"], caption, note, tables, figures, results, labels)
-    brief = _brief(shown, scores)
-    write_latex(folder / "results.tex", brief, f"{description['name']}: {caption}")
-    console.print(_rich(brief, f"{description['name']}: {caption}"))
+    report = Report(
+        description.name,
+        _caption(results, description),
+        f"{_note(description)} {mixed}".strip(),
+        {"": _shown(rows, scores), **by_class},
+        draw_figures(folder, results, description, rows),
+    )
+    write_text(folder / "results.md", _markdown(report))
+    write_page(folder / "report.html", report, results, description.labels)
+    brief = _brief(report.tables[""], scores)
+    title = f"{report.title}: {report.caption}"
+    write_latex(folder / "results.tex", brief, title)
+    console.print(_rich(brief, title))
     made = f"report: {folder / 'report.html'}, results.md, .csv, .tex, runs.csv, figures/"
     console.print(made, markup=False, highlight=False)
 
 
-def _shown(table: pd.DataFrame, description: dict[str, Any], scores: list[Score]) -> pd.DataFrame:
+def _shown(rows: list[Row], scores: list[Score]) -> pd.DataFrame:
     """The columns a reader wants, as text."""
-    rows = []
-    records: list[dict[str, Any]] = table.to_dict("records")  # type: ignore[assignment]
+    known = {name for row in rows for name in (*row.all.scores, *row.variant.paper)}
+    scores = [score for score in scores if score.name in known]
     compared = [score for score in scores if score.compared]
-    main, second = compared[0], compared[1]
     last = scores.index(compared[-1]) + 1
-    for row in records:
-        shown = {"method": row["label"], **_score(row, main, table)}
-        shown[f"Δ {main.label} [95 %]"] = _interval(row, f"{main.name}_difference")
-        by_seed = row.get(f"{main.name}_difference_by_seed")
-        shown[f"Δ {main.label} by seed"] = by_seed if isinstance(by_seed, str) else "–"
-        shown |= _over_seeds(row, main, table)
-        for name in description["subsets"]:
-            shown[f"{main.label} {name}"] = _spread(row, f"{name}_{main.name}")
-            shown[f"Δ {name} [95 %]"] = _interval(row, f"{name}_{main.name}_difference")
-        for score in scores[1:last]:
-            shown |= _score(row, score, table)
-        shown[f"Δ {second.label} [95 %]"] = _interval(row, f"{second.name}_difference")
-        shown |= _over_seeds(row, second, table)
-        for score in scores[last:]:
-            shown |= _score(row, score, table)
-        for cost in COSTS:
-            shown[cost.label] = _number(_times(row.get(cost.name), cost.shown(1)), 1)
-            if f"paper_{cost.name}" in table:
-                shown[f"{cost.label} in the paper"] = _number(_times(row[f"paper_{cost.name}"], cost.shown(1)), 0)
-        shown["parameters"] = f"{row['parameters'] / 1e6:.2f} M" if _given(row.get("parameters")) else "–"
-        shown["seeds"] = str(row["seeds"])
-        shown["commit"] = row["commit"] if isinstance(row.get("commit"), str) else "–"
-        rows.append(shown)
-    return pd.DataFrame(rows)
+    subsets = list(dict.fromkeys(name for row in rows for name in row.subsets))
+    return pd.DataFrame([_cells(row, rows, scores, last, subsets) for row in rows])
 
 
-def _score(row: dict[str, Any], score: Score, table: pd.DataFrame) -> dict[str, str]:
-    """A score and, where the suite gives one, the paper's."""
-    cited = f"paper_{score.name}"
-    if score.name not in table and cited not in table:
-        return {}
-    paper = {f"{score.label} in the paper": _number(row[cited], 1)} if cited in table else {}
-    return {score.label: _spread(row, score.name), **paper}
+def _cells(row: Row, rows: list[Row], scores: list[Score], last: int, subsets: list[str]) -> dict[str, str]:
+    """The cells of a row by the titles of their columns."""
+    main, second = [score for score in scores if score.compared][:2]
+    shown = {"method": row.variant.label, **_score(row, main, rows)}
+    shown[f"Δ {main.label} [95 %]"] = _interval(row.all, main)
+    found = row.all.differences.get(main.name)
+    shown[f"Δ {main.label} by seed"] = " ".join(f"{value:+.2f}" for value in found.by_seed) if found else "–"
+    shown |= _over_seeds(row, main, rows)
+    for name in subsets:
+        part = row.subsets.get(name, Measured({}, {}))
+        shown[f"{main.label} {name}"] = _spread(part, main, row.seeds)
+        shown[f"Δ {name} [95 %]"] = _interval(part, main)
+    for score in scores[1:last]:
+        shown |= _score(row, score, rows)
+    shown[f"Δ {second.label} [95 %]"] = _interval(row.all, second)
+    shown |= _over_seeds(row, second, rows)
+    for score in scores[last:]:
+        shown |= _score(row, score, rows)
+    for cost in COSTS:
+        shown[cost.label] = _number(row.costs.get(cost.name), 1, cost.shown(1))
+        if any(cost.name in other.variant.paper for other in rows):
+            shown[f"{cost.label} in the paper"] = _number(row.variant.paper.get(cost.name), 0, cost.shown(1))
+    shown["parameters"] = f"{row.parameters / 1e6:.2f} M" if row.parameters is not None else "–"
+    return shown | {"seeds": str(row.seeds), "commit": " ".join(row.commits) or "–"}
 
 
-def _over_seeds(row: dict[str, Any], score: Score, table: pd.DataFrame) -> dict[str, str]:
+def _score(row: Row, score: Score, rows: list[Row]) -> dict[str, str]:
+    """A score and, where the suite gives one of it, the paper's."""
+    shown = {score.label: _spread(row.all, score, row.seeds)}
+    if any(score.name in other.variant.paper for other in rows):
+        shown[f"{score.label} in the paper"] = _number(row.variant.paper.get(score.name), 1)
+    return shown
+
+
+def _over_seeds(row: Row, score: Score, rows: list[Row]) -> dict[str, str]:
     """The interval of a difference over seeds, where a row has enough of them."""
-    low, high = (f"{score.name}_difference_seeds_{end}" for end in ("low", "high"))
-    if low not in table:
+
+    def interval(one: Row) -> tuple[float, float] | None:
+        found = one.all.differences.get(score.name)
+        return found.over_seeds if found else None
+
+    if not any(interval(one) for one in rows):
         return {}
-    text = f"[{row[low]:+.2f}, {row[high]:+.2f}]" if _given(row.get(low)) else "–"
-    return {f"Δ {score.label}, 95 % over seeds": text}
+    own = interval(row)
+    return {f"Δ {score.label}, 95 % over seeds": f"[{own[0]:+.2f}, {own[1]:+.2f}]" if own else "–"}
 
 
-def _caption(results: list[Result], description: dict[str, Any]) -> str:
-    planned = sum(len(runs) for runs in description["runs"].values())
+def _caption(results: list[Result], description: Description) -> str:
+    planned = sum(len(runs) for runs in description.runs.values())
     missing = f", {planned - len(results)} of {planned} runs missing" if planned > len(results) else ""
     steps = sorted({result.summary["step"] for result in results})
     updates = "/".join(map(str, steps))
@@ -135,14 +145,13 @@ def _mixed(results: list[Result]) -> str:
     )
 
 
-def _note(description: dict[str, Any]) -> str:
+def _note(description: Description) -> str:
     """How the scores and differences are made."""
-    labels = {v["name"]: v["label"] for v in description["variants"]}
-    main = description["baseline"]
+    labels, main = description.labels, description.baseline
     of: dict[str, list[str]] = {}
-    for row in description["variants"]:
-        if row.get("baseline") not in (None, main, row["name"]):
-            of.setdefault(row["baseline"], []).append(f"“{row['label']}”")
+    for row in description.variants:
+        if row.baseline is not None and row.baseline not in (main, row.name):
+            of.setdefault(row.baseline, []).append(f"“{row.label}”")
     others = "".join(f", of {', '.join(rows)} to “{labels[name]}”" for name, rows in of.items())
     return (
         f"Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to “{labels[main]}”"
@@ -152,29 +161,29 @@ def _note(description: dict[str, Any]) -> str:
     )
 
 
-def _markdown(name: str, caption: str, note: str, tables: dict[str, pd.DataFrame], figures: list[Path]) -> str:
-    lines = [f"# {name}", "", f"{caption}."]
-    for title, table in tables.items():
+def _markdown(report: Report) -> str:
+    lines = [f"# {report.title}", "", f"{report.caption}."]
+    for title, table in report.tables.items():
         lines += ["", *([f"## {title}", ""] if title else []), *_rows(table)]
-        lines += [] if title else ["", note]
+        lines += [] if title else ["", report.note]
     lines.append("")
-    for path in figures:
+    for path in report.figures:
         lines += [f"![{path.stem}](figures/{path.name})", ""]
     return "\n".join(lines)
 
 
-def _by_class(results: list[Result], description: dict[str, Any], score: Score) -> pd.DataFrame:
+def _by_class(results: list[Result], description: Description, score: Score) -> pd.DataFrame:
     classes = results[0].summary["classes"]
     rows = []
-    for variant in description["variants"]:
-        own = [result.summary["scores"] for result in results if result.variant == variant["name"]]
+    for variant in description.variants:
+        own = [result.summary["scores"] for result in results if result.variant == variant.name]
         values = {name: [100 * scores.get(f"{score.classes}/{name}", np.nan) for scores in own] for name in classes}
         row = {name: _number(float(np.nanmean(v)) if np.isfinite(v).any() else None, 1) for name, v in values.items()}
-        if own or not variant.get("cite"):
-            rows.append({"method": variant["label"], **row})
-        paper = {name: variant["paper"].get(f"{score.classes}/{name}") for name in classes}
+        if own or not variant.cite:
+            rows.append({"method": variant.label, **row})
+        paper = {name: variant.paper.get(f"{score.classes}/{name}") for name in classes}
         if any(number is not None for number in paper.values()):
-            rows.append({"method": f"{variant['label']}, in the paper", **{n: _number(x, 1) for n, x in paper.items()}})
+            rows.append({"method": f"{variant.label}, in the paper", **{n: _number(x, 1) for n, x in paper.items()}})
     return pd.DataFrame(rows)
 
 
@@ -202,27 +211,18 @@ def _rich(shown: pd.DataFrame, title: str) -> Table:
     return table
 
 
-def _given(value: Any) -> bool:
-    return value is not None and bool(np.isfinite(value))
+def _number(value: float | None, digits: int, factor: float = 1) -> str:
+    return "–" if value is None else f"{factor * value:.{digits}f}"
 
 
-def _times(value: Any, factor: float) -> float | None:
-    return value * factor if _given(value) else None
-
-
-def _number(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if _given(value) else "–"
-
-
-def _spread(row: dict[str, Any], score: str) -> str:
-    if not _given(row.get(score)):
+def _spread(part: Measured, score: Score, seeds: int) -> str:
+    found = part.scores.get(score.name)
+    if found is None or not found.seeds:
         return "–"
-    spread, seeds = row.get(f"{score}_std"), row.get(f"{score}_seeds")
-    text = f"{row[score]:.2f} ± {spread:.2f}" if _given(spread) else f"{row[score]:.2f}"
-    return f"{text} ({seeds:.0f} of {row['seeds']} seeds)" if _given(seeds) else text
+    text = f"{found.mean:.2f} ± {found.deviation:.2f}" if found.seeds > 1 else f"{found.mean:.2f}"
+    return f"{text} ({found.seeds} of {seeds} seeds)" if found.seeds < seeds else text
 
 
-def _interval(row: dict[str, Any], name: str) -> str:
-    if not _given(row.get(name)):
-        return "–"
-    return f"{row[name]:+.2f} [{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"
+def _interval(part: Measured, score: Score) -> str:
+    found = part.differences.get(score.name)
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" if found and np.isfinite(found.mean) else "–"

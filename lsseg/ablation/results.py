@@ -1,103 +1,21 @@
-"""What the runs of a suite left on disk, as tables, and whether a difference is more than the luck of the images.
-
-Legend: R resamples, N test images. A score of a run is a function of how often each test image counts: it maps R×N
-weights to R numbers.
-"""
+"""What the runs of a suite left on disk, and the rows of its table that they make."""
 
 import fnmatch
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import stdtrit
 
+from lsseg.ablation.spec import Variant
 from lsseg.errors import InputError
-from lsseg.metrics.scores import COSTS, Score, Summed, of_kind
-
-Scored = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-RESAMPLES = 10_000
-FEWEST_SEEDS = 3  # of an interval over seeds
-CHUNK = 1_000  # resamples at a time: R×C×K float64 stays small for 150 classes
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference and its bootstrap 95 % interval, in the units of the score.
-
-    Attributes:
-        mean: Over seeds, on the test images as they are.
-        low: Of the interval.
-        high: Of the interval.
-        by_seed: The difference of each seed.
-    """
-
-    mean: float
-    low: float
-    high: float
-    by_seed: tuple[float, ...]
-
-    @property
-    def over_seeds(self) -> tuple[float, float] | None:
-        """95 % interval of the mean over seeds (Student's t); None of fewer than three.
-
-        It says what other trainings might have shown on these test images, where low and high say what these trainings
-        might have shown on others.
-        """
-        values = np.array(self.by_seed)
-        if len(values) < FEWEST_SEEDS or not np.isfinite(values).all():
-            return None
-        reach = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
-        return self.mean - reach, self.mean + reach
-
-    def times(self, factor: float) -> "Difference":
-        """The same in other units."""
-        by_seed = tuple(factor * value for value in self.by_seed)
-        return Difference(factor * self.mean, factor * self.low, factor * self.high, by_seed)
-
-
-def resampling_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np.float64]:
-    """How often each of N images is drawn in each resample, R×N."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(float)
-
-
-def paired_difference(
-    ours: Sequence[Scored], baseline: Sequence[Scored], images: int, resamples: int = RESAMPLES
-) -> Difference:
-    """Difference of the mean score of two methods, with a bootstrap interval over the test images.
-
-    A data set's score is no mean over images, so each selection of images is scored as a data set. Each resample draws
-    the same images for both methods and all seeds: what is hard about an image cancels. The interval says what other
-    test images might have shown, not other seeds.
-
-    Args:
-        ours: The score of each seed.
-        baseline: The same of the other method, for the same seeds and images.
-        images: N.
-        resamples: R.
-
-    Raises:
-        ValueError: If the two do not have the same seeds.
-    """
-    if len(ours) != len(baseline):
-        raise ValueError(f"the two methods do not have the same seeds: {len(ours)} and {len(baseline)}")
-
-    def differences(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.array([a(weights) - b(weights) for a, b in zip(ours, baseline, strict=True)])
-
-    by_seed = differences(np.ones((1, images)))[:, 0]
-    weights = resampling_weights(images, resamples)
-    drawn = np.concatenate([differences(weights[i : i + CHUNK]).mean(0) for i in range(0, resamples, CHUNK)])
-    known = drawn[~np.isnan(drawn)]  # a resample can lack what is scored
-    low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
-    return Difference(float(by_seed.mean()), float(low), float(high), tuple(map(float, by_seed)))
-
+from lsseg.metrics.scores import COSTS, RESAMPLES, Difference, Score, Scored, Summed, of_kind, paired_difference
 
 NEEDED = {"semantic": {"overlap", "boundary"}, "instances": {"detections", "objects", "index"}}
 SUMMARY_KEYS = {
@@ -177,7 +95,31 @@ def kind_of_summary(summary: dict[str, Any]) -> str:
     return kind
 
 
-def load_description(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Description:
+    """What a suite is, as the runner noted it.
+
+    Attributes:
+        name: Its name.
+        variants: Its rows.
+        runs: Names of the runs by variant and seed.
+        baseline: The variant that the others are compared with.
+        subsets: Patterns of the names of test images that are scored apart, by what tables call them.
+    """
+
+    name: str
+    variants: tuple[Variant, ...]
+    runs: dict[str, dict[str, str]]
+    baseline: str
+    subsets: dict[str, str]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What tables call the variants."""
+        return {variant.name: variant.label for variant in self.variants}
+
+
+def load_description(folder: Path) -> Description:
     """What the suite is, as the runner noted it.
 
     Raises:
@@ -186,26 +128,25 @@ def load_description(folder: Path) -> dict[str, Any]:
     path = folder / "suite.json"
     if not path.is_file():
         raise InputError(f"{folder} holds no suite: {path.name}, which `lsseg ablate` writes, is missing")
-    description: dict[str, Any] = _read(path, lambda: json.loads(path.read_text()), "start `lsseg ablate` again")
-    if not isinstance(description, dict) or not description.keys() >= {
-        "name",
-        "variants",
-        "runs",
-        "baseline",
-        "subsets",
-    }:
-        raise InputError(f"{path} describes no suite; start `lsseg ablate` again")
-    return description
+    noted = _read(path, lambda: json.loads(path.read_text()), "start `lsseg ablate` again")
+    try:
+        rows = tuple(
+            Variant(row["name"], row["label"], (), {}, row["paper"], row.get("cite", False), row.get("baseline"))
+            for row in noted["variants"]
+        )
+        return Description(noted["name"], rows, noted["runs"], noted["baseline"], noted["subsets"])
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{path} describes no suite; start `lsseg ablate` again") from error
 
 
-def load_results(folder: Path, description: dict[str, Any]) -> list[Result]:
+def load_results(folder: Path, description: Description) -> list[Result]:
     """The finished runs of a suite, in its order.
 
     Raises:
         InputError: If a run's files are damaged; names the file.
     """
     results = []
-    for variant, runs in description["runs"].items():
+    for variant, runs in description.runs.items():
         for seed, name in runs.items():
             run = folder / name
             if (run / "test.json").is_file():
@@ -283,56 +224,116 @@ def run_table(results: list[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def variant_table(results: list[Result], description: dict[str, Any]) -> pd.DataFrame:
-    """One row for each variant: mean and spread over seeds, difference to the baseline, costs, the paper's number."""
-    scores = scores_of(results)
+class Spread(NamedTuple):
+    """A score of a variant's runs, in the unit of tables.
+
+    Attributes:
+        mean: Over seeds.
+        deviation: Over seeds; NaN of a single one.
+        seeds: How many have the score: a run that found nothing has no boundary score.
+    """
+
+    mean: float
+    deviation: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the runs of a variant score on the test images, or on a subset of them.
+
+    Attributes:
+        scores: By name.
+        differences: To the variant's baseline, by the name of the score.
+    """
+
+    scores: dict[str, Spread]
+    differences: dict[str, Difference]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a suite's table.
+
+    Attributes:
+        variant: Which; its numbers of the paper are in it.
+        seeds: How many of its runs are finished.
+        all: On all test images.
+        subsets: On the subsets that have an image, by their names.
+        costs: Means by name, of those that were measured.
+        parameters: Of the network; None of a row that is only cited.
+        commits: That made its runs.
+    """
+
+    variant: Variant
+    seeds: int
+    all: Measured
+    subsets: dict[str, Measured]
+    costs: dict[str, float]
+    parameters: int | None
+    commits: tuple[str, ...]
+
+
+def rows_of(results: list[Result], description: Description) -> list[Row]:
+    """One row for each variant: means and spreads over seeds, differences to the baseline, costs."""
+    compared = [score for score in scores_of(results) if score.compared]
+    parts = {name: [result.subset(pattern) for result in results] for name, pattern in description.subsets.items()}
     rows = []
-    for variant in description["variants"]:
-        baseline = variant.get("baseline") or description["baseline"]
-        own = [result for result in results if result.variant == variant["name"]]
-        row: dict[str, Any] = {"variant": variant["name"], "label": variant["label"], "seeds": len(own)}
-        if own:
-            row |= _means(own, "")
-            for score in scores:
-                if score.compared:
-                    found = difference(results, variant["name"], baseline, score)
-                    row |= _columns(found, f"{score.name}_difference")
-            for name, pattern in description["subsets"].items():
-                part = [result.subset(pattern) for result in results]
-                if not all(len(result.names) for result in part):
-                    continue
-                row |= _means([result for result in part if result.variant == variant["name"]], f"{name}_")
-                found = difference(part, variant["name"], baseline, scores[0])
-                row |= _columns(found, f"{name}_{scores[0].name}_difference")
-            for cost in COSTS:
-                values = [result.summary[cost.name] for result in own if result.summary[cost.name] is not None]
-                row[cost.name] = float(np.mean(values)) if values else None
-            row["parameters"] = own[0].summary["parameters"]
-            row["commit"] = " ".join(sorted({result.version for result in own}))
-        rows.append(row | {f"paper_{score}": value for score, value in variant["paper"].items()})
-    return pd.DataFrame(rows)
+    for variant in description.variants:
+        baseline = variant.baseline or description.baseline
+        own = [result for result in results if result.variant == variant.name]
+        subsets = {
+            name: measured(part, variant.name, baseline, compared[:1])
+            for name, part in parts.items()
+            if own and all(len(result.names) for result in part)
+        }
+        known = {c.name: [x for result in own if (x := result.summary[c.name]) is not None] for c in COSTS}
+        costs = {name: float(np.mean(values)) for name, values in known.items() if values}
+        commits = tuple(sorted({result.version for result in own}))
+        whole = measured(results, variant.name, baseline, compared)
+        parameters = own[0].summary["parameters"] if own else None
+        rows.append(Row(variant, len(own), whole, subsets, costs, parameters, commits))
+    return rows
 
 
-def _means(results: list[Result], prefix: str) -> dict[str, float]:
-    scores = pd.DataFrame([result.scores() for result in results])
-    spread = scores.std(ddof=1) if len(scores) > 1 else scores.mean() * np.nan
-    columns = {f"{prefix}{name}": float(value) for name, value in scores.mean().items()}
-    columns |= {f"{prefix}{name}_std": float(value) for name, value in spread.items()}
-    # A run that found nothing has no boundary score: a mean over the other seeds must not look like one over all.
-    known = scores.notna().sum()
-    return columns | {f"{prefix}{name}_seeds": int(count) for name, count in known.items() if count < len(scores)}
+def measured(results: list[Result], variant: str, baseline: str, compared: list[Score]) -> Measured:
+    """The scores of a variant over its seeds, and how some of them differ from its baseline's."""
+    own = [result.scores() for result in results if result.variant == variant]
+    spreads = {}
+    for name in dict.fromkeys(name for scores in own for name in scores):
+        values = np.array([scores.get(name, np.nan) for scores in own])
+        values = values[np.isfinite(values)]
+        deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+        spreads[name] = Spread(float(values.mean()) if len(values) else float("nan"), deviation, len(values))
+    found = {score.name: difference(results, variant, baseline, score) for score in compared}
+    return Measured(spreads, {name: one for name, one in found.items() if one is not None})
 
 
-def _columns(found: Difference | None, name: str) -> dict[str, float | str]:
-    if found is None:
-        return {}
-    by_seed = " ".join(f"{value:+.2f}" for value in found.by_seed)
-    columns: dict[str, float | str] = {
-        name: found.mean,
-        f"{name}_low": found.low,
-        f"{name}_high": found.high,
-        f"{name}_by_seed": by_seed,
-    }
-    if found.over_seeds is not None:
-        columns |= dict(zip((f"{name}_seeds_low", f"{name}_seeds_high"), found.over_seeds, strict=True))
+def variant_table(rows: list[Row]) -> pd.DataFrame:
+    """The rows as columns of numbers, as ``results.csv`` has them."""
+    table = []
+    for row in rows:
+        columns: dict[str, Any] = {"variant": row.variant.name, "label": row.variant.label, "seeds": row.seeds}
+        if row.seeds:
+            columns |= _columns(row.all, row.seeds)
+            for name, part in row.subsets.items():
+                columns |= {f"{name}_{column}": value for column, value in _columns(part, row.seeds).items()}
+            columns |= {cost.name: row.costs.get(cost.name) for cost in COSTS}
+            columns |= {"parameters": row.parameters, "commit": " ".join(row.commits)}
+        table.append(columns | {f"paper_{score}": value for score, value in row.variant.paper.items()})
+    return pd.DataFrame(table)
+
+
+def _columns(part: Measured, seeds: int) -> dict[str, float | str]:
+    columns: dict[str, float | str] = {name: spread.mean for name, spread in part.scores.items()}
+    columns |= {f"{name}_std": spread.deviation for name, spread in part.scores.items()}
+    # A mean over some of the seeds must not look like one over all.
+    columns |= {f"{name}_seeds": spread.seeds for name, spread in part.scores.items() if spread.seeds < seeds}
+    for name, found in part.differences.items():
+        columns |= {f"{name}_difference": found.mean}
+        columns |= {f"{name}_difference_low": found.low, f"{name}_difference_high": found.high}
+        columns[f"{name}_difference_by_seed"] = " ".join(f"{value:+.2f}" for value in found.by_seed)
+        if found.over_seeds is not None:
+            low, high = found.over_seeds
+            columns |= {f"{name}_difference_seeds_low": low, f"{name}_difference_seeds_high": high}
     return columns

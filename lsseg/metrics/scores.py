@@ -7,7 +7,7 @@ score of instances is a row below and what a metric in :class:`~lsseg.tasks.leve
 Legend: N test images, R selections of them, C classes, … leading dimensions.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from lsseg.functional import boundary_f1, class_iou, pixel_accuracy
@@ -23,7 +24,11 @@ from lsseg.metrics.instances import af_of_images, ap_of_images
 
 Floats = npt.NDArray[np.float64]
 Counts = dict[str, npt.NDArray[Any]]  # of the test images, by name
+Scored = Callable[[Floats], Floats]  # how often each test image counts, R×N → the score, R
 Unit = Literal["%", "ms"]
+RESAMPLES = 10_000
+FEWEST_SEEDS = 3  # of an interval over seeds
+CHUNK = 1_000  # resamples at a time: R×C×K float64 stays small for 150 classes
 UNITS: dict[Unit, float] = {"%": 100, "ms": 1000}  # factors of shares and of seconds
 
 
@@ -184,3 +189,75 @@ def scores_of_sums(sums: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | 
             value = score.of_images.formula(sums[score.of_images.counts])
             scores[score.name] = (value.nanmean(), value) if value.ndim else (value, None)
     return scores
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference and its bootstrap 95 % interval, in the units of the score.
+
+    Attributes:
+        mean: Over seeds, on the test images as they are.
+        low: Of the interval.
+        high: Of the interval.
+        by_seed: The difference of each seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+
+    @property
+    def over_seeds(self) -> tuple[float, float] | None:
+        """95 % interval of the mean over seeds (Student's t); None of fewer than three.
+
+        It says what other trainings might have shown on these test images, where low and high say what these trainings
+        might have shown on others.
+        """
+        values = np.array(self.by_seed)
+        if len(values) < FEWEST_SEEDS or not np.isfinite(values).all():
+            return None
+        reach = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values)))
+        return self.mean - reach, self.mean + reach
+
+    def times(self, factor: float) -> "Difference":
+        """The same in other units."""
+        by_seed = tuple(factor * value for value in self.by_seed)
+        return Difference(factor * self.mean, factor * self.low, factor * self.high, by_seed)
+
+
+def resampling_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np.float64]:
+    """How often each of N images is drawn in each resample, R×N."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(float)
+
+
+def paired_difference(
+    ours: Sequence[Scored], baseline: Sequence[Scored], images: int, resamples: int = RESAMPLES
+) -> Difference:
+    """Difference of the mean score of two methods, with a bootstrap interval over the test images.
+
+    A data set's score is no mean over images, so each selection of images is scored as a data set. Each resample draws
+    the same images for both methods and all seeds: what is hard about an image cancels. The interval says what other
+    test images might have shown, not other seeds.
+
+    Args:
+        ours: The score of each seed.
+        baseline: The same of the other method, for the same seeds and images.
+        images: N.
+        resamples: R.
+
+    Raises:
+        ValueError: If the two do not have the same seeds.
+    """
+    if len(ours) != len(baseline):
+        raise ValueError(f"the two methods do not have the same seeds: {len(ours)} and {len(baseline)}")
+
+    def differences(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.array([a(weights) - b(weights) for a, b in zip(ours, baseline, strict=True)])
+
+    by_seed = differences(np.ones((1, images)))[:, 0]
+    weights = resampling_weights(images, resamples)
+    drawn = np.concatenate([differences(weights[i : i + CHUNK]).mean(0) for i in range(0, resamples, CHUNK)])
+    known = drawn[~np.isnan(drawn)]  # a resample can lack what is scored
+    low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
+    return Difference(float(by_seed.mean()), float(low), float(high), tuple(map(float, by_seed)))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lsseg.ablation.page import write_latex, write_page
+from lsseg.ablation.page import Report, write_latex, write_page
 from lsseg.ablation.results import Result
 from lsseg.callbacks.results import image_scores
 
@@ -47,7 +47,8 @@ def page(tmp_path):
     labels = {"plain": "<b>&plain", "steps": "<!--<script></script><i>"}
     tables = {"": table, "IoU by class": by_class}
     path = tmp_path / "report.html"
-    write_page(path, "a & b", "3 images", "how", tables, [tmp_path / "scores.png"], results, labels)
+    report = Report("a & b", "3 images", "how", tables, [tmp_path / "scores.png"])
+    write_page(path, report, results, labels)
     return path
 
 
@@ -114,7 +115,8 @@ def test_the_gallery_changes_with_method_and_slider(opened):
 
 def test_without_pictures_there_is_no_gallery(tmp_path, browser):
     result = Result("plain", 0, tmp_path, {}, np.array(["a"]), {})
-    write_page(tmp_path / "r.html", "t", "c", "n", {"": pd.DataFrame({"method": ["x"]})}, [], [result], {"plain": "x"})
+    report = Report("t", "c", "n", {"": pd.DataFrame({"method": ["x"]})}, [])
+    write_page(tmp_path / "r.html", report, [result], {"plain": "x"})
     tab = browser.new_page()
     tab.goto((tmp_path / "r.html").as_uri())
     assert not tab.locator("#gallery").is_visible()

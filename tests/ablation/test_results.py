@@ -2,22 +2,26 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from lsseg.ablation.report import _mixed, _spread
-from lsseg.ablation.results import Result, _means, variant_table
+from lsseg.ablation.results import Description, Measured, Result, measured, rows_of, variant_table
+from lsseg.ablation.spec import Variant
+from lsseg.metrics.scores import SCORES
+
+AF1 = next(score for score in SCORES if score.name == "af1")
+AP = next(score for score in SCORES if score.name == "mask_ap")
 
 
-def test_a_mean_over_some_of_the_seeds_says_so():
-    def result(seed, af):
-        return Result("a", seed, Path(), {"kind": "instances", "scores": {"mask_ap": 0.5, "af1": af}}, np.array([]), {})
-
-    row = {"seeds": 3, **_means([result(0, 0.4), result(1, float("nan")), result(2, 0.6)], "")}
-    assert _spread(row, "af1") == "50.00 ± 14.14 (2 of 3 seeds)"
-    assert _spread(row, "mask_ap") == "50.00 ± 0.00"
-    table = pd.DataFrame([row, {"seeds": 3, "af1": 50.0}]).to_dict("records")
-    assert _spread(table[1], "af1") == "50.00"
+def test_a_mean_over_some_of_the_seeds_says_so(monkeypatch):
+    found = [{"mask_ap": 50.0, "af1": af} for af in (40.0, float("nan"), 60.0)]
+    monkeypatch.setattr(Result, "scores", lambda self: found[self.seed])
+    results = [Result("a", seed, Path(), {}, np.array([]), {}) for seed in range(3)]
+    part = measured(results, "a", "a", [])
+    assert _spread(part, AF1, 3) == "50.00 ± 14.14 (2 of 3 seeds)"
+    assert _spread(part, AP, 3) == "50.00 ± 0.00"
+    assert _spread(measured(results[:1], "a", "a", []), AF1, 1) == "40.00"
+    assert _spread(Measured({}, {}), AF1, 3) == "–"
 
 
 def test_rows_are_compared_with_baselines_of_their_own():
@@ -28,8 +32,11 @@ def test_rows_are_compared_with_baselines_of_their_own():
         return Result(variant, 0, Path(), costs, np.array(["x", "y", "z"]), counts)
 
     made = [result(name, right) for name, right in (("a", 5), ("b", 6), ("b_ls", 8))]
-    rows = [{"name": n, "label": n, "paper": {}, "baseline": b} for n, b in (("a", None), ("b", "b"), ("b_ls", "b"))]
-    table = variant_table(made, {"variants": rows, "baseline": "a", "subsets": {}}).set_index("variant")
+    own = {"a": None, "b": "b", "b_ls": "b"}
+    variants = tuple(Variant(name, name, (), {}, baseline=baseline) for name, baseline in own.items())
+    rows = rows_of(made, Description("suite", variants, {}, "a", {}))
+    assert [bool(row.all.differences) for row in rows] == [False, False, True]
+    table = variant_table(rows).set_index("variant")
     assert table["miou_difference"].isna().tolist() == [True, True, False]
     assert table.loc["b_ls", "miou_difference"] == pytest.approx(table.loc["b_ls", "miou"] - table.loc["b", "miou"])
 

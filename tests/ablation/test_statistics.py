@@ -5,10 +5,9 @@ import pytest
 import torch
 from scipy.stats import ttest_1samp
 
-from lsseg.ablation import results
-from lsseg.ablation.results import Difference, resampling_weights
 from lsseg.functional import boundary_f1, class_iou
-from lsseg.metrics.scores import Summed
+from lsseg.metrics import scores
+from lsseg.metrics.scores import Difference, Summed, resampling_weights
 
 
 def counts(seed, images=12, classes=3, shift=0):
@@ -21,7 +20,7 @@ def counts(seed, images=12, classes=3, shift=0):
 
 def paired_difference(ours, theirs, class_score, resamples):
     sides = [[partial(Summed("all", class_score), {"all": c}) for c in side] for side in (ours, theirs)]
-    return results.paired_difference(*sides, len(ours[0]), resamples)
+    return scores.paired_difference(*sides, len(ours[0]), resamples)
 
 
 def brute_miou(overlap):
