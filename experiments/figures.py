@@ -78,7 +78,7 @@ def pictures(runs: list[Path], count: int) -> Figure:
 
 def maps(runs: list[Path], name: str | None, count: int) -> Figure:
     """Rows of test images that show a class; image, its level-set function by every run, truth."""
-    from lsseg.cli.load import load_run  # only now: the other figures need no network
+    from lsseg.load import load_run  # only now: the other figures need no network
 
     loaded = [load_run(run) for run in runs]
     data = loaded[0].data

@@ -9,7 +9,7 @@ __version__ = version("lsseg")
 def __getattr__(name: str) -> Any:
     """Give what imports torch, which ``lsseg --help`` must not, when it is asked for."""
     if name == "load_run":
-        from lsseg.cli.load import load_run
+        from lsseg.load import load_run
 
         return load_run
     if name == "ChanVeseRefiner":

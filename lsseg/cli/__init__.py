@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Sequence
 
 from lsseg.arguments import Arguments
-from lsseg.cli.failures import Place, original, told
 from lsseg.errors import InputError
+from lsseg.failures import Place, original, told
 from lsseg.process import die_with_parent
 
 # name: (module with a main(argv) -> exit status, what it does)

@@ -14,8 +14,6 @@ from rich.table import Table
 
 import lsseg.data
 from lsseg.arguments import Arguments
-from lsseg.cli.failures import Place, located
-from lsseg.cli.parser import Parser, own_errors
 from lsseg.data import DataModule
 from lsseg.data.instances import Instances
 from lsseg.data.loading import check_pair
@@ -23,6 +21,8 @@ from lsseg.data.module import SPLITS, Split
 from lsseg.data.root import Origin, data_root, fetch
 from lsseg.data.source import IGNORE_INDEX
 from lsseg.errors import ArgumentError, InputError
+from lsseg.failures import Place, located
+from lsseg.parser import Parser, own_errors
 
 FILES = (".png", ".jpg", ".json", ".mat")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lsseg.arguments import Arguments
-from lsseg.cli.load import load_run, run_config
 from lsseg.errors import InputError
+from lsseg.load import load_run, run_config
 
 TOLERANCE = 1e-4  # between the file's scores and the network's, of the largest score
 

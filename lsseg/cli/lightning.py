@@ -14,9 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-# Lightning still calls a method that jsonargparse has renamed; the notice is not the user's business.
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -39,11 +36,19 @@ from lsseg.callbacks import (
     WholeCheckpoints,
     progress_bar,
 )
-from lsseg.cli.failures import Place, located, told
-from lsseg.cli.parser import Parser, check_files, own_errors, refuse_forks, refuse_own_names, refuse_unknown_monitors
-from lsseg.cli.resume import AS_SAVED, KeepModel, SaveConfig, refuse_other_model
+from lsseg.cli.resume import (
+    AS_SAVED,
+    KeepModel,
+    SaveConfig,
+    refuse_forks,
+    refuse_other_model,
+    refuse_own_names,
+    refuse_unknown_monitors,
+)
 from lsseg.data import DataModule
 from lsseg.errors import ArgumentError, InputError
+from lsseg.failures import Place, located, told
+from lsseg.parser import Parser, check_files, drop_weights, own_errors
 from lsseg.process import DIE_WITH_PARENT
 from lsseg.tasks import Task
 from lsseg.tasks.start import read_checkpoint, refuse_other_classes
@@ -281,13 +286,6 @@ def _requeued(folder: Path) -> bool:
     saved = [path.stat().st_mtime for path in folder.glob("hpc_ckpt_*.ckpt")]
     last = folder / "last.ckpt"
     return SLURMEnvironment.detect() and bool(saved) and (not last.exists() or max(saved) >= last.stat().st_mtime)
-
-
-def drop_weights(config: Any) -> None:
-    """Set every ``encoder_weights``, and ``start``, below a configuration to null: a checkpoint replaces them."""
-    for key in list(config.keys(branches=True)):
-        if key.split(".")[-1] in ("encoder_weights", "start"):
-            config[key] = None
 
 
 def _listed(value: Any) -> list[Any]:

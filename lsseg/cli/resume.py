@@ -1,4 +1,4 @@
-"""A run's configuration and environment as they are saved, and what may change when the run goes on."""
+"""A run's configuration: what is refused of it, how it is saved, and what of it may change when the run goes on."""
 
 import platform
 import subprocess
@@ -11,11 +11,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import SaveConfigCallback
 
-from lsseg.callbacks import WandbRun
-from lsseg.cli.parser import ConfigDumper
+from lsseg.arguments import nearest
+from lsseg.callbacks import BestCheckpoint, PeriodicCheckpoint, WandbRun
+from lsseg.errors import InputError
 from lsseg.files import write_json, write_text
+from lsseg.metrics.scores import of_kind
+from lsseg.parser import ConfigDumper
 from lsseg.tasks.start import refuse_changes
 
 # The optimiser's and the schedule's state, and the weights, are those of these keys.
@@ -183,3 +187,67 @@ def _git(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def refuse_forks(strategy: Any) -> None:
+    """Refuse processes that are copies of this one: they share the scores' memory and count every pixel again.
+
+    Args:
+        strategy: The name of a strategy, or a class and its arguments, in plain values.
+
+    Raises:
+        InputError: If it starts its processes so.
+    """
+    options = strategy.get("init_args") or {} if isinstance(strategy, dict) else {}
+    method = options.get("start_method") or "popen"
+    name = strategy if isinstance(strategy, str) else f"with start_method {method}"
+    if method != "popen" or any(word in name for word in ("spawn", "fork", "notebook")):
+        raise InputError(f"trainer.strategy {name} is not for this command, whose scores it would spoil: take ddp")
+
+
+def refuse_own_names(callbacks: list[Any], folder: Path) -> None:
+    """Refuse a checkpoint of the configuration's that would write the files that a run itself writes.
+
+    Args:
+        callbacks: All that write checkpoints.
+        folder: The run's.
+
+    Raises:
+        InputError: If there is one.
+    """
+    for callback in callbacks:
+        names = {str(callback.filename), *(["last"] if callback.save_last else [])} & {"best", "last"}
+        own = isinstance(callback, BestCheckpoint | PeriodicCheckpoint)
+        if names and not own and callback.dirpath and Path(callback.dirpath).resolve() == folder.resolve():
+            raise InputError(
+                f"trainer.callbacks: a ModelCheckpoint writes {names.pop()}.ckpt, as the run itself does: give it "
+                "another dirpath or filename"
+            )
+
+
+def refuse_unknown_monitors(callbacks: list[Any], task: Any) -> None:
+    """Refuse a callback that waits for a validation score which no validation will have.
+
+    Lightning says so after the first validation only. Where a task or a callback of the user's own may log further
+    names, it is left to say it.
+
+    Args:
+        callbacks: All of the run's.
+        task: What is trained.
+
+    Raises:
+        InputError: Naming the callback, its key, and the nearest name that there is.
+    """
+    if not all(type(one).__module__.startswith(("lsseg.", "pytorch_lightning.")) for one in (task, *callbacks)):
+        return
+    known = [f"val/{score.name}" for score in of_kind(task.kind) if score.trained]
+    known += ["val/loss"] if task.kind == "semantic" else []
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(callback, ModelCheckpoint) and monitor in ("epoch", "step"):  # which it knows by itself
+            continue
+        if monitor is not None and monitor not in known and not monitor.startswith("train/"):
+            raise InputError(
+                f"trainer.callbacks: {type(callback).__name__} has monitor {monitor!r}, which is no score of a "
+                f"validation{nearest(monitor, known)}; there are {', '.join(known)}"
+            )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lsseg.cli.failures import described, key_of
+from lsseg.failures import described, key_of
 from lsseg.tasks import SegmentationTask
 
 TINY = Path(__file__).with_name("tiny.yaml")

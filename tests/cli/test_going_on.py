@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 
 from lsseg.callbacks import SavePredictions
-from lsseg.cli.load import load_run
 from lsseg.errors import InputError
 from lsseg.files import read_jsonl
+from lsseg.load import load_run
 from lsseg.tasks import SegmentationTask
 from lsseg.tasks.start import refuse_other_classes
 

@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 import lsseg as lsseg_package
-from lsseg.cli.load import load_run
 from lsseg.errors import InputError
 from lsseg.functional import confusion_matrix, overlap_counts
+from lsseg.load import load_run
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

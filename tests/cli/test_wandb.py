@@ -12,8 +12,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lsseg.callbacks.loggers import _mode
-from lsseg.cli.parser import ConfigDumper
 from lsseg.files import read_jsonl
+from lsseg.parser import ConfigDumper
 
 TINY = Path(__file__).with_name("tiny.yaml")
 _spec = importlib.util.spec_from_file_location("wandb_server", TINY.with_name("wandb_server.py"))

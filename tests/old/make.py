@@ -67,7 +67,7 @@ def predicted(task):
 def write(name, folder):
     """The file of one method."""
     from lsseg.cli import main
-    from lsseg.cli.load import load_run
+    from lsseg.load import load_run
 
     config = HERE.parent / "cli" / ("tiny_instances.yaml" if name == "level_set_rcnn" else "tiny.yaml")
     run = folder / name

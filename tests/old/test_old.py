@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from lsseg.cli.load import load_run
 from lsseg.errors import InputError
+from lsseg.load import load_run
 
 HERE = Path(__file__).parent
 FILES = sorted(HERE.glob("*.yaml"))

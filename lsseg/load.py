@@ -8,11 +8,10 @@ import yaml
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from lsseg.cli.lightning import drop_weights
-from lsseg.cli.parser import Parser, own_errors
 from lsseg.data import DataModule
 from lsseg.data.loading import Images
 from lsseg.errors import InputError
+from lsseg.parser import Parser, drop_weights, own_errors
 from lsseg.tasks import Task
 from lsseg.tasks.start import read_checkpoint, refuse_other_classes
 
