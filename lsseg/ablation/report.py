@@ -54,7 +54,7 @@ def write_report(folder: Path, console: Console) -> None:
         description.name,
         _caption(results, description),
         f"{_note(description)} {mixed}".strip(),
-        {"": _shown(rows, scores), **by_class},
+        {"": _shown(rows, scores, list(description.subsets)), **by_class},
         draw_figures(folder, results, description, rows),
     )
     write_text(folder / "results.md", _markdown(report))
@@ -67,13 +67,12 @@ def write_report(folder: Path, console: Console) -> None:
     console.print(made, markup=False, highlight=False)
 
 
-def _shown(rows: list[Row], scores: list[Score]) -> pd.DataFrame:
+def _shown(rows: list[Row], scores: list[Score], subsets: list[str]) -> pd.DataFrame:
     """The columns a reader wants, as text."""
     known = {name for row in rows for name in (*row.all.scores, *row.variant.paper)}
     scores = [score for score in scores if score.name in known]
     compared = [score for score in scores if score.compared]
     last = scores.index(compared[-1]) + 1
-    subsets = list(dict.fromkeys(name for row in rows for name in row.subsets))
     return pd.DataFrame([_cells(row, rows, scores, last, subsets) for row in rows])
 
 

@@ -22,6 +22,10 @@ Array = npt.NDArray[Any]
 VOID_COLOR = (255, 255, 255)
 ROWS = 1024  # of an overlay at a time
 DARK = 64  # the brightest channel of a colour that an overlay leaves out
+BARE: dict[str, Any] = {
+    "xticks": [],
+    "yticks": [],
+}  # axes of pictures; to make ticks and hide them takes longer than all else
 
 
 def colorize(labels: Array, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
@@ -98,7 +102,7 @@ def panel(
     height, width = truth.shape
     figure = Figure(figsize=(15, 3.1 * height / width + 0.9), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 5)
+    axes = figure.subplots(1, 5, subplot_kw=BARE)
     pictures = {
         "image": bytes_of(image).astype(np.uint8),
         "truth": colorize(truth, palette),
@@ -147,7 +151,7 @@ def steps_panel(
     columns = len(predictions) + (1 if truth is None else 2)
     figure = Figure(figsize=(3 * columns, 6.2 * height / width + 1.1), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, columns, squeeze=False)
+    axes = figure.subplots(2, columns, squeeze=False, subplot_kw=BARE)
     axes[0, 0].imshow(bytes_of(image).astype(np.uint8))
     axes[0, 0].set_title("image", fontsize=9)
     inside = np.zeros((height, width), bool) if truth is None else truth == phi_class

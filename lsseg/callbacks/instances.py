@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from lsseg.callbacks.drawing import Color, bytes_of
+from lsseg.callbacks.drawing import BARE, Color, bytes_of
 from lsseg.data.instances import object_masks
 from lsseg.files import write_text
 from lsseg.functional.instances import subpixel_contours
@@ -60,7 +60,7 @@ def objects_panel(image: Array, truth: Array, found: Sequence[tuple[str, Array]]
     columns = 2 + len(found)
     figure = Figure(figsize=(3.4 * columns, 3.4 * height / width + 0.7), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(1, columns, squeeze=False, subplot_kw=BARE)[0]
     pictures = {"image": bytes_of(image).astype(np.uint8), f"truth, {len(truth)} objects": draw_objects(image, truth)}
     pictures |= {f"{name}, {len(masks)} objects": draw_objects(image, masks) for name, masks in found}
     for axis, (name, picture) in zip(axes, pictures.items(), strict=True):
