@@ -33,21 +33,21 @@ def _written(count: int, height: int, width: int) -> tempfile.TemporaryDirectory
     return made
 
 
-def _data(options: Any) -> FolderSegmentation:
+def _data(options: Any, cache: Any = None) -> FolderSegmentation:
     """A folder of images as a user has it, all of which are trained on."""
     options.data = options.data or _written(options.images, *options.size).name
     shares: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0, "scale": (0.5, 1.5)}
     sizes: dict[str, Any] = {"crop_size": tuple(options.crop), "batch_size": options.batch}
-    return FolderSegmentation(str(options.data), **shares, **sizes, num_workers=options.workers)
+    return FolderSegmentation(str(options.data), **shares, **sizes, num_workers=options.workers, cache=cache)
 
 
 def _pass(name: str, options: Any) -> Case:
     """One pass over all images."""
-    data = _data(options)
+    data = _data(options, "ram" if name == "cached" else None)
     source = data.source("train")
     if name == "decoding":
         return lambda: _exhaust(source.read(i) for i in range(len(source)))
-    if name == "loader":
+    if name in ("loader", "cached"):
         return functools.partial(_exhaust, data.train_dataloader())
     samples = data.samples(source, training=name == "samples")
     if name == "samples":
@@ -77,6 +77,7 @@ BENCHMARKS = {
             "decoding": "decoding image and mask, nothing else, one process",
             "samples": "samples: decoded, checked, scaled, cropped, flipped, coloured; one process",
             "loader": "batches from the loader's processes",
+            "cached": "the same, of images that are decoded already",
             "evaluation": "whole images from the loader's processes",
         },
         baseline="decoding",

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from lsseg.data.loading import derived_seed, global_seed
-from lsseg.data.module import DataModule, Split, TestSplit
+from lsseg.data.module import Cache, DataModule, Split, TestSplit
 from lsseg.data.source import list_images, read_image, read_mask
 from lsseg.data.transforms import Pair, Resize, ShortSide, instance_eval_transform, instance_train_transform
 from lsseg.errors import ArgumentError, InputError, require, require_size
@@ -244,6 +244,8 @@ class InstanceData(DataModule[InstanceSource]):
         photometric: Strength of the colour jitter in training, 0 to 1.
         images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
+        cache: ``ram``: the images of training and validation are decoded once and kept, for files that take longer to
+            decode than to augment; null decodes them anew each time.
     """
 
     kind = "instances"
@@ -261,8 +263,9 @@ class InstanceData(DataModule[InstanceSource]):
         photometric: float = 0.0,
         images: str | None = None,
         test_split: TestSplit = "test",
+        cache: Cache | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, images, test_split)
+        super().__init__(batch_size, eval_batch_size, num_workers, images, test_split, cache)
         sides = (short_side, short_side) if isinstance(short_side, int) else short_side
         right = sides is None or 1 <= sides[0] <= sides[1]
         require(right, "short_side", short_side, "must be a length, or the least and the largest")

@@ -4,10 +4,12 @@ The order of an epoch is a function of (seed, epoch), the augmentation of an ima
 nothing depends on the number of workers, and nothing has to be saved.
 """
 
+import copy
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,55 @@ class TrainLoader(DataLoader[dict[str, Any]]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+class InMemory:
+    """A source of which every image is decoded once, before training begins.
+
+    The loader's processes, which are forks of this one, share the memory.
+
+    Args:
+        source: The source, with ``read``, ``name`` and a length.
+        threads: That decode at a time.
+
+    Raises:
+        InputError: If a file is broken, or the images would not fit into the memory that is free.
+    """
+
+    def __init__(self, source: Any, threads: int) -> None:
+        self.name = source.name
+        first = source.read(0)
+        needed, free = len(source) * _bytes_of(first), _free_memory()
+        if needed > free:
+            raise ArgumentError(
+                f"cache ram needs about {needed / 1e9:.1f} GB for {len(source)} images, but {free / 1e9:.1f} GB are "
+                "free: leave it out"
+            )
+        with ThreadPoolExecutor(threads) as pool:
+            self.items = [first, *pool.map(source.read, range(1, len(source)))]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, index: int) -> Any:
+        """A copy of the image and what belongs to it: a transform may write into it."""
+        return copy.deepcopy(self.items[index])
+
+
+def _bytes_of(item: Any) -> int:
+    if isinstance(item, np.ndarray):
+        return int(item.nbytes)
+    parts = item if isinstance(item, tuple) else vars(item).values() if hasattr(item, "__dict__") else ()
+    return sum(map(_bytes_of, parts))
+
+
+def _free_memory() -> float:
+    """Bytes that new work can have; infinite where the system does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024.0 * int(lines["MemAvailable"].split()[0])
+    except (OSError, LookupError, ValueError):
+        return math.inf
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

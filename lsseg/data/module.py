@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lsseg.data.loading import EpochSampler, EvalSampler, Images, Samples, TrainLoader, collate, global_seed
+from lsseg.data.loading import EpochSampler, EvalSampler, Images, InMemory, Samples, TrainLoader, collate, global_seed
 from lsseg.data.pixels import ValueRange
 from lsseg.data.root import Origin
 from lsseg.data.source import Source
@@ -18,6 +18,7 @@ from lsseg.errors import ArgumentError, InputError, require, require_size
 
 Split = Literal["train", "val", "test"]
 TestSplit = Literal["val", "test"]
+Cache = Literal["ram"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Color = tuple[int, int, int]
 MOST_WORKERS = 8  # that are taken unasked
@@ -46,6 +47,8 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         num_workers: Loader processes of each training process; null is one for each CPU core that it has, at most 8.
         images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
+        cache: ``ram``: the images of training and validation are decoded once and kept, for files that take longer to
+            decode than to augment; null decodes them anew each time.
     """
 
     kind: ClassVar[Kind]
@@ -56,7 +59,13 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
     value_range: ValueRange | None = None  # of images that are not 8-bit; None is that of the files' format
 
     def __init__(
-        self, batch_size: int, eval_batch_size: int, num_workers: int | None, images: str | None, test_split: TestSplit
+        self,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int | None,
+        images: str | None,
+        test_split: TestSplit,
+        cache: Cache | None = None,
     ) -> None:
         super().__init__()
         for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -67,6 +76,8 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         self.num_workers = num_workers
         self.images = images
         self.test_split: TestSplit = test_split
+        self.cache: Cache | None = cache
+        self._kept: dict[Split, S] = {}
 
     @property
     def num_classes(self) -> int:
@@ -92,7 +103,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; an incomplete last batch is dropped."""
-        source = self._filled("train")
+        source = self._decoded("train")
         world, rank = self._place()
         per_epoch = len(source) // world // self.batch_size
         if per_epoch == 0:
@@ -120,11 +131,11 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation split, in order, nothing random."""
-        return self._eval_loader("val")
+        return self._eval_loader(self._decoded("val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """What ``test`` looks at, in order, nothing random."""
-        return self._eval_loader(self.test_split)
+        return self._eval_loader(self._filled(self.test_split))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The images of ``data.images``, one at a time, dealt out to the processes."""
@@ -152,8 +163,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         needed["test"] = (self.test_split,)
         self.check(*needed.get(stage, ()))
 
-    def _eval_loader(self, split: Split) -> DataLoader[Any]:
-        source = self._filled(split)
+    def _eval_loader(self, source: S) -> DataLoader[Any]:
         world, rank = self._place()
         return DataLoader(
             self.samples(source, training=False),
@@ -179,6 +189,14 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
             raise InputError(f"the {split} split of {type(self).__name__} is empty")
         return source
 
+    def _decoded(self, split: Split) -> S:
+        """A split, its images in memory where that is asked for."""
+        if self.cache is None:
+            return self._filled(split)
+        if split not in self._kept:
+            self._kept[split] = InMemory(self._filled(split), max(1, self.workers()))  # type: ignore[assignment]
+        return self._kept[split]
+
     def _options(self) -> dict[str, Any]:
         workers = self.workers()
         return {
@@ -203,6 +221,8 @@ class SegmentationData(DataModule[Source]):
         photometric: Strength of the colour jitter in training, 0 to 1.
         images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
+        cache: ``ram``: the images of training and validation are decoded once and kept, for files that take longer to
+            decode than to augment; null decodes them anew each time.
     """
 
     kind = "semantic"
@@ -220,8 +240,9 @@ class SegmentationData(DataModule[Source]):
         photometric: float = 0.25,
         images: str | None = None,
         test_split: TestSplit = "test",
+        cache: Cache | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, images, test_split)
+        super().__init__(batch_size, eval_batch_size, num_workers, images, test_split, cache)
         for key, size in (("resize", resize), ("crop_size", crop_size)):
             require_size(key, size)
         require(0 < scale[0] <= scale[1], "scale", list(scale), "must be two positive numbers, the least first")

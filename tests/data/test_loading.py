@@ -5,10 +5,11 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from lsseg.data import CamVid, FolderSegmentation, SyntheticShapes
-from lsseg.data.loading import EpochSampler, EvalSampler, Samples, collate
+from lsseg.data import CamVid, FilePairs, FolderSegmentation, SyntheticInstances, SyntheticShapes
+from lsseg.data.loading import EpochSampler, EvalSampler, InMemory, Samples, collate
 from lsseg.data.source import read_image, read_mask
 from lsseg.data.transforms import GREY, Resize, eval_transform, train_transform
+from lsseg.errors import ArgumentError
 
 
 def batches(data, loader, count=3):
@@ -206,3 +207,36 @@ def test_loader_processes_are_as_many_as_the_cores_that_a_process_has(monkeypatc
     assert data.workers() == 3
     data.num_workers = 0
     assert data.workers() == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_in_memory_are_the_same_and_are_decoded_once(own_folder, workers, monkeypatch):
+    options = {"val_fraction": 0.3, "test_fraction": 0, "batch_size": 2, "num_workers": workers, "crop_size": (16, 16)}
+    plain, kept = (FolderSegmentation(str(own_folder), cache=cache, **options) for cache in (None, "ram"))
+    read, names = FilePairs.read, []
+    monkeypatch.setattr(FilePairs, "read", lambda self, i: names.append(self.name(i)) or read(self, i))
+    theirs = [(kept.train_dataloader(), kept.val_dataloader())] * 2
+    assert sorted(names) == sorted(plain.source("train").names + plain.source("val").names)
+    for loaders in theirs:
+        for one, other in zip((plain.train_dataloader(), plain.val_dataloader()), loaders, strict=True):
+            del names[:]
+            found = list(other)
+            assert not names
+            for a, b in zip(one, found, strict=True):
+                assert torch.equal(a["image"], b["image"])
+                assert torch.equal(a["mask"], b["mask"])
+
+
+def test_what_is_written_into_an_image_in_memory_is_gone_the_next_time():
+    source = InMemory(SyntheticShapes(2, 1, 1, size=(16, 16)).source("train"), 1)
+    image, mask = source.read(1)
+    image[:], mask[:] = 0, 0
+    assert source.read(1)[0].any()
+    assert len(source) == 2
+
+
+def test_more_images_than_memory_holds_are_refused(monkeypatch):
+    monkeypatch.setattr("lsseg.data.loading._free_memory", lambda: 1000.0)
+    data = SyntheticInstances(4, 1, 1, size=(64, 64), cache="ram")
+    with pytest.raises(ArgumentError, match=r"^cache ram needs about 0\.0 GB for 4 images, but 0\.0 GB are free"):
+        data.train_dataloader()
