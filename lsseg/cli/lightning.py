@@ -48,6 +48,7 @@ from lsseg.cli.resume import (
 from lsseg.data import DataModule
 from lsseg.errors import ArgumentError, InputError
 from lsseg.failures import Place, located, told
+from lsseg.metrics.scores import better_is_higher
 from lsseg.parser import Parser, check_files, drop_weights, own_errors
 from lsseg.process import DIE_WITH_PARENT
 from lsseg.tasks import Task
@@ -228,7 +229,9 @@ class LssegCLI(LightningCLI):
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             keep = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
             # The best first: the state that the other saves knows of it.
-            callbacks.append(BestCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **keep))
+            monitor = self.model.monitor
+            mode = "max" if better_is_higher(monitor.removeprefix("val/")) else "min"
+            callbacks.append(BestCheckpoint(filename="best", monitor=monitor, mode=mode, **keep))
             callbacks.append(PeriodicCheckpoint(filename="last", every_n_train_steps=every, **keep))
             callbacks.append(KeepModel(self._place.config["model"]))
         kwargs["plugins"] = [*_listed(trainer["plugins"]), WholeCheckpoints()]

@@ -30,8 +30,8 @@ def _boundary(prediction: Tensor, target: Tensor, num_classes: int, ignore_index
 COUNTERS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {"overlap": _overlap, "boundary": _boundary}
 
 
-class CountSums(Metric):
-    """Counts of a whole data set, as integers over images and ranks: how it is divided does not matter.
+class Counts(Metric):
+    """The base of metrics that keep all counts.
 
     Args:
         num_classes: C.
@@ -43,15 +43,26 @@ class CountSums(Metric):
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         super().__init__()
         self.num_classes, self.ignore_index = num_classes, ignore_index
+
+    def counted(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The counts of B×H×W predicted labels and their truth, by name."""
+        return {
+            name: count(prediction, target, self.num_classes, self.ignore_index) for name, count in COUNTERS.items()
+        }
+
+
+class CountSums(Counts):
+    """Counts of a whole data set, as integers over images and ranks: how it is divided does not matter."""
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        super().__init__(num_classes, ignore_index)
         nothing = torch.full((1, 1, 1), ignore_index)
-        for name, count in COUNTERS.items():
-            zeros = torch.zeros_like(count(torch.zeros_like(nothing), nothing, num_classes, ignore_index)[0])
-            self.add_state(name, zeros, dist_reduce_fx="sum")
+        for name, counts in self.counted(torch.zeros_like(nothing), nothing).items():
+            self.add_state(name, torch.zeros_like(counts[0]), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add B×H×W predicted labels and their truth."""
-        for name, count in COUNTERS.items():
-            counts = count(prediction, target, self.num_classes, self.ignore_index)
+        for name, counts in self.counted(prediction, target).items():
             setattr(self, name, getattr(self, name) + counts.sum(0))
 
     def compute(self) -> dict[str, Tensor]:
@@ -59,19 +70,11 @@ class CountSums(Metric):
         return {name: getattr(self, name) for name in COUNTERS}
 
 
-class PerImage(Metric):
-    """Counts of each image, in the order of the data set, from all ranks: what a bootstrap over images resamples.
-
-    Args:
-        num_classes: C.
-        ignore_index: Label of void pixels.
-    """
-
-    full_state_update = False
+class PerImage(Counts):
+    """Counts of each image, in the order of the data set, from all ranks: what a bootstrap over images resamples."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
-        super().__init__()
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        super().__init__(num_classes, ignore_index)
         for name in ("index", *COUNTERS):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -79,8 +82,8 @@ class PerImage(Metric):
         """Add B×H×W predicted labels, their truth and the images' places in the data set (negative: do not count)."""
         states: dict[str, Any] = {name: getattr(self, name) for name in ("index", *COUNTERS)}
         states["index"].append(index)
-        for name, count in COUNTERS.items():
-            states[name].append(count(prediction, target, self.num_classes, self.ignore_index))
+        for name, counts in self.counted(prediction, target).items():
+            states[name].append(counts)
 
     def compute(self) -> dict[str, Tensor]:
         """``index`` (N), ``overlap`` (N×C×3) and ``boundary`` (N×R×C×4), sorted by index."""

@@ -165,6 +165,15 @@ def of_kind(kind: str) -> list[Score]:
     return [score for score in SCORES if score.kind == kind]
 
 
+def better_is_higher(name: str) -> bool:
+    """Whether a higher value of a score is better; of one that the table does not have, too.
+
+    >>> better_is_higher("miou"), better_is_higher("test_seconds_per_image"), better_is_higher("own")
+    (True, False, True)
+    """
+    return next((score.higher_is_better for score in (*SCORES, *COSTS) if score.name == name), True)
+
+
 def can_be_cited(name: str, scores: Iterable[Score]) -> bool:
     """Whether a paper's number may be given for it: a score, a cost, or a score of a class.
 
