@@ -4,6 +4,7 @@ Legend: H×W pixels, M masks. Distances are in pixels, positive inside; zero lie
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -112,20 +113,29 @@ def _by_library(mask: Tensor, limit: float) -> Tensor:
     """M×H×W on the CPU; a library routine for each mask and side, on no more of the image than τ makes necessary."""
     planes = mask.numpy().view(np.uint8)
     distance = np.empty(planes.shape, np.float32)
-    for plane, out in zip(planes, distance, strict=True):
-        filled = np.count_nonzero(plane)
-        if filled in (0, plane.size):
-            out.fill(limit if filled else -limit)
-            continue
-        out.fill(-limit)
-        part = _reach(plane, math.ceil(limit + 0.5))
-        own = np.ascontiguousarray(plane[part])
-        signed = _to_nearest_zero(own, limit)
-        signed -= _to_nearest_zero(1 - own, limit)
-        signed += 0.5
-        signed -= own
-        np.clip(signed, -limit, limit, out=out[part])
+
+    def measure(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            _measure(planes[number], distance[number], limit)
+
+    blocks.in_threads(measure, range(len(planes)), mask.device)
     return torch.from_numpy(distance)
+
+
+def _measure(plane: npt.NDArray[np.uint8], out: npt.NDArray[np.float32], limit: float) -> None:
+    """The distances of one mask."""
+    filled = np.count_nonzero(plane)
+    if filled in (0, plane.size):
+        out.fill(limit if filled else -limit)
+        return
+    out.fill(-limit)
+    part = _reach(plane, math.ceil(limit + 0.5))
+    own = np.ascontiguousarray(plane[part])
+    signed = _to_nearest_zero(own, limit)
+    signed -= _to_nearest_zero(1 - own, limit)
+    signed += 0.5
+    signed -= own
+    np.clip(signed, -limit, limit, out=out[part])
 
 
 @_by_library.register_fake
