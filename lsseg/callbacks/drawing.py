@@ -257,7 +257,7 @@ def _draw_contours(axis: Any, image: Array, thing: EvolvingObject) -> None:
         color = colormaps["plasma"](0.15 + 0.75 * number / max(1, len(thing.phi) - 1))
         if min(values.shape) > 1 and values.min() < 0 < values.max():
             axis.contour(x, y, values, levels=[0.0], colors=[color], linewidths=1.3)
-        axis.plot([], [], color=color, label=f"$\\phi^{{{number}}}$")
+        axis.plot([], [], color=color, label=thing.labels[number] if thing.labels else f"$\\phi^{{{number}}}$")
     margin = 0.08 * max(right - left, bottom - top)
     axis.set(xlim=(left - margin, right + margin), ylim=(bottom + margin, top - margin))
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.03, 1.0), borderaxespad=0)

@@ -1,6 +1,7 @@
 """``lsseg refine``: moves the contours of masks to those of their images, by a trained refiner or by colours alone."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from lsseg.arguments import Arguments
 from lsseg.data.pixels import image_size, read_image, read_mask
 from lsseg.data.source import images_below, is_image, matched, other_size
 from lsseg.errors import InputError, refuse_all
+
+SHOWN = (5, 20)  # iterations of the model of colours, whose contours the picture has
 
 
 class Job(NamedTuple):
@@ -146,11 +149,13 @@ def _refine(job: Job, refiner, options: argparse.Namespace, output: Path) -> flo
     pixels = read_image(job.image)
     inside = torch.from_numpy(read_mask(job.mask) == job.values[1])[None]
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    numbers, features = None, image[0]
+    numbers, features, labels = None, image[0], None
     with torch.no_grad():
         if refiner is None:
-            phi = chan_vese_segment(image, inside, options.mu, reach=options.reach)
-            steps, after = [2 * inside.float() - 1, phi], phi > 0
+            segment = partial(chan_vese_segment, image, inside, options.mu, reach=options.reach)
+            # As the iterations are the same each time, shorter ones show the way of the last.
+            steps = [2 * inside.float() - 1, *(segment(steps=count) for count in SHOWN), segment()]
+            after, labels = steps[-1] > 0, ["mask", *(f"{count} iterations" for count in SHOWN), "refined"]
         else:
             given = {"distance": lambda: tsdf(inside, refiner.truncation), "logits": lambda: 4.0 * (2 * inside - 1.0)}
             refined = refiner(given.get(refiner.given, inside.float)(), image)
@@ -160,7 +165,8 @@ def _refine(job: Job, refiner, options: argparse.Namespace, output: Path) -> flo
     picture = output / "steps" / f"{job.name}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     height, width = inside.shape[1:]
-    thing = EvolvingObject(job.mask.name, (0, 0, width, height), [step[0] for step in steps], features, numbers)
+    shown = [step[0] for step in steps]
+    thing = EvolvingObject(job.mask.name, (0, 0, width, height), shown, features, numbers, labels)
     evolution_panel(pixels, [thing], job.name).savefig(picture)
     return float((after != inside).float().mean())
 

@@ -297,6 +297,7 @@ class EvolvingObject(NamedTuple):
         phi: φ⁰ and φ after every iteration, each R×S on a grid over the box.
         features: F, D×R×S, or on a coarser grid; None of an evolution that has none.
         numbers: The object's hyperparameters, as for one object; None where they are set by hand.
+        labels: What to call each φ; None is by its iteration.
     """
 
     name: str
@@ -304,3 +305,4 @@ class EvolvingObject(NamedTuple):
     phi: list[Tensor]
     features: Tensor | None
     numbers: Numbers | None
+    labels: list[str] | None = None
