@@ -15,7 +15,7 @@ from lsseg.data.pixels import image_size, read_image, read_mask
 from lsseg.data.source import images_below, is_image, matched, other_size
 from lsseg.errors import InputError, refuse_all
 
-SHOWN = (5, 20)  # iterations of the model of colours, whose contours the picture has
+SHOWN = (1, 4)  # iterations of the model of colours, whose contours the picture has
 
 
 class Job(NamedTuple):
@@ -155,7 +155,7 @@ def _refine(job: Job, refiner, options: argparse.Namespace, output: Path) -> flo
             segment = partial(chan_vese_segment, image, inside, options.mu, reach=options.reach)
             # As the iterations are the same each time, shorter ones show the way of the last.
             steps = [2 * inside.float() - 1, *(segment(steps=count) for count in SHOWN), segment()]
-            after, labels = steps[-1] > 0, ["mask", *(f"{count} iterations" for count in SHOWN), "refined"]
+            after, labels = steps[-1] > 0, ["mask", *(f"after {count}" for count in SHOWN), "refined"]
         else:
             given = {"distance": lambda: tsdf(inside, refiner.truncation), "logits": lambda: 4.0 * (2 * inside - 1.0)}
             refined = refiner(given.get(refiner.given, inside.float)(), image)
