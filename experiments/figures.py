@@ -118,7 +118,9 @@ def curves(runs: list[Path]) -> Figure:
     FigureCanvasAgg(figure)
     for axis, key in zip(figure.subplots(1, len(known), squeeze=False)[0], known, strict=True):
         for number, (run, rows) in enumerate(logs.items()):
-            points = np.array([(row["step"], row[key]) for row in rows if key in row]).reshape(-1, 2)
+            plain = key == "train/cross_entropy" and not any(key in row for row in rows)  # it is all of the loss
+            own = "train/loss" if plain else key
+            points = np.array([(row["step"], row[own]) for row in rows if own in row]).reshape(-1, 2)
             axis.plot(*points.T, color=f"C{number}", label=label(run), marker="." if len(points) < 20 else None)
         axis.set_title(key)
         axis.set_xlabel("update")

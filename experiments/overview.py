@@ -40,6 +40,11 @@ SHOWN: dict[str, dict[str, str | Drawn]] = {
         "Table 4 (running time against CRFs)": "table4.yaml",
         "Table 5 (losses)": "table5.yaml",
         "Figure 5 (Heaviside functions)": "figure5.yaml",
+        "Figure 5 (curves)": Drawn(
+            "curves",
+            "kim2019-figure5/{cross_entropy,hf,ahf_20,ahf,mahf}-seed0",
+            "kim2019-figure5-small/{cross_entropy,hf,ahf_20,ahf,mahf}-seed0",
+        ),
         "Section 4.7 (ε and λ)": "epsilon_lambda.yaml",
         "Section 4.3 (time of the loss)": "timing.yaml",
         "Figure 3 (level-set functions)": Drawn(

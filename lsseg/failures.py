@@ -84,8 +84,8 @@ def key_of(error: BaseException, config: Any) -> str | None:
     keys |= {path.rpartition(".")[2]: key for path, key in paths.items()}
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        for kind in type(frame.f_locals.get("self")).__mro__:
-            found = keys.get(kind.__name__, found)
+        names = [kind.__name__ for kind in type(frame.f_locals.get("self")).__mro__]
+        found = next((keys[name] for name in names if name in keys), found)
     return found
 
 

@@ -26,12 +26,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of an append-only log; of rows with the same step and keys the last counts, a torn last line is skipped."""
+    """Rows of an append-only log; of rows with the same step and keys the last counts, what is no row is skipped."""
     rows: dict[Any, dict[str, Any]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+            rows[int(row["step"]), tuple(sorted(row))] = row
+        except (ValueError, LookupError, TypeError):
             continue
-        rows[row["step"], tuple(sorted(row))] = row
     return sorted(rows.values(), key=lambda row: row["step"])

@@ -47,8 +47,7 @@ def write_report(folder: Path, console: Console) -> None:
     mixed = _mixed(results)
     if mixed:
         console.print(mixed, style="yellow", highlight=False, soft_wrap=True)
-    write_text(folder / "results.csv", variant_table(rows).to_csv(index=False))
-    write_text(folder / "runs.csv", run_table(results).to_csv(index=False))
+    table, runs = variant_table(rows).to_csv(index=False), run_table(results).to_csv(index=False)
     by_class = {f"{s.class_label} by class": _by_class(results, description, s) for s in with_classes(results)}
     report = Report(
         description.name,
@@ -57,8 +56,10 @@ def write_report(folder: Path, console: Console) -> None:
         {"": _shown(rows, scores, list(description.subsets)), **by_class},
         draw_figures(folder, results, description, rows),
     )
-    write_text(folder / "results.md", _markdown(report))
     write_page(folder / "report.html", report, results, description.labels)
+    write_text(folder / "results.md", _markdown(report))
+    write_text(folder / "results.csv", table)
+    write_text(folder / "runs.csv", runs)
     brief = _brief(report.tables[""], scores)
     title = f"{report.title}: {report.caption}"
     write_latex(folder / "results.tex", brief, title)

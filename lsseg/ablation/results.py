@@ -18,9 +18,15 @@ from lsseg.errors import InputError
 from lsseg.metrics.scores import COSTS, RESAMPLES, Difference, Score, Scored, Summed, of_kind, paired_difference
 
 NEEDED = {"semantic": {"overlap", "boundary"}, "instances": {"detections", "objects", "index"}}
-SUMMARY_KEYS = {
-    "scores", "train_seconds_per_image", "test_seconds_per_image", "parameters", "step", "classes", "device",
-}  # fmt: skip
+SUMMARY_KEYS: dict[str, Any] = {
+    "scores": dict,
+    "train_seconds_per_image": int | float | None,
+    "test_seconds_per_image": int | float | None,
+    "parameters": int,
+    "step": int,
+    "classes": list,
+    "device": str,
+}
 # Of the precision of detections, which has no sums that could be weighted.
 FEW_RESAMPLES = 1_000
 
@@ -55,6 +61,8 @@ class Result:
         """The commit that made it, ``+`` behind it where files were changed; ``unknown`` outside a git checkout."""
         path = self.folder / "environment.json"
         noted = _read(path, lambda: json.loads(path.read_text()), "delete it") if path.is_file() else {}
+        if not isinstance(noted, dict):
+            raise InputError(f"{path} is damaged; delete it")
         commit = str(noted.get("git_commit") or "unknown")[:10]
         return commit + ("+" if noted.get("git_changed_files") else "")
 
@@ -130,13 +138,32 @@ def load_description(folder: Path) -> Description:
         raise InputError(f"{folder} holds no suite: {path.name}, which `lsseg ablate` writes, is missing")
     noted = _read(path, lambda: json.loads(path.read_text()), "start `lsseg ablate` again")
     try:
-        rows = tuple(
-            Variant(row["name"], row["label"], (), {}, row["paper"], row.get("cite", False), row.get("baseline"))
-            for row in noted["variants"]
-        )
-        return Description(noted["name"], rows, noted["runs"], noted["baseline"], noted["subsets"])
-    except (LookupError, TypeError) as error:
+        return _described(noted)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} describes no suite; start `lsseg ablate` again") from error
+
+
+def _described(noted: Any) -> Description:
+    """The description, each part of which is what it must be; raises what Python raises where one is not."""
+
+    def text(value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(value)
+        return value
+
+    rows = []
+    for row in noted["variants"]:
+        paper = {text(name): float(number) for name, number in (row.get("paper") or {}).items()}
+        compared = row.get("baseline")
+        cite = bool(row.get("cite", False))
+        rows.append(Variant(text(row["name"]), text(row["label"]), (), {}, paper, cite, compared and text(compared)))
+    names = {row.name for row in rows}
+    runs = {text(v): {str(int(s)): text(run) for s, run in own.items()} for v, own in noted["runs"].items()}
+    subsets = {text(name): text(pattern) for name, pattern in (noted.get("subsets") or {}).items()}
+    baseline = text(noted["baseline"])
+    if not names >= {*runs, baseline, *(row.baseline for row in rows if row.baseline)}:
+        raise LookupError("a variant that is none of the suite's")
+    return Description(text(noted["name"]), tuple(rows), runs, baseline, subsets)
 
 
 def load_results(folder: Path, description: Description) -> list[Result]:
@@ -165,8 +192,11 @@ def _load_result(run: Path, variant: str, seed: int) -> Result:
 
     advice = f"delete {run} and start `lsseg ablate` again"
     summary = _read(run / "test.json", lambda: json.loads((run / "test.json").read_text()), advice)
-    if not isinstance(summary, dict) or not summary.keys() >= SUMMARY_KEYS:
+    if not isinstance(summary, dict) or not all(isinstance(summary.get(k), kind) for k, kind in SUMMARY_KEYS.items()):
         raise InputError(f"{run / 'test.json'} lacks results; {advice}")
+    numbers = [*summary["scores"].values()]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise InputError(f"{run / 'test.json'} has a score that is no number; {advice}")
     return Result(variant, seed, run, summary, *_read(run / "test_images.npz", counts, advice))
 
 
@@ -191,7 +221,7 @@ def scores_of(results: list[Result]) -> list[Score]:
 def _read(path: Path, load: Callable[[], Any], advice: str) -> Any:
     try:
         return load()
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is damaged or missing; {advice}") from error
 
 
@@ -205,6 +235,8 @@ def difference(results: list[Result], variant: str, baseline: str, score: Score)
     for seed in seeds:
         if list(ours[seed].names) != list(theirs[seed].names):
             raise InputError(f"{ours[seed].folder} and {theirs[seed].folder} were tested on different images")
+        if ours[seed].summary.get("classes") != theirs[seed].summary.get("classes"):
+            raise InputError(f"{ours[seed].folder} and {theirs[seed].folder} were tested on different classes")
     first, second = ([one for seed in seeds if (one := side[seed].scored(score))] for side in (ours, theirs))
     if len(first) + len(second) < 2 * len(seeds):
         return None

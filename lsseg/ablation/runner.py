@@ -1,6 +1,7 @@
 """Runs the experiments of a suite, each in a process of its own, lives with those that fail, and shows how they do."""
 
 import fcntl
+import itertools
 import json
 import os
 import queue
@@ -46,8 +47,8 @@ class Gpus:
     def __init__(self, per_run: int = 1, jobs: int | None = None) -> None:
         known = visible_gpus()
         groups = [known[i : i + per_run] for i in range(0, len(known) - per_run + 1, per_run)]
-        if known and not groups:
-            raise InputError(f"--gpus-per-run {per_run} does not fit: this machine has {len(known)}")
+        if not groups and (known or per_run > 1):
+            raise InputError(f"--gpus-per-run {per_run} does not fit: this machine has {len(known) or 'none'}")
         self.jobs = jobs or max(1, len(groups))
         self._free: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
         for number in range(self.jobs):
@@ -72,7 +73,9 @@ def visible_gpus() -> list[str]:
             allowed = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
         except (OSError, subprocess.SubprocessError):
             return []
-    return [name.strip() for name in re.split(r"[,\n]", allowed) if name.strip()]
+    names = [name.strip() for name in re.split(r"[,\n]", allowed)]
+    # As CUDA reads it: what stands behind a number below 0, or behind nothing, is not seen.
+    return list(dict.fromkeys(itertools.takewhile(lambda name: name and not name.startswith("-"), names)))
 
 
 class Runner:

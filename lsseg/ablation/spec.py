@@ -35,6 +35,13 @@ KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets
 VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite", "baseline", "start"}
 
 
+OWN_KEYS = {
+    "seed_everything": "which follows from seeds",
+    "trainer.default_root_dir": "which is the run's folder in the suite's (--root)",
+    "test_after_fit": "which every run does",
+}
+
+
 @dataclass(frozen=True)
 class Variant:
     """One row of the table.
@@ -230,6 +237,7 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
             _check_config(config)
         checked.update(configs)
         settings = {**shared, **_mapping(path, entry, "set"), **point}
+        _refuse_own_keys(path, entry["name"], settings)
         compared = f"{entry['baseline']},{where}".strip(",") if "baseline" in entry else None
         start = _earlier(path, entry, where, made) if "start" in entry else None
         if start is not None and (entry.get("cite") or "model.start" in settings):
@@ -239,6 +247,17 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         cite = entry.get("cite", False)
         made.append(Variant(_slug(path, name), label, configs, settings, paper, cite, compared, start))
     return made
+
+
+def _refuse_own_keys(path: Path, name: str, settings: dict[str, Any]) -> None:
+    """Refuse keys that every run of a suite has from its place in it, and values that YAML does not write as text."""
+    for key, value in settings.items():
+        if key in OWN_KEYS:
+            raise InputError(f"{path}: set of variant {name!r} has {key}, {OWN_KEYS[key]}")
+        try:
+            _value(value)
+        except TypeError as error:
+            raise InputError(f"{path}: {key} of variant {name!r} is {value!r}; put it in quotes") from error
 
 
 def _earlier(path: Path, entry: dict[str, Any], where: str, made: list[Variant]) -> Variant:

@@ -24,8 +24,8 @@ ON_CPU = {"segment", "data"}  # against what knows no other device
 def main(argv: list[str]) -> int:
     """Measure and print; returns the exit status."""
     parser = _parser()
-    known = argv[1:2] and (argv[1] in BENCHMARKS or argv[1] in ("all", "-h", "--help"))
-    given = argv[1:] if known else ["losses", *argv[1:]]
+    options_only = not argv[1:] or (argv[1].startswith("-") and argv[1] not in ("-h", "--help"))
+    given = ["losses", *argv[1:]] if options_only else argv[1:]
     options = parser.parse_args(given)
     _prepare(options)
     figures: dict[str, Any] = {}
@@ -78,6 +78,8 @@ def _prepare(options: argparse.Namespace) -> None:
     for key in ("repeats", "threads"):
         if getattr(options, key, None) is not None and getattr(options, key) < 1:
             raise InputError(f"--{key} must be at least 1, not {getattr(options, key)}")
+    if options.output is not None and (options.output.is_dir() or not options.output.parent.is_dir()):
+        raise InputError(f"--output {options.output} must be a file in a folder that exists")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device here")
     if options.threads:

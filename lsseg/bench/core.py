@@ -160,6 +160,7 @@ BENCHMARKS = {
         make=_loss,
         options={"shape": [4, 21, 512, 512], "dtype": "float32", "void": 0.0},
         least={"void": 0},
+        most={"void": 0.99},
         choices={"dtype": ("float32", "bfloat16", "float16")},
         on_gpu=("--shape", "8", "19", "512", "1024"),
         title="forward + backward, {dtype} logits {shape}",

@@ -35,7 +35,8 @@ def _written(count: int, height: int, width: int) -> tempfile.TemporaryDirectory
 
 def _data(options: Any, cache: Any = None) -> FolderSegmentation:
     """A folder of images as a user has it, all of which are trained on."""
-    options.data = options.data or _written(options.images, *options.size).name
+    if not options.data:
+        options.data = _written(options.images, *options.size).name
     shares: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0, "scale": (0.5, 1.5)}
     sizes: dict[str, Any] = {"crop_size": tuple(options.crop), "batch_size": options.batch}
     return FolderSegmentation(str(options.data), **shares, **sizes, num_workers=options.workers, cache=cache)
@@ -66,7 +67,7 @@ def _rates(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     images = len(_data(options).source("train"))
     rates = {name: images / statistics.median(times) for name, times in seconds.items()}
     said = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
-    Console(highlight=False).print(f"Images a second: {said}.")
+    Console(highlight=False).print(f"Images a second, of {images} images: {said}.")
     return {"images_per_second": rates, "images": images}
 
 
@@ -84,7 +85,7 @@ BENCHMARKS = {
         make=_pass,
         options={"size": (1024, 2048), "crop": (512, 512), "images": 32, "workers": 2, "batch": 4, "data": ""},
         least={"size": 64, "crop": 16, "workers": 0},
-        title="{images} images of {size}, crops of {crop}, batches of {batch}, {workers} workers",
+        title="crops of {crop}, batches of {batch}, {workers} workers",
         memory=False,
     ),
 }

@@ -33,6 +33,7 @@ class Benchmark(NamedTuple):
         make: A case, of its name and the options, as a function without arguments.
         options: Options beside those that all have, with their defaults; a tuple makes as many numbers, a list any.
         least: The least value of an option, and of each of several numbers; 1 where nothing is said.
+        most: The largest value.
         choices: What an option may be, where that is little.
         on_gpu: Options that ``lsseg bench all`` gives on a GPU.
         title: What stands over the table, with the options' names in braces.
@@ -51,6 +52,7 @@ class Benchmark(NamedTuple):
     options: dict[str, Any]
     title: str
     least: dict[str, float] = {}
+    most: dict[str, float] = {}
     choices: dict[str, tuple[str, ...]] = {}
     on_gpu: tuple[str, ...] = ()
     repeats: int = 3
@@ -88,8 +90,11 @@ class Benchmark(NamedTuple):
         """Raise ``InputError`` for an option below its least value."""
         for name, default in self.options.items():
             given, least = getattr(options, name), self.least.get(name, 1)
-            if not isinstance(default, str) and not min(given if isinstance(given, tuple | list) else [given]) >= least:
-                raise InputError(f"--{name} must be at least {least:g}, not {given}")
+            values, most = given if isinstance(given, tuple | list) else [given], self.most.get(name, 1e9)
+            if not isinstance(default, str) and not all(least <= value <= most for value in values):
+                raise InputError(f"--{name} must be from {least:g} to {most:g}, not {given}")
+            if name == "shape" and (len(given) < 3 or given[1] < 2):
+                raise InputError(f"--shape must be B, C and one size or more, C at least 2, not {given}")
 
     def memory_of(self, name: str, options: Any) -> int:
         """Peak memory of one case in this process, in bytes."""

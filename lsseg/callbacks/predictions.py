@@ -90,6 +90,7 @@ class SavePredictions(pl.Callback):
     ) -> None:
         """Write the files of one batch."""
         for i, path in enumerate(map(Path, outputs["path"])):
+            steps = self._steps_of(pl_module, outputs, batch, i) if self.steps and pl_module.kind == "semantic" else []
             stem = self._folder(trainer) / (path.stem if self.submission else self._names[str(path)])
             stem.parent.mkdir(parents=True, exist_ok=True)  # not before there is something to write
             if self.submission:
@@ -97,7 +98,7 @@ class SavePredictions(pl.Callback):
             elif pl_module.kind == "instances":
                 self._save_objects(pl_module, outputs, batch, i, path, trainer.datamodule, stem)
             else:
-                self._save_image(pl_module, outputs, batch, i, path, trainer.datamodule, stem)
+                self._save_image(pl_module, outputs, batch, i, path, trainer.datamodule, stem, steps)
 
     @staticmethod
     def _submit(task: Any, outputs: Any, i: int, stem: str, file_values: tuple[int, ...], folder: Path) -> None:
@@ -106,7 +107,18 @@ class SavePredictions(pl.Callback):
         else:
             save_server_labels(outputs["prediction"][i].cpu().numpy(), file_values, folder / f"{stem}.png")
 
-    def _save_image(self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, stem: Path) -> None:
+    @staticmethod
+    def _steps_of(task: Any, outputs: Any, batch: Any, i: int) -> list[Any]:
+        """The scores of every step at the size of the image's file."""
+        image, size = as_numbers(batch["image"][i : i + 1]), outputs["prediction"].shape[-2:]
+        scores = [F.interpolate(s.float(), size, mode="bilinear", align_corners=False) for s in task.evolution(image)]
+        if not scores:
+            raise InputError("predictions.steps: this network has no steps; it predicts once")
+        return scores
+
+    def _save_image(
+        self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, stem: Path, steps: list[Any]
+    ) -> None:
         names, palette = data.class_names, data.palette
         labels = outputs["prediction"][i].cpu().numpy().astype(np.uint8)
         self._save_labels(labels, palette, beside(stem, ".png"))
@@ -115,9 +127,8 @@ class SavePredictions(pl.Callback):
         for values, label in zip(outputs["phi"][i], task.predicted_phi, strict=True):
             ending = f"_phi_{names[label].replace('/', '_')}"
             self._save_phi(values.cpu().numpy().astype(np.float32), beside(stem, ending))
-        if self.steps:
-            size = outputs["prediction"].shape[-2:]
-            self._save_steps(task, as_numbers(batch["image"][i : i + 1]), size, pixels, data, stem)
+        if steps:
+            self._save_steps(task, as_numbers(batch["image"][i : i + 1]), steps, pixels, data, stem)
 
     def _save_objects(self, task: Any, outputs: Any, batch: Any, i: int, path: Path, data: Any, stem: Path) -> None:
         names = data.class_names
@@ -157,10 +168,7 @@ class SavePredictions(pl.Callback):
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.output) if self.output else Path(trainer.default_root_dir) / "predictions"
 
-    def _save_steps(self, task: Any, image: Any, size: Any, pixels: Any, data: Any, stem: Path) -> None:
-        scores = [F.interpolate(s.float(), size, mode="bilinear", align_corners=False) for s in task.evolution(image)]
-        if not scores:
-            raise InputError("predictions.steps: this network has no steps; it predicts once")
+    def _save_steps(self, task: Any, image: Any, scores: list[Any], pixels: Any, data: Any, stem: Path) -> None:
         labels = [s[0].argmax(0).cpu().numpy().astype(np.uint8) for s in scores]
         for number, one in enumerate(labels, start=task.first_step):
             self._save_labels(one, data.palette, beside(stem, f"_step{number}.png"))

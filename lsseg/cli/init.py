@@ -109,6 +109,9 @@ def _look(root: Path) -> Layout:
     exported = (root / "train" / FILE).is_file()
     data: SegmentationData = CocoFolder(str(root)) if exported else FolderSegmentation(str(root))
     counts = {split: len(data.source(split)) for split in SPLITS}
+    for split in ("train", "val"):
+        if not counts[split]:
+            raise InputError(f"{root}: its {split} split has no image; there are {sum(counts.values())} in all")
     source = data.source("train")
     if isinstance(source, FilePairs):
         sizes = [image_size(image) for image, _ in source.pairs]

@@ -381,6 +381,10 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if isinstance(error, KeyError) and "pytorch-lightning_version" in str(error):
+            raise InputError(
+                "ckpt_path holds weights and nothing else: give a run's checkpoint, or train from it with model.start"
+            ) from error
         raise InputError(told(error, place)) from error
     finally:
         held.close()

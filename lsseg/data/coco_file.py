@@ -119,7 +119,7 @@ def _improper(key: str, entries: list[Any]) -> Iterator[str]:
             value = entry.get(field) if isinstance(entry, dict) else None
             if kind is int and isinstance(value, float) and value.is_integer():
                 value = entry[field] = int(value)
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, kind) or isinstance(value, bool) or value == "":
                 said = f"it must be {WORDS[kind]}, not {value!r}"
                 yield f"an entry of `{key}` lacks a proper `{field}`: {said}, in {str(entry)[:80]}"
                 break
@@ -135,7 +135,14 @@ def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             seen.add(entry[field])
     images = {entry["id"] for entry in content["images"]}
     categories = {entry["id"] for entry in content["categories"]}
+    for entry in content["images"]:
+        for side in ("height", "width"):
+            value = entry.get(side)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+                yield f"the {side} of image {entry['file_name']!r} must be a number of pixels, not {value!r}"
     for annotation in content["annotations"]:
+        if annotation.get("iscrowd", 0) not in (0, 1, None):
+            yield f"iscrowd of annotation {annotation.get('id')} must be 0 or 1, not {annotation['iscrowd']!r}"
         if annotation["image_id"] not in images:
             yield f"annotation {annotation.get('id')} is of an image that the file does not list"
         if annotation["category_id"] not in categories:

@@ -39,7 +39,7 @@ class ObjectClasses(SegmentationData):
                 f"{key} has {len(groups)} classes; label maps hold 1 to {IGNORE_INDEX - 1} and background"
             )
         self.objects = objects
-        self.class_of = class_of(groups, objects.class_names)
+        self.class_of = class_of(groups, objects.class_names, key)
         self.class_names = ("background", *groups)
         self.palette = ((0, 0, 0), *objects.palette[: len(groups)])
 
@@ -52,12 +52,13 @@ class ObjectClasses(SegmentationData):
         return ObjectLabels(self.objects.source(split), self.class_of)
 
 
-def class_of(groups: dict[str, list[str]], names: Sequence[str]) -> npt.NDArray[np.uint8]:
+def class_of(groups: dict[str, list[str]], names: Sequence[str], key: str = "groups") -> npt.NDArray[np.uint8]:
     """The class of each label: 1 + its group's place, 0 in none.
 
     Args:
         groups: Names by group.
         names: Names of the labels, in their order.
+        key: The argument that the groups come from.
 
     Raises:
         InputError: A name that is no label's or in two groups; a group of none.
@@ -65,15 +66,15 @@ def class_of(groups: dict[str, list[str]], names: Sequence[str]) -> npt.NDArray[
     found: dict[str, int] = {}
     for index, (group, members) in enumerate(groups.items(), 1):
         if not members:
-            raise ArgumentError(f"groups.{group} holds no class")
+            raise ArgumentError(f"{key}.{group} holds no class")
         if group == "background":
-            raise ArgumentError("groups.background: leave it out, it is what no group holds")
+            raise ArgumentError(f"{key}: background is what no group holds, and cannot be a class")
         for name in members:
             if name not in names:
                 known = ", ".join(get_close_matches(name, names, 4, 0.4)) or f"{names[0]} and others"
-                raise ArgumentError(f"groups.{group}: the objects have no class {name!r}; they have {known}")
+                raise ArgumentError(f"{key}.{group}: the objects have no class {name!r}; they have {known}")
             if name in found:
-                raise ArgumentError(f"groups.{group}: {name!r} is in another group already")
+                raise ArgumentError(f"{key}.{group}: {name!r} is in another group already")
             found[name] = index
     return np.array([found.get(name, 0) for name in names], np.uint8)
 

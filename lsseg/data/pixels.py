@@ -178,13 +178,13 @@ def _to_bytes(pixels: npt.NDArray[Any], value_range: ValueRange | None, path: Pa
         if own is None:
             raise InputError(
                 f"{path} holds {pixels.dtype.name} numbers, whose range its format does not say: give the values that "
-                "are black and white as data.value_range"
+                "are black and white as value_range of the data"
             )
         value_range = (0.0, own)
     low, high = value_range
     least, most = pixels.min(), pixels.max()
     if not (low <= least and most <= high):
         found = "values that are no numbers" if np.isnan(least) else f"values {least:g}..{most:g}"
-        raise InputError(f"{path} holds {found}; expected {low:g}..{high:g}, or another data.value_range")
+        raise InputError(f"{path} holds {found}; expected {low:g}..{high:g}, or another value_range of the data")
     scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
     return np.rint(scaled).astype(np.uint8)

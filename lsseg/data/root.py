@@ -135,7 +135,7 @@ def existing_root(root: str | None, folder: str, hint: str) -> Path:
     if not path.is_dir():
         if root:
             raise ArgumentError(f"root {path} is not a folder; {hint}")
-        raise InputError(f"no folder {path} (set data.root or LSSEG_DATA); {hint}")
+        raise ArgumentError(f"root: there is no folder {path} (set it, or LSSEG_DATA); {hint}")
     return path
 
 
@@ -155,5 +155,5 @@ def check_count(place: Path, split: str, found: int, official: int, partial: boo
     if found != official and not partial:
         raise InputError(
             f"the {split} split in {place} has {found} images, the official one {official}: "
-            "get all of it, or set data.partial true"
+            "get all of it, or set partial true"
         )

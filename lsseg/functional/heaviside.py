@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lsseg.errors import ArgumentError
+
 HeavisideKind = Literal["hf", "ahf", "mahf"]
 
 
@@ -81,6 +83,6 @@ def arctan_step(z: Tensor, epsilon: Tensor) -> Tensor:
 def check_heaviside(epsilon: float, kind: str) -> None:
     """Raise ``ValueError`` for an unknown ``kind`` or an ``epsilon`` that is not positive."""
     if kind not in ("hf", "ahf", "mahf"):
-        raise ValueError(f"heaviside must be 'mahf', 'ahf' or 'hf', not {kind!r}")
+        raise ArgumentError(f"heaviside must be 'mahf', 'ahf' or 'hf', not {kind!r}")
     if not 0 < epsilon < math.inf:
-        raise ValueError(f"epsilon must be positive, not {epsilon}")
+        raise ArgumentError(f"epsilon must be positive, not {epsilon}")

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lsseg.errors import ArgumentError
 from lsseg.functional import level_set_labels, level_set_regions
 from lsseg.functional.blocks import refuse_forward_mode
 from lsseg.functional.heaviside import HeavisideKind, check_heaviside
@@ -143,9 +144,9 @@ def check_level_set(epsilon: float, heaviside: str, reduction: str, mode: str, k
     check_heaviside(epsilon, heaviside)
     check_kernels(kernels)
     if reduction not in ("mean", "batchmean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'batchmean' (or 'sum') or 'none', not {reduction!r}")
+        raise ArgumentError(f"reduction must be 'mean', 'batchmean' (or 'sum') or 'none', not {reduction!r}")
     if mode not in ("multiclass", "multilabel", "binary"):
-        raise ValueError(f"mode must be 'multiclass', 'multilabel' or 'binary', not {mode!r}")
+        raise ArgumentError(f"mode must be 'multiclass', 'multilabel' or 'binary', not {mode!r}")
 
 
 def _terms(

@@ -3,6 +3,7 @@
 Both are means over the valid pixels of a batch, or over those of all processes of a training on several GPUs.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lsseg.errors import require
 from lsseg.functional import label_boundary
 
 
@@ -146,6 +148,9 @@ class WeightedCrossEntropy(PixelMean):
         boundary_weight: Added at pixels of which a 4-neighbour carries another valid label.
         ignore_index: Label of void pixels.
 
+    Raises:
+        ArgumentError: If a weight is no number of at least 0; later, if there are not C of them.
+
     >>> logits, target = torch.zeros(1, 2, 1, 3), torch.tensor([[[0, 0, 1]]])
     >>> WeightedCrossEntropy([1.0, 3.0])(logits, target) / torch.tensor(2.0).log()  # (1 + (1 + 1) + (3 + 1)) / 3
     tensor(2.3333)
@@ -157,16 +162,31 @@ class WeightedCrossEntropy(PixelMean):
         self, class_weights: Sequence[float] | None = None, boundary_weight: float = 1.0, ignore_index: int = 255
     ) -> None:
         super().__init__()
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights)
+        require(0 <= boundary_weight < math.inf, "boundary_weight", boundary_weight, "must not be negative")
+        self.register_buffer("class_weights", None)
+        if class_weights is not None:
+            self.weigh(class_weights)
         self.boundary_weight = boundary_weight
         self.ignore_index = ignore_index
+
+    def weigh(self, class_weights: Sequence[float]) -> None:
+        """Set the weights of the classes, C numbers.
+
+        Raises:
+            ArgumentError: If they are not numbers of at least 0, one of them above it.
+        """
+        right = all(0 <= weight < math.inf for weight in class_weights) and any(class_weights)
+        require(right, "class_weights", list(class_weights), "must be numbers of at least 0, not all of them 0")
+        self.class_weights = torch.tensor(class_weights, dtype=torch.float32)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of B×C×H×W logits on a B×H×W target; 0 where every pixel is void."""
         target = target.long()
         weights = self.class_weights
         if weights is not None:
+            require(
+                len(weights) == logits.shape[1], "class_weights", len(weights), f"must be {logits.shape[1]} numbers"
+            )
             weights = weights.to(torch.promote_types(logits.dtype, torch.float32))
         if self.boundary_weight == 0:
             total = cross_entropy(logits, target, weights, self.ignore_index, "sum")
@@ -179,5 +199,5 @@ class WeightedCrossEntropy(PixelMean):
         by_pixel = cross_entropy(logits, target, None, self.ignore_index, "none")
         weight = self.boundary_weight * label_boundary(target, self.ignore_index)
         valid = target != self.ignore_index
-        weight = weight + (1.0 if weights is None else weights[(target * valid).clamp(0, len(weights) - 1)])
+        weight = weight + (1.0 if weights is None else weights[target * valid])
         return torch.where(valid, by_pixel * weight, 0).sum()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lsseg.errors import ArgumentError
 from lsseg.functional import HeavisideKind, Kernels, Mode, Reduction, cross_entropy_level_set, level_set_energy
 from lsseg.functional.level_set import check_level_set
 from lsseg.losses.cross_entropy import PixelMean
@@ -134,7 +135,7 @@ class CrossEntropyLevelSetLoss(PixelMean):
         super().__init__()
         check_level_set(epsilon, heaviside, reduction, mode, kernels)
         if reduction == "none":
-            raise ValueError("reduction 'none' cannot be added to a cross-entropy: LevelSetLoss has it")
+            raise ArgumentError("reduction 'none' cannot be added to a cross-entropy: LevelSetLoss has it")
         self.level_set_weight = level_set_weight
         self.epsilon = epsilon
         self.heaviside: HeavisideKind = heaviside
@@ -152,7 +153,7 @@ class CrossEntropyLevelSetLoss(PixelMean):
     @level_set_weight.setter
     def level_set_weight(self, value: float) -> None:
         if not 0 <= value < float("inf"):
-            raise ValueError(f"level_set_weight must be a number that is not negative, not {value}")
+            raise ArgumentError(f"level_set_weight must be a number that is not negative, not {value}")
         self._level_set_weight = value
 
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -194,5 +195,5 @@ def weights_of_classes(weights: Sequence[float] | None) -> Tensor | None:
         return None
     values = torch.as_tensor(weights, dtype=torch.float32)
     if values.ndim != 1 or not bool(((values >= 0) & values.isfinite()).all()):
-        raise ValueError(f"class_weights must be numbers that are not negative, not {weights}")
+        raise ArgumentError(f"class_weights must be numbers that are not negative, not {weights}")
     return values

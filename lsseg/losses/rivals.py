@@ -6,8 +6,9 @@ Legend: B images, C classes, H×W pixels; P are the class probabilities; n valid
 import torch
 from torch import Tensor, nn
 
+from lsseg.errors import ArgumentError, require
 from lsseg.functional import regions, signed_distance
-from lsseg.losses.cross_entropy import CrossEntropyLoss, check_labels, cross_entropy
+from lsseg.losses.cross_entropy import CrossEntropyLoss, WeightedCrossEntropy, check_labels, cross_entropy
 from lsseg.losses.level_set import CrossEntropyLevelSetLoss
 
 
@@ -62,9 +63,9 @@ class ActiveContourLoss(nn.Module):
     def __init__(self, region_weight: float = 1.0, eta: float = 1e-4, ignore_index: int = 255) -> None:
         super().__init__()
         if not eta > 0:
-            raise ValueError(f"eta must be positive, not {eta}")
+            raise ArgumentError(f"eta must be positive, not {eta}")
         if not region_weight >= 0:
-            raise ValueError(f"region_weight must not be negative, not {region_weight}")
+            raise ArgumentError(f"region_weight must not be negative, not {region_weight}")
         self.region_weight, self.eta, self.ignore_index = region_weight, eta, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -117,9 +118,9 @@ class LossMaxPooling(nn.Module):
     def __init__(self, p: float = 1.7, share: float = 0.25, ignore_index: int = 255) -> None:
         super().__init__()
         if not 1 < p < float("inf"):
-            raise ValueError(f"p must lie between 1 and infinity, not {p}")
+            raise ArgumentError(f"p must lie between 1 and infinity, not {p}")
         if not 0 < share <= 1:
-            raise ValueError(f"share must lie in (0, 1], not {share}")
+            raise ArgumentError(f"share must lie in (0, 1], not {share}")
         self.p, self.share, self.ignore_index = p, share, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class CrossEntropyPlus(nn.Module):
         ignore_index: Label of void pixels.
 
     Raises:
-        ValueError: If a weight is negative.
+        ArgumentError: If a weight is negative, or the loss needs the image and is given pixels.
 
     >>> loss = CrossEntropyPlus(CrossEntropyLoss(), 0.5)
     >>> loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long))
@@ -191,8 +192,9 @@ class CrossEntropyPlus(nn.Module):
         super().__init__()
         weights = {"weight": weight, "cross_entropy_weight": cross_entropy_weight, "level_set_weight": level_set_weight}
         for key, value in weights.items():
-            if not value >= 0:
-                raise ValueError(f"{key} must not be negative, not {value}")
+            require(0 <= value < float("inf"), key, value, "must not be negative")
+        if pixels and isinstance(loss, WeightedCrossEntropy | BoundaryLoss | ActiveContourLoss):
+            raise ArgumentError(f"pixels takes them out of their image, whose contours {type(loss).__name__} looks for")
         self.cross_entropy = CrossEntropyLoss(ignore_index)
         self.level_set = CrossEntropyLevelSetLoss(level_set_weight, ignore_index=ignore_index)
         self.loss = loss

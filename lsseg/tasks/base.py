@@ -200,7 +200,7 @@ class Task(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or of another network, in one line; note how long it was trained."""
-        self.trained_steps = checkpoint["global_step"]
+        self.trained_steps = checkpoint.get("global_step", 0)
         classes = checkpoint.get("num_classes")
         if classes is not None and classes != self.num_classes:
             raise InputError(f"the checkpoint has {classes} classes, but the data has {self.num_classes}")

@@ -86,7 +86,7 @@ class ChanVeseTask(SegmentationTask):
 
         Only ``loss`` is weighted. Where nothing is refined, there is one loss, of weight 1.
         """
-        loss_of = self.criterion if self.network.initial == "scores" else self._distance_loss(target)
+        loss_of = self.loss_of if self.network.initial == "scores" else self._distance_loss(target)
         terms = {"final": loss_of(output.logits, target)}
         refined = self.network.refine != "none"
         loss = (self.final_weight if refined else 1.0) * terms["final"]
@@ -94,9 +94,9 @@ class ChanVeseTask(SegmentationTask):
             terms["initial"] = loss_of(output.steps[0].logits, target)
             loss = loss + self.initial_weight * terms["initial"]
         if output.auxiliary:
-            loss = loss + sum_of(self.criterion(scores, target) for scores in output.auxiliary)
+            loss = loss + sum_of(self.loss_of(scores, target) for scores in output.auxiliary)
         if self.added:
-            terms["criterion"] = self.criterion(output.logits, target)
+            terms["criterion"] = self.loss_of(output.logits, target)
             loss = loss + terms["criterion"]
         return {"loss": loss, **terms}
 

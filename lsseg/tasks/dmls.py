@@ -74,10 +74,12 @@ class DMLSTask(SegmentationTask):
         if class_weights is not None:
             if weighted is None:
                 raise ArgumentError("class_weights need a criterion that is, or holds, WeightedCrossEntropy")
+            if weighted.class_weights is not None:
+                raise ArgumentError("class_weights are given twice: the criterion has its own")
             # Weights that are still to be found have their place in the checkpoint from the beginning.
             weights = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
             _check_weights("class_weights", weights, num_classes)
-            weighted.class_weights = torch.tensor(weights, dtype=torch.float32)
+            weighted.weigh(weights)
         super().__init__(num_classes, network=network or partial(DMLS), criterion=criterion, **options)
         net = self.network
         require(isinstance(net, DMLS), "network", type(net).__name__, "must be DMLS")
@@ -129,10 +131,10 @@ class DMLSTask(SegmentationTask):
         """``step1`` … ``stepK`` (each the sum over its two predictions) and their weighted sum ``loss``."""
         if not output.steps or not self.deep_supervision:
             supervised = (output.logits, *output.auxiliary)
-            return {"loss": sum_of(self.criterion(scores, target) for scores in supervised)}
+            return {"loss": sum_of(self.loss_of(scores, target) for scores in supervised)}
         terms: dict[str, Tensor] = {}
         for number, step in enumerate(output.steps, start=1):
-            terms[f"step{number}"] = sum_of(self.criterion(scores, target) for scores in step if scores is not None)
+            terms[f"step{number}"] = sum_of(self.loss_of(scores, target) for scores in step if scores is not None)
         weighted = [weight * term for weight, term in zip(self.step_weights, terms.values(), strict=True)]
         return {"loss": torch.stack(weighted).sum(), **terms}
 

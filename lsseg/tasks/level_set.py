@@ -40,10 +40,12 @@ class LevelSetLossTask(SegmentationTask):
         **options: Any,
     ) -> None:
         require(warmup_steps >= 0, "warmup_steps", warmup_steps, "must not be negative")
-        try:
-            fused = CrossEntropyLevelSetLoss(level_set_weight, epsilon, heaviside, reduction, kernels=kernels)
-        except ValueError as error:
-            raise ArgumentError(str(error)) from error
+        fused = CrossEntropyLevelSetLoss(level_set_weight, epsilon, heaviside, reduction, kernels=kernels)
+        for part in criterion.modules() if criterion is not None else ():
+            if isinstance(part, CrossEntropyLevelSetLoss | LevelSetLoss) and getattr(part, "level_set_weight", True):
+                raise ArgumentError(
+                    "criterion holds the level-set energy, which this task adds: give SegmentationTask that criterion"
+                )
         super().__init__(num_classes, criterion=criterion or fused, **options)
         self.fused = fused
         self.energy = LevelSetLoss(epsilon, heaviside, reduction, kernels=kernels)
@@ -59,7 +61,7 @@ class LevelSetLossTask(SegmentationTask):
     def _terms(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if self.criterion is self.fused:
             return self.fused.terms(logits, target)
-        return self.criterion(logits, target), self.energy(logits, target)
+        return self.loss_of(logits, target), self.energy(logits, target)
 
     @property
     def level_set_weight(self) -> float:

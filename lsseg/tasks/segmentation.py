@@ -129,7 +129,17 @@ class SegmentationTask(Task):
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
         """The terms of the training loss by name, of all scores that are supervised; ``loss`` is what is minimised."""
-        return {"loss": sum_of(self.criterion(logits, target) for logits in (output.logits, *output.auxiliary))}
+        return {"loss": sum_of(self.loss_of(logits, target) for logits in (output.logits, *output.auxiliary))}
+
+    def loss_of(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The criterion's loss of one prediction, B×C×H×W, which must be a scalar that scores have a gradient from."""
+        loss = self.criterion(logits, target)
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(type(loss).__name__)
+            raise ArgumentError(f"criterion must give a scalar tensor, not {found}")
+        if logits.requires_grad and not loss.requires_grad:
+            raise ArgumentError("criterion gives a loss that does not depend on the scores, or is detached from them")
+        return loss
 
     def phi(self, logits: Tensor) -> Tensor:
         """The level-set function of every class, B×C×H×W, positive inside: P - ½ (Kim 2019, section 3.2)."""

@@ -84,7 +84,7 @@ def _value(value: Any) -> str:
 PREFIX = "network."  # of a task's network in a checkpoint
 # What checkpoints of older versions hold because of defaults that have changed since, and which keys bring them back.
 ADVICE = {
-    "criterion.class_weights": "model.class_weights median_frequency",
+    "criterion.class_weights": "model.class_weights median_frequency, or model.criterion as it was trained with",
     "network.level_set.log_temperature": "model.network.temperature 0.1",
 }
 

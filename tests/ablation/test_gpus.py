@@ -51,7 +51,7 @@ def test_gpus_are_lent_in_turn_and_given_back(machine, count, options, expected)
 
 def test_only_visible_gpus_are_lent(machine, monkeypatch):
     machine(3)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-00")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-00,2,-1,1")
     assert visible_gpus() == ["2", "GPU-00"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert lent(Gpus()) == [[]]
@@ -67,6 +67,8 @@ def test_without_a_gpu_a_run_gets_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert lent(Gpus()) == [[]]
     assert lent(Gpus(jobs=2)) == [[], []]
+    with pytest.raises(InputError, match="this machine has none"):
+        Gpus(per_run=2)
 
 
 def test_options_that_cannot_be(capsys, tmp_path):

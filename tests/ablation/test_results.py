@@ -5,8 +5,18 @@ import numpy as np
 import pytest
 
 from lsseg.ablation.report import _mixed, _spread
-from lsseg.ablation.results import Description, Measured, Result, measured, rows_of, variant_table
+from lsseg.ablation.results import (
+    Description,
+    Measured,
+    Result,
+    difference,
+    load_description,
+    measured,
+    rows_of,
+    variant_table,
+)
 from lsseg.ablation.spec import Variant
+from lsseg.errors import InputError
 from lsseg.metrics.scores import SCORES
 
 AF1 = next(score for score in SCORES if score.name == "af1")
@@ -54,3 +64,44 @@ def test_rows_of_different_versions_are_said_to_be(tmp_path):
     assert [run.version for run in (one, edited, nothing)] == ["a" * 10, "a" * 10 + "+", "unknown"]
     assert _mixed([one, same]) == ""
     assert "by 3 versions of the code (aaaaaaaaaa, aaaaaaaaaa+, unknown)" in _mixed([one, edited, nothing])
+
+
+GOOD = {
+    "name": "s",
+    "baseline": "a",
+    "variants": [{"name": "a", "label": "A", "paper": {"miou": 70}}],
+    "runs": {"a": {"0": "a-seed0"}},
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": None},
+        {"baseline": "b"},
+        {"variants": []},
+        {"variants": [{"name": "a", "label": None}]},
+        {"variants": [{"name": "a", "label": "A", "paper": [1]}]},
+        {"variants": [{"name": "a", "label": "A", "baseline": "b"}]},
+        {"runs": {"a": {"first": "a-seed0"}}},
+        {"runs": {"b": {"0": "b-seed0"}}},
+        {"runs": [1]},
+        {"subsets": {"dark": 3}},
+    ],
+    ids=str,
+)
+def test_a_damaged_description_is_named(tmp_path, wrong):
+    (tmp_path / "suite.json").write_text(json.dumps(GOOD))
+    assert load_description(tmp_path).variants[0].paper == {"miou": 70}  # what older versions lacked is not asked for
+    (tmp_path / "suite.json").write_text(json.dumps(GOOD | wrong))
+    with pytest.raises(InputError, match=r"suite\.json describes no suite; start `lsseg ablate` again"):
+        load_description(tmp_path)
+
+
+def test_runs_on_other_classes_are_not_compared():
+    counts = {"overlap": np.ones((2, 2, 3)), "boundary": np.ones((2, 3, 2, 4))}
+    names = np.array(["x", "y"])
+    made = [Result(v, 0, Path(v), {"scores": {}, "classes": [v, "z"]}, names, counts) for v in ("a", "b")]
+    miou = next(score for score in SCORES if score.name == "miou")
+    with pytest.raises(InputError, match="a and b were tested on different classes"):
+        difference(made, "a", "b", miou)

@@ -1,3 +1,5 @@
+from datetime import date
+
 import pytest
 import yaml
 
@@ -153,6 +155,9 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
         ),
         ({"grid": {"model.lr": 0.1}}, "grid.model.lr must be a list of values"),
         ({"variants": [{"name": "a", "set": [1]}]}, "set must be a mapping"),
+        ({"variants": [{"name": "a", "set": {"seed_everything": 5}}]}, "has seed_everything, which follows from seeds"),
+        ({"variants": [{"name": "a"}], "set": {"trainer.default_root_dir": "x"}}, "which is the run's folder in the"),
+        ({"variants": [{"name": "a", "set": {"model.lr": date(2020, 1, 1)}}]}, "model.lr of variant 'a' is datetime"),
     ],
 )
 def test_bad_suites(suite, content, message):

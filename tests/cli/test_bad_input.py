@@ -48,7 +48,7 @@ def refused(lsseg, tmp_path):
             ("--data", "CamVid", "--data.root", "nowhere"),
             "data.root nowhere is not a folder; `lsseg data camvid` fetches",
         ),
-        (("--data", "CamVid"), "no folder data/camvid (set data.root or LSSEG_DATA)"),
+        (("--data", "CamVid"), "data.root: there is no folder data/camvid (set it, or LSSEG_DATA)"),
         (("--panels.phi_class", "wheel"), "panels.phi_class 'wheel' is no class; the data has background, blob"),
         (("--trainer.max_steps", -1, "--trainer.max_epochs", -1), "set trainer.max_steps or trainer.max_epochs"),
         (("--model.lr", -1), "model.lr must not be negative, not -1"),

@@ -309,6 +309,9 @@ def test_all_that_is_wrong_is_listed(tmp_path):
             lambda c: c["annotations"][0].update(category_id=77),
             "annotation 1 is of the category 77, which no entry has",
         ),
+        (lambda c: c["annotations"][0].update(iscrowd="0"), "iscrowd of annotation 1 must be 0 or 1, not '0'"),
+        (lambda c: c["images"][1].update(height=0), "the height of image 'b.png' must be a number of pixels, not 0"),
+        (lambda c: c["images"][1].update(file_name=""), "it must be text, not ''"),
         (lambda c: c["annotations"][0].update(image_id="10"), "it must be a whole number, not '10'"),
         (lambda c: c["annotations"][0].update(category_id=3.5), "it must be a whole number, not 3.5"),
         (

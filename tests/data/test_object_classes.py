@@ -65,7 +65,7 @@ def test_classes_may_be_grouped():
         ({"all": ["rng"]}, r"groups\.all: the objects have no class 'rng'; they have ring"),
         ({"a": ["ring"], "b": ["ring"]}, r"groups\.b: 'ring' is in another group already"),
         ({"a": []}, r"groups\.a holds no class"),
-        ({"background": ["ring"]}, r"groups\.background: leave it out, it is what no group holds"),
+        ({"background": ["ring"]}, r"groups: background is what no group holds, and cannot be a class"),
         ({}, r"groups has 0 classes; label maps hold 1 to 254 and background"),
     ],
 )

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lsseg.errors import ArgumentError
+
 Kernels = Literal["auto", "triton", "torch"]
 
 INSTALLED = find_spec("triton") is not None
@@ -16,7 +18,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, asks onc
 def check_kernels(kernels: str) -> None:
     """Raise ``ValueError`` for an unknown choice."""
     if kernels not in ("auto", "triton", "torch"):
-        raise ValueError(f"kernels must be 'auto', 'triton' or 'torch', not {kernels!r}")
+        raise ArgumentError(f"kernels must be 'auto', 'triton' or 'torch', not {kernels!r}")
 
 
 def use_triton(kernels: Kernels, x: Tensor) -> bool:
@@ -37,7 +39,7 @@ def use_triton(kernels: Kernels, x: Tensor) -> bool:
     if kernels == "auto":
         return INSTALLED and x.is_cuda
     if not INSTALLED:
-        raise ValueError("kernels is 'triton', but the package triton is not installed")
+        raise ArgumentError("kernels is 'triton', but the package triton is not installed")
     if not x.is_cuda and not INTERPRETED:
-        raise ValueError(f"kernels is 'triton', which runs on GPUs, but the tensor is on {x.device}")
+        raise ArgumentError(f"kernels is 'triton', which runs on GPUs, but the tensor is on {x.device}")
     return True
