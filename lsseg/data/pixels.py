@@ -34,6 +34,9 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 }
 
 
+SUBFILE_TYPE = 254  # a TIFF's tag, whose first bit says that a page is a smaller copy of another
+
+
 def check_value_range(value_range: ValueRange | None) -> None:
     """Raise ``ArgumentError`` for a range of values that is none."""
     if value_range is not None:
@@ -111,11 +114,24 @@ def turned(path: Path) -> str:
     return f" (its EXIF orientation, {orientation}, turns it as it is seen)" if orientation in TURNS else ""
 
 
+def _refuse_pages(image: Any, path: Path) -> None:
+    """Refuse a TIFF of several pictures, of which only the first would be seen; smaller copies of it do not count."""
+    whole = 0
+    for page in range(image.n_frames):
+        image.seek(page)
+        whole += not image.tag_v2.get(SUBFILE_TYPE, 0) & 1
+    image.seek(0)
+    if whole > 1:
+        raise InputError(f"{path} holds {whole} pictures, a page each; expected one: write each to a file of its own")
+
+
 def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
     """The file by Pillow, and its orientation."""
     try:
         # Of a name Pillow maps the file into memory, and then mistakes rows for columns in grey TIFFs that are turned.
         with path.open("rb") as file, Image.open(file) as image:
+            if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+                _refuse_pages(image, path)
             if load:
                 image.load()  # which turns a TIFF already
             orientation = _orientation(image)

@@ -21,7 +21,7 @@ from segmentation_models_pytorch.encoders.vgg import VGGEncoder
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from lsseg.errors import ArgumentError, InputError, require
+from lsseg.errors import ArgumentError, require
 from lsseg.models.output import SegOutput
 from lsseg.models.wide_resnet import WideResNet38
 
@@ -187,8 +187,8 @@ def _dilate_vgg(encoder: Any) -> None:
 
 
 @contextmanager
-def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
-    """Turn what smp and timm raise for a name or weights that they cannot serve into one line."""
+def readable_errors(encoder: str, weights: str | None, decoder: dict[str, Any] | None = None) -> Iterator[None]:
+    """Turn what smp and timm raise for a name, weights or arguments that they cannot serve into one line."""
     try:
         yield
     except KeyError as error:
@@ -199,7 +199,8 @@ def readable_errors(encoder: str, weights: str | None) -> Iterator[None]:
         advice = f"did you mean {' or '.join(similar)}?" if similar else "give one of smp's, or timm's as tu-NAME"
         raise ArgumentError(f"encoder_name {encoder!r} is unknown; {advice}") from error
     except (TypeError, ValueError) as error:
-        raise InputError(f"network with encoder {encoder}: {str(error).splitlines()[0]}") from error
+        named = f"decoder {decoder}" if decoder else f"encoder_name {encoder!r}"
+        raise ArgumentError(f"{named}: {str(error).splitlines()[0]}") from error
     except (OSError, RuntimeError) as error:
         if weights is None:
             raise ArgumentError(f"encoder_name {encoder!r}: {str(error).splitlines()[0]}") from error

@@ -82,7 +82,7 @@ def _create(classes: int, architecture: str, encoder: str, weights: str | None, 
     known = smp.MODEL_ARCHITECTURES_MAPPING
     if architecture.lower() not in known:
         raise ArgumentError(f"architecture: {architecture!r} is unknown; smp has {', '.join(sorted(known))}")
-    with readable_errors(encoder, weights):
+    with readable_errors(encoder, weights, decoder):
         given = encoder_weights_for(encoder, weights)
         net = smp.create_model(architecture, encoder_name=encoder, encoder_weights=given, classes=classes, **decoder)
     load_local_weights(net.encoder, encoder, weights)

@@ -134,3 +134,15 @@ def test_masks_of_grey_with_transparency_and_of_whole_floating_point_numbers_are
     Image.fromarray(values / np.float32(2)).save(tmp_path / "c.tif")
     with pytest.raises(InputError, match=r"c\.tif holds values that are no whole numbers, such as 0\.5"):
         read_mask(tmp_path / "c.tif")
+
+
+def test_a_tiff_of_several_pictures_is_refused_and_one_with_a_small_copy_is_read(tmp_path):
+    pages = [Image.new("L", (8, 6), value) for value in (10, 20, 30)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(InputError, match=r"stack\.tif holds 3 pictures, a page each; expected one"):
+            read(tmp_path / "stack.tif")
+    small = Image.new("L", (4, 3), 99)
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    pages[0].save(tmp_path / "copy.tif", save_all=True, append_images=[small])
+    assert (read_image(tmp_path / "copy.tif") == 10).all()
