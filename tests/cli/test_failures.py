@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lsseg.failures import described, key_of
+from lsseg.errors import ArgumentError
+from lsseg.failures import Place, described, key_of, located
 from lsseg.tasks import SegmentationTask
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -183,3 +184,24 @@ def test_long_messages_are_cut():
     assert len(described(RuntimeError("word " * 1000))) < 520
     assert described(RuntimeError()) == "RuntimeError"
     assert key_of(RuntimeError("no"), None) is None
+
+
+class Outer:
+    def __init__(self, inner=None):
+        self.inner = inner and inner()
+        if inner is None:
+            raise ArgumentError("weight must not be negative, not -1")
+
+
+class Inner(Outer):
+    """Its base is named in the configuration, too."""
+
+
+@pytest.mark.parametrize(("made", "key"), [(Inner, "model.criterion.loss"), (Outer, "model.criterion")])
+def test_the_key_is_that_of_the_class_itself_and_not_of_its_base(made, key):
+    inner = {"class_path": "mine.Inner", "init_args": {"weight": -1}}
+    config = {"model": {"criterion": {"class_path": "mine.Outer", "init_args": {"loss": inner}}}}
+    with pytest.raises(ArgumentError) as error:
+        Outer(made) if made is Inner else made()
+    said = str(located(error.value, Place(config=config)))
+    assert said == f"{key}.weight must not be negative, not -1"
