@@ -90,9 +90,13 @@ def main(argv: list[str]) -> int:
     if output.exists():
         raise InputError(f"{output} exists already: choose another --output, or remove it")
     console = Console(highlight=False, soft_wrap=True)
-    if not (root / "train" / FILE).is_file():
-        _make_classes(root, console)
-    layout = _look(root)
+    made = None if (root / "train" / FILE).is_file() else _make_classes(root, console)
+    try:
+        layout = _look(root)
+    except InputError:
+        if made is not None:  # nothing is left of what failed
+            made.unlink()
+        raise
     write_text(output, _filled(layout, root, output))
     for line in layout.lines:
         console.print(line)
@@ -129,7 +133,7 @@ def _look(root: Path) -> Layout:
 
 
 def _filled(layout: Layout, root: Path, output: Path) -> str:
-    steps = max(200, EPOCHS * layout.images // 8)
+    steps, batch = max(200, EPOCHS * layout.images // 8), min(8, layout.images)
     height, width = (max(32, min(SHORT, side) // 32 * 32) for side in layout.size)
     return TEMPLATE.format(
         root=root,
@@ -137,21 +141,21 @@ def _filled(layout: Layout, root: Path, output: Path) -> str:
         run=f"runs/{root.name}",
         found="\n".join(f"# {line}" for line in layout.lines),
         steps=steps,
-        epochs=EPOCHS,
+        epochs=steps * batch // layout.images,
         interval=max(50, steps // 10),
         encoder=LITE if packaged_weights(LITE, "imagenet") else "resnet34",
-        batch=min(8, layout.images),
+        batch=batch,
         data=type(layout.data).__name__,
         height=height,
         width=width,
     )
 
 
-def _make_classes(root: Path, console: Console) -> None:
-    """Write ``classes.yaml`` where there is none, from the values in the masks."""
+def _make_classes(root: Path, console: Console) -> Path | None:
+    """Write ``classes.yaml`` where there is none, from the values in the masks; returns what was written."""
     file = root / "classes.yaml"
     if file.exists():
-        return
+        return None
     for folder in ("images", "masks"):
         if not (root / folder).is_dir():
             raise InputError(
@@ -171,5 +175,10 @@ def _make_classes(root: Path, console: Console) -> None:
         raise InputError(f"{file} is missing, and {len(labels)} different values in the masks are no classes: write it")
     names = {value: "background" if value == 0 else f"class{value}" for value in labels}
     lines = ["# Made by `lsseg init` of the values in the masks: give the classes their names.", "classes:"]
-    write_text(file, "\n".join([*lines, *(f"  {name}: {value}" for value, name in names.items())]) + "\n")
+    lines += [f"  {name}: {value}" for value, name in names.items()]
+    if 255 in values and 255 not in labels:
+        lines.append("void: [255]  # pixels that are ignored; if 255 is a class, list it above and delete this line")
+        console.print(f"255 occurs in the masks and is taken for void; if it is a class, list it in {file}")
+    write_text(file, "\n".join(lines) + "\n")
     console.print(f"wrote {file}: the masks hold {', '.join(map(str, labels))}; give the classes their names there")
+    return file

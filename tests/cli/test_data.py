@@ -60,6 +60,22 @@ def test_what_cannot_be_guessed_is_said_and_nothing_is_written(lsseg, mine, tmp_
     assert not (mine / "classes.yaml").exists()
 
 
+def test_255_among_other_values_is_said_to_be_taken_for_void(lsseg, tmp_path):
+    g = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / "cells" / part).mkdir(parents=True)
+    for i in range(8):
+        name = f"{i}.png"
+        Image.fromarray(g.integers(0, 256, (32, 40, 3), np.uint8)).save(tmp_path / "cells" / "images" / name)
+        values = g.choice(np.array([0, 128, 255], np.uint8), (32, 40))
+        Image.fromarray(values).save(tmp_path / "cells" / "masks" / name)
+    status, out, err = lsseg("init", "cells")
+    assert status == 0, err
+    assert "255 occurs in the masks and is taken for void; if it is a class, list it in" in out
+    content = yaml.safe_load((tmp_path / "cells" / "classes.yaml").read_text())
+    assert content == {"classes": {"background": 0, "class128": 128}, "void": [255]}
+
+
 def test_check_shows_what_is_there_and_all_that_is_wrong(lsseg, mine):
     (mine / "classes.yaml").write_text("classes: {background: 0, cell: 255}\n")
     status, out, err = lsseg("data", "check", mine)
