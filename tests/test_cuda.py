@@ -14,6 +14,7 @@ from lsseg.functional import (
     multiphase_evolve,
     signed_distance,
 )
+from lsseg.losses import WeightedCrossEntropy
 from lsseg.models import DMLS, ChanVeseNet, MultiphaseLevelSet, SmpNet
 from lsseg.tasks import ChanVeseTask, DMLSTask, LevelSetLossTask, SegmentationTask
 
@@ -50,6 +51,12 @@ def test_level_set_loss(shape, dtype):
     sum(cross_entropy_level_set(found, target.cuda())).backward()
     assert found.grad.dtype == dtype
     torch.testing.assert_close(found.grad.float().cpu(), expected.grad, rtol=2e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("boundary_weight", [0.0, 1.0])
+def test_a_label_that_names_no_class_makes_the_weighted_loss_no_number(boundary_weight):
+    loss = WeightedCrossEntropy([1.0, 2.0, 3.0], boundary_weight).cuda()
+    assert torch.isnan(loss(torch.zeros(1, 3, 4, 4).cuda(), torch.full((1, 4, 4), 7).cuda()))
 
 
 @pytest.mark.parametrize("stride", [1, 4])

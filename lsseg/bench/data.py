@@ -35,11 +35,10 @@ def _written(count: int, height: int, width: int) -> tempfile.TemporaryDirectory
 
 def _data(options: Any, cache: Any = None) -> FolderSegmentation:
     """A folder of images as a user has it, all of which are trained on."""
-    if not options.data:
-        options.data = _written(options.images, *options.size).name
+    folder = options.data or _written(options.images, *options.size).name
     shares: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0, "scale": (0.5, 1.5)}
     sizes: dict[str, Any] = {"crop_size": tuple(options.crop), "batch_size": options.batch}
-    return FolderSegmentation(str(options.data), **shares, **sizes, num_workers=options.workers, cache=cache)
+    return FolderSegmentation(folder, **shares, **sizes, num_workers=options.workers, cache=cache)
 
 
 def _pass(name: str, options: Any) -> Case:

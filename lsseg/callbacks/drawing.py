@@ -22,10 +22,8 @@ Array = npt.NDArray[Any]
 VOID_COLOR = (255, 255, 255)
 ROWS = 1024  # of an overlay at a time
 DARK = 64  # the brightest channel of a colour that an overlay leaves out
-BARE: dict[str, Any] = {
-    "xticks": [],
-    "yticks": [],
-}  # axes of pictures; to make ticks and hide them takes longer than all else
+# Of the axes of pictures: to make ticks and hide them takes longer than all else.
+BARE: dict[str, Any] = {"xticks": [], "yticks": []}
 
 
 def colorize(labels: Array, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:

@@ -47,8 +47,8 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         num_workers: Loader processes of each training process; null is one for each CPU core that it has, at most 8.
         images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
-        cache: ``ram``: the images of training and validation are decoded once and kept, for files that take longer to
-            decode than to augment; null decodes them anew each time.
+        cache: ``ram``: each training process decodes the images of training and validation once and keeps them, for
+            files that take longer to decode than to augment; null decodes them anew each time.
     """
 
     kind: ClassVar[Kind]
@@ -221,8 +221,8 @@ class SegmentationData(DataModule[Source]):
         photometric: Strength of the colour jitter in training, 0 to 1.
         images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
         test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
-        cache: ``ram``: the images of training and validation are decoded once and kept, for files that take longer to
-            decode than to augment; null decodes them anew each time.
+        cache: ``ram``: each training process decodes the images of training and validation once and keeps them, for
+            files that take longer to decode than to augment; null decodes them anew each time.
     """
 
     kind = "semantic"

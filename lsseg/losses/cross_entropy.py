@@ -199,5 +199,10 @@ class WeightedCrossEntropy(PixelMean):
         by_pixel = cross_entropy(logits, target, None, self.ignore_index, "none")
         weight = self.boundary_weight * label_boundary(target, self.ignore_index)
         valid = target != self.ignore_index
-        weight = weight + (1.0 if weights is None else weights[target * valid])
+        if weights is None:
+            weight = weight + 1.0
+        else:
+            # On a GPU the loss of a label that names no class is no number; to look it up would end the process.
+            places = (target * valid).clamp(0, len(weights) - 1)
+            weight = weight + weights[places]
         return torch.where(valid, by_pixel * weight, 0).sum()

@@ -53,7 +53,7 @@ class PreActivation(nn.Module):
 
 
 class WideResNet38(nn.Module, EncoderMixin):
-    """B×3×H×W → feature maps of strides 1 (the image), 2, 4, 8, 16 and 32; on request dilated, as in the paper.
+    """B×3×H×W → feature maps of strides 1 (the image), 2, 4, 8, 16 and 32; on request dilated.
 
     Weights may be named as here, or as networks name them that have batch-norm and activation in one module
     (``mod2.block1.bn1.weight``), which is how in-place batch-norm has it.

@@ -30,7 +30,7 @@ IGNORE_INDEX = 255
 class SegmentationTask(Task):
     """Any network and any loss; cross-entropy by default.
 
-    A method is a subclass. All that it may give is:
+    A method is a subclass. All that it may give, beside Lightning's own hooks, is:
 
     - its arguments, with ``network`` and ``criterion`` among them, which it hands on to this class;
     - ``losses``: the terms of its training loss, of all that its network's ``SegOutput`` holds;
