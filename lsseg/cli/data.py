@@ -1,5 +1,6 @@
 """``lsseg data``: which data sets are there, how to get those that are not, fetching one, and checking all files."""
 
+import json
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -152,20 +153,21 @@ def check(argv: list[str]) -> int:
     )
     parser.add_argument("config", type=Path, help="a configuration with `data`, or a folder with classes.yaml")
     parser.add_argument("--root", help="the data set's folder, instead of the configuration's data.root")
-    options = parser.parse_args(argv)
-    data, place = _data(options.config, options.root)
+    parser.add_argument("--data.KEY", metavar="VALUE", help="any other key of the data, such as --data.masks_folder")
+    options, keys = parser.parse_known_args(argv)
+    data, place = _data(options.config, [*([f"--data.root={options.root}"] if options.root else []), *keys])
     console = Console()
     found, said = {}, []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        for split in SPLITS:
+        for split in SPLITS[: 2 if data.test_split == "val" else 3]:  # there may be no test images
             found[split] = _look(data, split, place)
         said = list(dict.fromkeys(str(warning.message) for warning in caught))
     _show(console, data, found)
     for text in said:
         console.print(f"note: {text}", highlight=False, soft_wrap=True)
-    problems = list(dict.fromkeys(problem for split in SPLITS for problem in found[split].problems))
+    problems = list(dict.fromkeys(problem for one in found.values() for problem in one.problems))
     for text in problems[:SHOWN]:
         console.print(f"wrong: {text}", highlight=False, soft_wrap=True, style="red")
     if len(problems) > SHOWN:
@@ -175,8 +177,8 @@ def check(argv: list[str]) -> int:
     return 1 if problems else 0
 
 
-def _data(config: Path, root: str | None) -> tuple[DataModule[Any], Place]:
-    """The data set of a configuration, or of a folder, and where its keys stand."""
+def _data(config: Path, keys: list[str]) -> tuple[DataModule[Any], Place]:
+    """The data set of a configuration, or of a folder, with the keys of the command line, and where its keys stand."""
     if config.is_dir():
         wanted: Any = {"class_path": "FolderSegmentation", "init_args": {"root": str(config)}}
     else:
@@ -189,13 +191,12 @@ def _data(config: Path, root: str | None) -> tuple[DataModule[Any], Place]:
         if not isinstance(content, dict) or "data" not in content:
             raise InputError(f"{config} has no `data`; give a configuration with one, or a folder with classes.yaml")
         wanted = content["data"] if isinstance(content["data"], dict) else {"class_path": content["data"]}
-    if root is not None:
-        wanted = {**wanted, "init_args": {**(wanted.get("init_args") or {}), "root": root}}
-    place = Place(config={"data": wanted})
     parser = Parser()
     parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
+    parsed = parser.parse_args([f"--data={json.dumps(wanted)}", *keys])
+    place = Place(config=parsed.as_dict())
     with own_errors(place.config):
-        made: DataModule[Any] = parser.instantiate_classes(parser.parse_object(place.config)).data
+        made: DataModule[Any] = parser.instantiate_classes(parsed).data
     return made, place
 
 

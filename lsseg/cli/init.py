@@ -17,6 +17,7 @@ from lsseg.errors import InputError, refuse_all
 from lsseg.files import write_text
 from lsseg.models.encoder import packaged_weights
 
+DEFAULTS = {"images_folder": "images", "masks_folder": "masks"}
 MASKS = 200  # of which the values are looked at, to guess the classes
 MOST_CLASSES = 64  # different values in masks; more are no labels
 SHORT = 512  # pixels of a crop's side, at most
@@ -49,7 +50,7 @@ model:
 data:
   class_path: {data}
   init_args:
-    root: {root}
+    root: {root}{keys}
     crop_size: [{height}, {width}]  # of training; whole images are scored
     scale: [0.75, 1.5]
     batch_size: {batch}
@@ -64,12 +65,14 @@ class Layout(NamedTuple):
     Attributes:
         data: Made of it.
         lines: What to tell of it, for the head of the configuration.
+        keys: Lines of the data's keys that are not the default ones.
         size: Height and width of its smallest training image, each for itself.
         images: Number of training images.
     """
 
     data: SegmentationData
     lines: list[str]
+    keys: list[str]
     size: tuple[int, int]
     images: int
 
@@ -81,6 +84,8 @@ def main(argv: list[str]) -> int:
         description="Look at a folder of images and masks, or at an export in COCO's format; write a configuration.",
     )
     parser.add_argument("folder", type=Path, help="holds images/ and masks/, or train/_annotations.coco.json")
+    for key, folder in DEFAULTS.items():
+        parser.add_argument(f"--{key}", default=folder, help=f"as the data's key of this name (default: {folder})")
     parser.add_argument("--output", type=Path, help="the file to write (default: NAME.yaml of the folder's name, here)")
     options = parser.parse_args(argv[1:])
     if not options.folder.is_dir():
@@ -90,9 +95,10 @@ def main(argv: list[str]) -> int:
     if output.exists():
         raise InputError(f"{output} exists already: choose another --output, or remove it")
     console = Console(highlight=False, soft_wrap=True)
-    made = None if (root / "train" / FILE).is_file() else _make_classes(root, console)
+    folders = {key: getattr(options, key) for key in DEFAULTS}
+    made = None if (root / "train" / FILE).is_file() else _make_classes(root, folders, console)
     try:
-        layout = _look(root)
+        layout = _look(root, folders)
     except InputError:
         if made is not None:  # nothing is left of what failed
             made.unlink()
@@ -109,13 +115,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _look(root: Path) -> Layout:
+def _look(root: Path, folders: dict[str, str]) -> Layout:
     exported = (root / "train" / FILE).is_file()
-    data: SegmentationData = CocoFolder(str(root)) if exported else FolderSegmentation(str(root))
-    counts = {split: len(data.source(split)) for split in SPLITS}
+    data = CocoFolder(str(root)) if exported else FolderSegmentation(str(root), **folders)
+    counts = {split: len(data.source(split)) for split in SPLITS if split != "test" or data.has_test}
     for split in ("train", "val"):
         if not counts[split]:
             raise InputError(f"{root}: its {split} split has no image; there are {sum(counts.values())} in all")
+    keys = [] if exported else [f"{key}: {folder}" for key, folder in folders.items() if folder != DEFAULTS[key]]
+    if not data.has_test:
+        keys.append("test_split: val  # there are no test images")
     source = data.source("train")
     if isinstance(source, FilePairs):
         sizes = [image_size(image) for image, _ in source.pairs]
@@ -129,7 +138,9 @@ def _look(root: Path) -> Layout:
         f"images: {', '.join(f'{count} {split}' for split, count in counts.items())}; {said} pixels",
         f"classes: {', '.join(data.class_names)}",
     ]
-    return Layout(data, lines, (min(heights), min(widths)), counts["train"])
+    if not data.has_test:
+        lines.append("there are no test images: the validation images are scored instead")
+    return Layout(data, lines, keys, (min(heights), min(widths)), counts["train"])
 
 
 def _filled(layout: Layout, root: Path, output: Path) -> str:
@@ -137,6 +148,7 @@ def _filled(layout: Layout, root: Path, output: Path) -> str:
     height, width = (max(32, min(SHORT, side) // 32 * 32) for side in layout.size)
     return TEMPLATE.format(
         root=root,
+        keys="".join(f"\n    {key}" for key in layout.keys),
         file=output,
         run=f"runs/{root.name}",
         found="\n".join(f"# {line}" for line in layout.lines),
@@ -151,20 +163,21 @@ def _filled(layout: Layout, root: Path, output: Path) -> str:
     )
 
 
-def _make_classes(root: Path, console: Console) -> Path | None:
+def _make_classes(root: Path, folders: dict[str, str], console: Console) -> Path | None:
     """Write ``classes.yaml`` where there is none, from the values in the masks; returns what was written."""
     file = root / "classes.yaml"
     if file.exists():
         return None
-    for folder in ("images", "masks"):
+    for key, folder in folders.items():
         if not (root / folder).is_dir():
             raise InputError(
-                f"{root} has no {folder}/: put images into images/ and masks of the same names into masks/"
+                f"{root} has no {folder}/: put images into images/ and masks of the same names into masks/, or name "
+                f"their folder with --{key}"
             )
-    images_below(root / "images")
+    images_below(root / folders["images_folder"])
     values: Counter[int] = Counter()
     problems = []
-    for path in files_below(root / "masks")[:MASKS]:
+    for path in files_below(root / folders["masks_folder"])[:MASKS]:
         try:
             values.update(np.unique(read_mask(path)).tolist())
         except InputError as error:

@@ -75,6 +75,11 @@ class FolderSegmentation(SegmentationData):
         self._checked: set[Split] = set()
         self._said_held_out, self._said_twice = False, set[tuple[str, str]]()
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test images: subfolders and lists may lack them."""
+        return "test" in (self._parts() or self._lists() or SPLITS)
+
     def source(self, split: Split) -> FilePairs:
         """The pairs of a split; raises ``InputError`` where folders, masks or listed images are missing."""
         found = self._pairs(split)
@@ -103,7 +108,10 @@ class FolderSegmentation(SegmentationData):
         if "val" not in parts and split in ("train", "val"):
             kept, held = self._held_out(images_below(self.images_folder / "train"))
             return matched(held if split == "val" else kept, self.masks_folder / "train", self.mask_suffix)
-        part = parts.get(split, split)
+        if split not in parts:
+            hint = "; data.test_split: val scores the validation images" if split == "test" else ""
+            raise InputError(f"{self.images_folder / split} is not a folder: there are no {split} images{hint}")
+        part = parts[split]
         return matched(images_below(self.images_folder / part), self.masks_folder / part, self.mask_suffix)
 
     def _parts(self) -> dict[str, str]:
@@ -115,16 +123,21 @@ class FolderSegmentation(SegmentationData):
         }
         return {split: name for split, name in found.items() if name is not None}
 
+    def _lists(self) -> dict[str, Path]:
+        """The lists of the splits that there are."""
+        return {split: self.root / f"{split}.txt" for split in SPLITS if (self.root / f"{split}.txt").is_file()}
+
     def _listed(self, split: Split, images: dict[str, Path]) -> dict[str, Path]:
-        lists = {part: self.root / f"{part}.txt" for part in SPLITS if (self.root / f"{part}.txt").is_file()}
+        lists = self._lists()
         if split in lists:
             listed = self._named(lists[split], images)
             return self._held_out(listed)[0] if split == "train" and "val" not in lists else listed
         if lists:
             if split == "val" and "train" in lists:
                 return self._held_out(self._named(lists["train"], images))[1]
+            hint = ", or data.test_split: val" if split == "test" else ""
             raise InputError(
-                f"{self.root / f'{split}.txt'} is missing: give all of train.txt, val.txt and test.txt, or none"
+                f"{self.root / f'{split}.txt'} is missing: give all of train.txt, val.txt and test.txt, or none{hint}"
             )
         order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
         # Of a share above 0 there is at least one image, if there are three.

@@ -1,5 +1,6 @@
 """Any instance data set as a semantic one, COCO's exports of Roboflow among them: pixels have their object's class."""
 
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -162,6 +163,15 @@ class CocoFolder(ObjectClasses):
         )
         super().__init__(objects, **options)
         self.value_range = value_range
+        self.root, self.has_test = folder, test != val
+
+    def check(self, *splits: Split) -> None:
+        """Look at all files of the splits; say where the validation images are the test images, too."""
+        super().check(*splits)
+        if "test" in splits and not self.has_test:
+            warnings.warn(
+                f"{self.root} has no test/{FILE}: its validation images are the test images, too", stacklevel=2
+            )
 
 
 def _part(folder: Path, *names: str) -> str | None:

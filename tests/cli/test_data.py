@@ -76,6 +76,28 @@ def test_255_among_other_values_is_said_to_be_taken_for_void(lsseg, tmp_path):
     assert content == {"classes": {"background": 0, "class128": 128}, "void": [255]}
 
 
+def test_a_folder_of_other_names_and_without_test_images(lsseg, mine, tmp_path):
+    (mine / "masks").rename(mine / "truth")
+    for part in ("images", "truth"):
+        for split, first in (("train", 0), ("val", 9)):
+            (mine / part / split).mkdir()
+            for i in range(first, (9, 12)[first > 0]):
+                (mine / part / f"{i:02}.png").rename(mine / part / split / f"{i:02}.png")
+    status, _, err = lsseg("init", mine)
+    assert (status, "name their folder with --masks_folder" in err) == (1, True), err
+    status, out, err = lsseg("init", mine, "--masks_folder", "truth")
+    assert status == 0, err
+    assert "images: 9 train, 3 val;" in out
+    assert "there are no test images: the validation images are scored instead" in out
+    data = yaml.safe_load((tmp_path / "mine.yaml").read_text())["data"]["init_args"]
+    assert (data["masks_folder"], data["test_split"], "images_folder" in data) == ("truth", "val", False)
+    assert lsseg("data", "check", "mine.yaml")[0] == 0
+    status, out, _ = lsseg("data", "check", mine, "--data.masks_folder", "truth")
+    assert (status, "there are no test images; data.test_split: val" in out) == (1, True), out
+    status, _, err = lsseg("data", "check", mine, "--data.mask_folder", "truth")
+    assert (status, "did you mean masks_folder?" in err) == (1, True), err
+
+
 def test_check_shows_what_is_there_and_all_that_is_wrong(lsseg, mine):
     (mine / "classes.yaml").write_text("classes: {background: 0, cell: 255}\n")
     status, out, err = lsseg("data", "check", mine)

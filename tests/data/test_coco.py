@@ -386,6 +386,8 @@ def test_an_export_beside_its_images_is_one_key(tmp_path):
     assert data.class_names == ("background", "cat", "dog")
     _, mask = data.source("test").read(0)
     assert set(np.unique(mask)) == {0, 1, 2}
+    with pytest.warns(UserWarning, match="its validation images are the test images, too"):
+        data.check("test")
     with pytest.raises(InputError, match=r"is no export in COCO's format: expected train/_annotations\.coco\.json"):
         CocoFolder(str(tmp_path))
 
