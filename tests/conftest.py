@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,21 @@ def lsseg(capfd):
         return status, out, err
 
     return run
+
+
+@pytest.fixture
+def train_here(lsseg):
+    """Does the runs of a suite in this process: to start one for each takes longer than all that they do."""
+
+    def train(suite):
+        _, out, _ = lsseg("ablate", suite, "--dry-run")
+        commands = [shlex.split(line) for line in out.splitlines() if line.startswith("lsseg fit ")]
+        assert commands
+        for command in commands:
+            status, _, err = lsseg(*command[1:])
+            assert status == 0, err
+
+    return train
 
 
 @pytest.fixture

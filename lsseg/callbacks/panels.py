@@ -28,7 +28,7 @@ class Panels(pl.Callback):
     ``…-evolution.png``: contours by iteration, features, hyperparameters. Of instances the true and the found ones.
 
     Args:
-        images: How many test images.
+        images: How many test images; 0 draws none of the validation, either.
         phi_class: Name of the class of which φ is shown; null picks the one that is segmented worst in each image.
     """
 
@@ -48,7 +48,7 @@ class Panels(pl.Callback):
     ) -> None:
         """Draw the first validation images."""
         if not trainer.sanity_checking:
-            self._draw(trainer, pl_module, outputs, batch, "val", 1)
+            self._draw(trainer, pl_module, outputs, batch, "val", min(1, self.images))
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

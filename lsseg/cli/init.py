@@ -117,7 +117,10 @@ def main(argv: list[str]) -> int:
 
 def _look(root: Path, folders: dict[str, str]) -> Layout:
     exported = (root / "train" / FILE).is_file()
-    data = CocoFolder(str(root)) if exported else FolderSegmentation(str(root), **folders)
+    images, masks = folders.values()
+    data = (
+        CocoFolder(str(root)) if exported else FolderSegmentation(str(root), images_folder=images, masks_folder=masks)
+    )
     counts = {split: len(data.source(split)) for split in SPLITS if split != "test" or data.has_test}
     for split in ("train", "val"):
         if not counts[split]:

@@ -25,7 +25,7 @@ from lsseg.functional.blocks import refuse_forward_mode
 from lsseg.functional.heaviside import HeavisideKind, check_heaviside
 from lsseg.functional.kernels import Kernels, check_kernels, use_triton
 
-Reduction = Literal["mean", "batchmean", "sum", "none"]
+Reduction = Literal["mean", "balanced", "batchmean", "sum", "none"]
 Mode = Literal["multiclass", "multilabel", "binary"]
 Terms = tuple[Tensor, Tensor]
 
@@ -66,6 +66,9 @@ def level_set_energy(
             ============= ===================================== =======================================
             ``none``      energies per valid pixel, B×C         0 for a class that the image lacks
             ``mean``      their sum over classes, mean over B   independent of the resolution
+            ``balanced``  each by the pixels of its own class,  small classes count like large ones; of
+                          mean over the classes that the image  classes of one size it is ``mean``
+                          holds, mean over B
             ``batchmean`` summed over pixels and classes, too,  as printed; grows with the image
                           mean over B
             ``sum``       the same                              the older name of ``batchmean``
@@ -143,8 +146,9 @@ def check_level_set(epsilon: float, heaviside: str, reduction: str, mode: str, k
     """Raise ``ValueError`` for an option out of range or unknown."""
     check_heaviside(epsilon, heaviside)
     check_kernels(kernels)
-    if reduction not in ("mean", "batchmean", "sum", "none"):
-        raise ArgumentError(f"reduction must be 'mean', 'batchmean' (or 'sum') or 'none', not {reduction!r}")
+    if reduction not in ("mean", "balanced", "batchmean", "sum", "none"):
+        known = "'mean', 'balanced', 'batchmean' (or 'sum') or 'none'"
+        raise ArgumentError(f"reduction must be {known}, not {reduction!r}")
     if mode not in ("multiclass", "multilabel", "binary"):
         raise ArgumentError(f"mode must be 'multiclass', 'multilabel' or 'binary', not {mode!r}")
 
@@ -161,7 +165,7 @@ def _terms(
     valid: Tensor | None,
     cross_entropy: bool,
 ) -> Terms:
-    """The mean cross-entropy and the energies, B×C."""
+    """The mean cross-entropy and the energies, B×C; balanced they are divided by the shares of their classes."""
     check_level_set(epsilon, heaviside, reduction, mode, kernels)
     if logits.ndim < 3 or not logits.is_floating_point():
         raise ValueError(f"expected floating logits B×C×spatial, not {tuple(logits.shape)} of {logits.dtype}")
@@ -175,15 +179,42 @@ def _terms(
         valid = _without_class_axis(valid, space, "valid")
         if valid.dtype != torch.bool:
             raise ValueError(f"valid must be bool, not {valid.dtype}")
-    options = epsilon, heaviside, reduction in ("mean", "none"), cross_entropy
+    options = epsilon, heaviside, reduction in ("mean", "balanced", "none"), cross_entropy
+    balanced = reduction == "balanced"
     if mode == "multiclass" and not target.is_floating_point():
         labels = _without_class_axis(target, space, "target")
         if valid is not None:
             labels = labels.masked_fill(~valid, ignore_index)
         triton = use_triton(kernels, logits) and classes <= MOST_CLASSES
-        return level_set_labels.terms(logits, labels, ignore_index, *options, triton)
+        first, energies = level_set_labels.terms(logits, labels, ignore_index, *options, triton)
+        return first, energies / _shares_of_labels(labels, classes, ignore_index).to(energies) if balanced else energies
     truth, valid = _regions(logits, target, valid, ignore_index, mode)
-    return level_set_regions.terms(logits, truth, valid, mode == "multiclass", *options)
+    first, energies = level_set_regions.terms(logits, truth, valid, mode == "multiclass", *options)
+    return first, energies / _shares_of_regions(truth, valid).to(energies) if balanced else energies
+
+
+def _shares_of_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """The share of an image's valid pixels that each class has, times the number of classes that it has, B×C."""
+    flat = labels.flatten(1).long()
+    known = (flat >= 0) & (flat < classes) & (flat != ignore_index)
+    counts = flat.new_zeros(len(flat), classes + 1)
+    counts.scatter_add_(1, torch.where(known, flat, classes), torch.ones_like(flat))
+    return _shares(counts[:, :classes], known.sum(1))
+
+
+def _shares_of_regions(truth: Tensor, valid: Tensor | None) -> Tensor:
+    """The same of a truth with its own value for every class."""
+    if valid is None:
+        valid = torch.ones_like(truth[:, 0], dtype=torch.bool)
+    counted = torch.where(valid.unsqueeze(1), truth, 0)
+    return _shares(counted.flatten(2).sum(2, dtype=torch.float64), valid.flatten(1).sum(1))
+
+
+def _shares(sizes: Tensor, pixels: Tensor) -> Tensor:
+    """1 for a class that the image lacks, whose energy is 0."""
+    present = sizes > 0
+    shares = sizes.double() * present.sum(1, keepdim=True) / pixels.clamp_min(1)[:, None]
+    return torch.where(present, shares, 1)
 
 
 def _without_class_axis(values: Tensor, space: tuple[int, ...], name: str) -> Tensor:

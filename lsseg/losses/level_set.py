@@ -20,8 +20,9 @@ class LevelSetLoss(nn.Module):
     Args:
         epsilon: Width of the Heaviside transition, in units of probability.
         heaviside: ``mahf`` (the paper's), ``ahf`` (Chan and Vese's) or ``hf`` (a step; no gradient).
-        reduction: ``mean`` per valid pixel, independent of the resolution; ``batchmean`` summed over pixels as printed
-            (``sum`` is its older name); ``none`` keeps one energy for each image and class.
+        reduction: ``mean`` per valid pixel, independent of the resolution; ``balanced`` per pixel of its own class, so
+            that small classes count like large ones; ``batchmean`` summed over pixels as printed (``sum`` is its older
+            name); ``none`` keeps one energy for each image and class.
         ignore_index: Label of void pixels.
         kernels: ``auto``: Triton's on a GPU, where Triton is installed; ``triton`` or ``torch`` force one or the other.
         mode: ``multiclass`` (softmax), ``multilabel`` (a sigmoid of each class) or ``binary`` (a sigmoid, C = 1).
@@ -103,7 +104,8 @@ class CrossEntropyLevelSetLoss(PixelMean):
             (1.69 for a crop of 512, whose map has 65²). That 0.67 is also good elsewhere is this project's choice.
         epsilon: See :class:`LevelSetLoss`.
         heaviside: See :class:`LevelSetLoss`.
-        reduction: ``mean`` or ``batchmean``, see :class:`LevelSetLoss`; the cross-entropy is always a mean.
+        reduction: ``mean``, ``balanced`` or ``batchmean``, see :class:`LevelSetLoss`; of the cross-entropy it is always
+            the mean.
         ignore_index: Label of void pixels.
         kernels: See :class:`LevelSetLoss`.
         mode: See :class:`LevelSetLoss`; the cross-entropy of ``binary`` and ``multilabel`` is the binary one.

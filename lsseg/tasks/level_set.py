@@ -20,8 +20,11 @@ class LevelSetLossTask(SegmentationTask):
             of 321; for its crops of 512 that is 1.69.
         epsilon: Width of the Heaviside transition, in units of probability.
         heaviside: ``mahf``, ``ahf`` or ``hf``.
-        reduction: ``mean`` per valid pixel, or ``batchmean`` (also called ``sum``) over pixels, as printed.
+        reduction: ``mean`` per valid pixel; ``balanced`` per pixel of its own class; or ``batchmean`` (also called
+            ``sum``) over pixels, as printed.
         warmup_steps: λ rises from 0 over this many optimiser steps; 0 switches it on at once.
+        epsilon_start: ε at the first step, from which it falls in a geometric progression to ``epsilon`` at the last; a
+            wide transition reaches pixels that are wrong for sure, too. Null keeps ε as it is.
         kernels: Kernels of the loss: ``auto``, Triton's on a GPU; ``triton`` or ``torch`` force one or the other.
         criterion: What the energy is added to; null is cross-entropy, which is computed in one pass with it.
         **options: See :class:`SegmentationTask`.
@@ -35,11 +38,14 @@ class LevelSetLossTask(SegmentationTask):
         heaviside: HeavisideKind = "mahf",
         reduction: Reduction = "mean",
         warmup_steps: int = 0,
+        epsilon_start: float | None = None,
         kernels: Kernels = "auto",
         criterion: nn.Module | None = None,
         **options: Any,
     ) -> None:
         require(warmup_steps >= 0, "warmup_steps", warmup_steps, "must not be negative")
+        if epsilon_start is not None:
+            require(0 < epsilon_start < float("inf"), "epsilon_start", epsilon_start, "must be positive")
         fused = CrossEntropyLevelSetLoss(level_set_weight, epsilon, heaviside, reduction, kernels=kernels)
         for part in criterion.modules() if criterion is not None else ():
             if isinstance(part, CrossEntropyLevelSetLoss | LevelSetLoss) and getattr(part, "level_set_weight", True):
@@ -50,10 +56,12 @@ class LevelSetLossTask(SegmentationTask):
         self.fused = fused
         self.energy = LevelSetLoss(epsilon, heaviside, reduction, kernels=kernels)
         self.warmup_steps = warmup_steps
+        self.epsilon, self.epsilon_start = epsilon, epsilon_start
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
         """``cross_entropy`` (or ``criterion``), ``level_set`` (unweighted) and their weighted sum ``loss``."""
         supervised = (output.logits, *output.auxiliary)
+        self.fused.epsilon = self.energy.epsilon = self.current_epsilon()
         first, energy = map(sum_of, zip(*(self._terms(logits, target) for logits in supervised), strict=True))
         name = "cross_entropy" if self.criterion is self.fused else "criterion"
         return {"loss": first + self.current_weight() * energy, name: first, "level_set": energy}
@@ -77,3 +85,10 @@ class LevelSetLossTask(SegmentationTask):
         warm = self.training and self.warmup_steps > 0
         share = min(1.0, self.global_step / self.warmup_steps) if warm else 1.0
         return self.level_set_weight * share
+
+    def current_epsilon(self) -> float:
+        """ε at the current training step; in evaluation always the last one, so that losses can be compared."""
+        if self.epsilon_start is None or not self.training:
+            return self.epsilon
+        share = min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
+        return float(self.epsilon_start * (self.epsilon / self.epsilon_start) ** share)

@@ -59,7 +59,8 @@ def damaged_files_are_named(folder, ablate):
 
 
 def test_a_suite_with_a_failing_run(tmp_path, ablate):
-    suite = write_suite(tmp_path, variants=VARIANTS, subsets={"first": "scene00000"})
+    drawn = {"panels.images": 1}
+    suite = write_suite(tmp_path, variants=VARIANTS, set=drawn, subsets={"first": "scene00000"})
     done = ablate("ablate", suite, "--jobs", 2)
     folder = tmp_path / "runs" / "tiny"
     # The failure shows in the status and with its last lines; the others went on, and the report says what is missing.
@@ -100,7 +101,7 @@ def test_a_suite_with_a_failing_run(tmp_path, ablate):
 
     # Other settings under the same name would make the table lie, whichever runs are asked for.
     described = (folder / "suite.json").read_text()
-    write_suite(tmp_path, variants=VARIANTS, set={"trainer.max_steps": 2})
+    write_suite(tmp_path, variants=VARIANTS, set={**drawn, "trainer.max_steps": 2})
     for only in ((), ("--only", "ls-*")):
         other = ablate("ablate", suite, *only)
         assert other.returncode == 1
@@ -294,7 +295,7 @@ def test_kills_at_any_moment_change_nothing(tmp_path, ablate):
     assert losses[0] == losses[1]
 
 
-def test_a_suite_of_instances(tmp_path, ablate):
+def test_a_suite_of_instances(tmp_path, ablate, train_here):
     tiny = TINY.with_name("tiny_instances.yaml")
     plain = {"model.network.target": "binary", "model.network.evolution": "none", "model.network.resolution": 28}
     suite = tmp_path / "suite.yaml"
@@ -304,8 +305,10 @@ def test_a_suite_of_instances(tmp_path, ablate):
         {"name": "ours", "label": "LevelSet R-CNN", "paper": {"mask_ap": 36.2, "initial_mask_ap": 35.4}},
     ]
     content = {"name": "objects", "base": [tiny.name], "variants": variants, "subsets": {"first": "scene00000"}}
+    content["set"] = {"panels.images": 1}
     suite.write_text(yaml.safe_dump(content))
-    done = ablate("ablate", suite, "--jobs", 2)
+    train_here(suite)
+    done = ablate("ablate", suite)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "runs" / "objects"
     table = pd.read_csv(folder / "results.csv").set_index("variant")

@@ -14,7 +14,7 @@ TINY = Path(__file__).with_name("tiny.yaml")
 def trained_once(tmp_path_factory):
     """A finished tiny run, which no test may change."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    run = ["--trainer.default_root_dir", str(folder), "--test_after_fit", "true"]
+    run = ["--trainer.default_root_dir", str(folder), "--test_after_fit", "true", "--panels.images=1"]
     assert main(["fit", "--config", str(TINY), *run]) == 0
     return folder
 

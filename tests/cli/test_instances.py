@@ -38,7 +38,7 @@ def photos(tmp_path):
 
 def test_a_run_scores_both_masks_and_draws_them(fit, lsseg, tmp_path, monkeypatch):
     monkeypatch.setattr("lsseg.callbacks.results.SURE", 0.0)  # after four updates nothing is
-    status, out, err = fit("--test_after_fit", "true")
+    status, out, err = fit("--test_after_fit", "true", "--panels.images=1")
     assert status == 0, err
     run = tmp_path / "run"
     result = json.loads((run / "test.json").read_text())
@@ -165,7 +165,7 @@ def semantic(tmp_path):
 
 
 def test_the_semantic_head_trains_tests_and_shows_its_steps(fit, lsseg, semantic, photos, tmp_path):
-    status, _, err = fit("--test_after_fit", "true", config=semantic)
+    status, _, err = fit("--test_after_fit", "true", "--panels.images=1", config=semantic)
     assert status == 0, err
     run = tmp_path / "run"
     for name in ("test-scene00000-steps.png", "test-scene00000-evolution.png"):

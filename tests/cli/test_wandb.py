@@ -39,8 +39,19 @@ def test_mode_is_offline_unless_the_user_is_logged_in(tmp_path, monkeypatch):
 
 def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
     folder = tmp_path / "run"
-    options = ("--wandb.mode", "offline", "--wandb.group", "mine", "--wandb.tags", "[a, b]", "--test_after_fit", "true")
-    command = [sys.executable, "-m", "lsseg", "fit", "--config", TINY, "--trainer.default_root_dir", folder, *options]
+    options = ("--wandb.mode=offline", "--wandb.group=mine", "--wandb.tags=[a, b]", "--test_after_fit=true")
+    command = [
+        sys.executable,
+        "-m",
+        "lsseg",
+        "fit",
+        "--config",
+        TINY,
+        "--trainer.default_root_dir",
+        folder,
+        *options,
+        "--panels.images=1",
+    ]
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=1200
     )

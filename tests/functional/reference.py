@@ -16,25 +16,29 @@ def softmax(logits):
     return e / e.sum(0, keepdims=True)
 
 
-def image_energy(logits, target, epsilon, kind, ignore_index=255):
-    """Kim 2019, eq. 4 and 5 of one image (C×H×W, H×W), summed over its valid pixels and present classes."""
+def image_energies(logits, target, epsilon, kind, ignore_index=255):
+    """Kim 2019, eq. 4 and 5 of one image (C×H×W, H×W), summed over valid pixels: (energy, pixels) of its classes."""
     valid = target != ignore_index
     phi = softmax(logits)[:, valid] - 0.5
     labels = target[valid]
-    energy = 0.0
+    energies = []
     for label in np.unique(labels):
         truth = (labels == label).astype(float)
         h = heaviside(phi[label], epsilon, kind)
         c1 = (truth * h).sum() / h.sum() if h.sum() > 0 else 0.0
         c2 = (truth * (1 - h)).sum() / (1 - h).sum() if (1 - h).sum() > 0 else 0.0
-        energy += ((truth - c1) ** 2 * h + (truth - c2) ** 2 * (1 - h)).sum()
-    return energy
+        energies.append((((truth - c1) ** 2 * h + (truth - c2) ** 2 * (1 - h)).sum(), truth.sum()))
+    return energies
 
 
 def batch_energy(logits, target, epsilon=1 / 20, kind="mahf", ignore_index=255, reduction="mean"):
     energies = []
     for one, labels in zip(logits, target, strict=True):
-        energy = image_energy(one, labels, epsilon, kind, ignore_index)
-        count = (labels != ignore_index).sum()
-        energies.append(energy / max(count, 1) if reduction == "mean" else energy)
+        found = image_energies(one, labels, epsilon, kind, ignore_index)
+        energy = sum(energy for energy, _ in found)
+        if reduction == "mean":
+            energy /= max((labels != ignore_index).sum(), 1)
+        elif reduction == "balanced":
+            energy = np.mean([energy / pixels for energy, pixels in found]) if found else 0.0
+        energies.append(energy)
     return float(np.mean(energies))

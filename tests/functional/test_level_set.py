@@ -35,7 +35,7 @@ def _blocks(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("_blocks")
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "balanced", "sum"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_value_equals_the_textbook_form(shape, kind, reduction):
@@ -57,7 +57,7 @@ def test_gradient_equals_autograd_through_the_textbook_form(shape, kind):
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "balanced", "sum"])
 @pytest.mark.parametrize("kind", ["ahf", "mahf"])
 def test_gradcheck(kind, reduction):
     logits, target = example((2, 3, 4, 3))

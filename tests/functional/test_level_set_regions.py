@@ -79,7 +79,7 @@ def test_gradcheck(mode):
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("reduction", ["mean", "batchmean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "balanced", "batchmean", "none"])
 def test_labels_are_a_soft_truth_of_zeros_and_ones_on_any_axes(space, reduction):
     logits, _, valid = example(space)
     labels = torch.randint(0, 3, (2, *space), generator=torch.Generator().manual_seed(1))
@@ -115,6 +115,10 @@ def test_reductions_and_class_weights_agree():
     summed = level_set_energy(logits, truth, valid=valid, reduction="batchmean")
     torch.testing.assert_close((each * pixels).sum(1).mean(), summed)
     torch.testing.assert_close(level_set_energy(logits, truth, valid=valid, reduction="sum"), summed)
+    sizes = (truth * valid.view(len(truth), 1, *truth.shape[2:])).flatten(2).sum(2)
+    shares = sizes / valid.flatten(1).sum(1, keepdim=True)
+    balanced = torch.where(sizes > 0, each / shares, 0).sum(1) / (sizes > 0).sum(1).clamp_min(1)
+    torch.testing.assert_close(level_set_energy(logits, truth, valid=valid, reduction="balanced"), balanced.mean())
     weights = torch.tensor([0.0, 1.0, 3.0])
     weighted = level_set_energy(logits, truth, valid=valid, class_weights=weights)
     torch.testing.assert_close(weighted, (each * weights).sum(1).mean())

@@ -1,10 +1,12 @@
 """The level-set loss as a module, and what all losses share."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lsseg.errors import ArgumentError
 from lsseg.functional import cross_entropy_level_set, level_set_energy, regions
 from lsseg.losses import (
     ActiveContourLoss,
@@ -103,6 +105,21 @@ def test_the_energy_is_added_to_any_criterion():
     terms = task.losses(SegOutput(logits), target)
     torch.testing.assert_close(terms["criterion"], LossMaxPooling()(logits, target))
     torch.testing.assert_close(terms["loss"], terms["criterion"] + 0.3 * LevelSetLoss()(logits, target))
+
+
+def test_epsilon_falls_from_wide_to_narrow(monkeypatch):
+    network = functools.partial(SmpNet, encoder_name="tu-test_resnet.r160_in1k")
+    task = LevelSetLossTask(3, epsilon=0.05, epsilon_start=0.8, network=network)
+    monkeypatch.setattr(LevelSetLossTask, "trainer", SimpleNamespace(estimated_stepping_batches=8))
+    logits, target = torch.randn(2, 3, 6, 7), torch.randint(0, 3, (2, 6, 7))
+    for step, epsilon in ((0, 0.8), (4, 0.2), (8, 0.05), (9, 0.05)):
+        monkeypatch.setattr(LevelSetLossTask, "global_step", step)
+        energy = task.train().losses(SegOutput(logits), target)["level_set"]
+        torch.testing.assert_close(energy, LevelSetLoss(epsilon)(logits, target))
+        energy = task.eval().losses(SegOutput(logits), target)["level_set"]
+        torch.testing.assert_close(energy, LevelSetLoss(0.05)(logits, target))
+    with pytest.raises(ArgumentError, match="epsilon_start must be positive, not 0"):
+        LevelSetLossTask(3, epsilon_start=0, network=network)
 
 
 LOSSES = {
