@@ -128,16 +128,37 @@ def all_runs():
     return [(path, run) for path in CONFIGS if is_suite(path) for run in expand(load_suite(path, smaller(path)))]
 
 
+def leaves(value, key):
+    """(key, value) of all that stands in a configuration."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, key)
+    else:
+        yield key, value
+
+
+def told_apart_by(run):
+    """What a run is made of: its settings without their quantities, and which classes stand together."""
+    whole = reduce(merged, [content_of(Path(file)) for file in run.variant.configs], {})
+    parts = {key: whole[key] for key in ("model", "data", "trainer") if key in whole}
+    found = {leaf for key, value in {**parts, **run.variant.settings}.items() for leaf in leaves(shape(value), key)}
+    classes = {leaf for leaf in found if isinstance(leaf[1], str) and leaf[1][:1].isupper()}
+    return found | {frozenset(classes)}
+
+
+@cache
 def runs():
-    """(suite, run); of runs whose models differ in quantities only, on data of one kind, the first."""
-    different = {}
-    for path, run in all_runs():
-        whole = reduce(merged, [content_of(Path(file)) for file in run.variant.configs], {})
-        settings = {key: value for key, value in run.variant.settings.items() if key.startswith("model")}
-        data = run.variant.settings.get("data") or whole["data"].get("class_path")
-        key = repr((shape(whole.get("model")), shape(settings), data, shape(whole["trainer"].get("callbacks"))))
-        different.setdefault(key, (path, run))
-    return list(different.values())
+    """(suite, run): a few runs that hold every setting of all suites, and all classes that stand together, once."""
+    different = [((path, run), told_apart_by(run)) for path, run in all_runs()]
+    missing, chosen = set().union(*(parts for _, parts in different)), []
+    while missing:
+        one, parts = max(different, key=lambda each: len(each[1] & missing))
+        chosen.append(one)
+        missing -= parts
+    return chosen
 
 
 @cache

@@ -84,7 +84,7 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 @pytest.mark.parametrize(("module", "logits"), [*((module, "*fp32") for module in KERNELS), ("level_set", "*bf16")])
 def test_kernels_compile(module, logits, capability, monkeypatch, tmp_path):
     """What the interpreter lets pass need not compile."""

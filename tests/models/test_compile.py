@@ -12,8 +12,7 @@ def plain(classes):
     return SmpNet(classes, "unet", encoder_weights=None, **TINY)
 
 
-NETWORKS = {
-    "plain": lambda: plain(5),
+NETWORKS = {  # the plain one is part of both
     "DMLS": lambda: DMLS(5, plain, steps=2),
     "Chan-Vese": lambda: ChanVeseNet(5, plain, features=4),
 }

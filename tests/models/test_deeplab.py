@@ -18,16 +18,16 @@ def count(net):
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("size", [(64, 64), (33, 70), (1, 5)])
-@pytest.mark.parametrize("make", [DeepLabLargeFOV, DeepLabV2])
+@pytest.mark.parametrize("make", [partial(DeepLabLargeFOV, width=16), DeepLabV2])
 @pytest.mark.parametrize("encoder", [TINY, "vgg11"])
-def test_any_size(make, encoder, size):
+def test_any_size(make, encoder):
     net = make(5, encoder).eval()
-    with torch.no_grad():
-        output = net(torch.rand(1, 3, *size))
-    assert output.logits.shape == (1, 5, *size)
-    assert output.feature_stride == 8
-    assert output.features.shape[2:] == (-(-size[0] // 8), -(-size[1] // 8))
+    for size in ((64, 64), (33, 70), (1, 5)):
+        with torch.no_grad():
+            output = net(torch.rand(1, 3, *size))
+        assert output.logits.shape == (1, 5, *size)
+        assert output.feature_stride == 8
+        assert output.features.shape[2:] == (-(-size[0] // 8), -(-size[1] // 8))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ TASKS = {
     "Chan-Vese": lambda: ChanVeseTask(7, network=partial(ChanVeseNet, **HEAD)),
     "convolution": lambda: ChanVeseTask(7, network=partial(ChanVeseNet, refine="convolution", **HEAD)),
 }
-UPDATES = 60
+UPDATES = 32
 
 
 @pytest.fixture(scope="module")
