@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lsseg.functional import level_set_energy
+from lsseg.functional import kernels, level_set_energy
 
 triton = pytest.importorskip("triton")
 
@@ -108,3 +108,15 @@ def test_what_cannot_be_had_is_said():
         level_set_energy(logits, target, kernels="triton")
     with pytest.raises(ValueError, match="must be 'auto', 'triton' or 'torch', not 'cuda'"):
         level_set_energy(logits, target, kernels="cuda")
+
+
+def test_the_environment_chooses_where_a_call_does_not(monkeypatch):
+    logits, target = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)
+    monkeypatch.setattr(kernels, "INSTALLED", True)
+    monkeypatch.setattr(kernels, "ASKED", "triton")
+    with pytest.raises(ValueError, match="runs on GPUs, but the tensor is on cpu"):
+        level_set_energy(logits, target)
+    level_set_energy(logits, target, kernels="torch")
+    monkeypatch.setattr(kernels, "ASKED", "cuda")
+    with pytest.raises(ValueError, match="LSSEG_KERNELS must be auto, triton or torch, not 'cuda'"):
+        level_set_energy(logits, target)
