@@ -142,6 +142,7 @@ def real_page(lsseg, train_here, tmp_path):
     return tmp_path / "runs" / "real" / "report.html"
 
 
+@pytest.mark.slow
 def test_the_page_of_trained_methods(real_page, browser):
     tab = browser.new_page()
     problems = []

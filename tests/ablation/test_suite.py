@@ -117,6 +117,7 @@ def test_a_suite_with_a_failing_run(tmp_path, ablate):
     assert "| mIoU none |" in (folder / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_last_weights_of_another(tmp_path, ablate):
     variants = [
         {"name": "first"},

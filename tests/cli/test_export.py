@@ -30,7 +30,9 @@ def trained(lsseg, tmp_path, method):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporters
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name if name == "ChanVeseTask" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_a_file_computes_what_its_network_does(lsseg, tmp_path, method):
     run = trained(lsseg, tmp_path, method)
     file = tmp_path / "net.pt2"

@@ -40,7 +40,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [name if name == "accumulated" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_a_run_that_is_stopped_ends_like_one_that_was_not(lsseg, tmp_path, case):
     options, stops = CASES[case]
     tiny = TINY.with_name("tiny_instances.yaml") if case == "instances" else TINY

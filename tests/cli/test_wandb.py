@@ -37,6 +37,7 @@ def test_mode_is_offline_unless_the_user_is_logged_in(tmp_path, monkeypatch):
     assert _mode("offline") == "offline"
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_config_scores_table_and_panels(tmp_path):
     folder = tmp_path / "run"
     options = ("--wandb.mode=offline", "--wandb.group=mine", "--wandb.tags=[a, b]", "--test_after_fit=true")

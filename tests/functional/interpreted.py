@@ -106,9 +106,9 @@ def test_the_same_input_gives_the_same_bits():
         pytest.param(4, 2, 3, (23, 12), 1, "derivative", marks=slow),  # two programs for each group
         pytest.param(2, 1, 70, (3, 12), 1, "printed", marks=slow),
         pytest.param(2, 1, 4, (1, 7), 1, "printed", marks=slow),
-        (1, 1, 2, (6, 1), 1, "derivative"),
+        pytest.param(1, 1, 2, (6, 1), 1, "derivative", marks=slow),
         (1, 1, 1, (1, 1), 1, "printed"),
-        (2, 1, 3, (11, 10), 4, "printed"),
+        pytest.param(2, 1, 3, (11, 10), 4, "printed", marks=slow),
     ],
 )
 def test_chan_vese(objects, groups, depth, size, stride, delta):
@@ -125,7 +125,7 @@ def test_chan_vese(objects, groups, depth, size, stride, delta):
     [
         ((2, 3, 7, 9), 1.0, "gradient"),
         pytest.param((1, 4, 13, 24), 1.0, "classes", marks=slow),  # two programs for each class
-        ((1, 3, 13, 24), 0.0, "gradient"),
+        pytest.param((1, 3, 13, 24), 0.0, "gradient", marks=slow),
         ((1, 2, 1, 9), 1.0, "gradient"),
         ((1, 2, 8, 1), 1.0, "classes"),
         ((1, 1, 1, 1), 1.0, "gradient"),
@@ -149,7 +149,7 @@ def test_competition(shape):
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 23), (1, 1, 9), (2, 9, 1), (1, 1, 1)])
-@pytest.mark.parametrize("share", [0.5, 0.02, 0.0, 1.0])
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.02, marks=slow), 0.0, pytest.param(1.0, marks=slow)])
 def test_distances(shape, share):
     mask = torch.rand(shape, generator=generator()) < share
     for truncation in (0.5, 3.0, 10.0, None):

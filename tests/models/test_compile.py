@@ -18,6 +18,7 @@ NETWORKS = {  # the plain one is part of both
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_a_network_compiles_whole(name):
