@@ -3,7 +3,8 @@
 Legend: B images, C classes, H×W pixels; b images and n classes of a block.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -81,16 +82,30 @@ def _blocks(phi: Tensor, present: Tensor) -> Iterator[tuple[Any, Tensor | None, 
             yield (slice(image, image + 1), index), None, slice(image, image + 1)
 
 
+def _each(work: Callable[[Any, Tensor | None, slice], None], phi: Tensor, present: Tensor) -> None:
+    """Do some work on every block; on a CPU a thread has whole images, so that no two add to the same sums."""
+
+    def do(images: Any) -> None:
+        for place, mask, image in itertools.chain.from_iterable(images):
+            work(place, mask, image)
+
+    by_image = itertools.groupby(_blocks(phi, present), key=lambda block: block[2].start)
+    blocks.in_threads(do, [list(image) for _, image in by_image], phi.device)
+
+
 def _sums(phi: Tensor, present: Tensor, eta: float, by_class: bool) -> Tensor:
     """The sums in A, B×3×H×W (xx, xy, yy): of (2∇φ) (2∇φ)ᵀ, or of n nᵀ."""
     sums = phi.new_zeros(len(phi), 3, *phi.shape[2:])
-    for place, mask, image in _blocks(phi, present):
+
+    def add(place: Any, mask: Tensor | None, image: slice) -> None:
         planes = _Planes(phi[place], eta)
         vx, vy = planes.normals()[1:] if by_class else (planes.gx, planes.gy)
         if mask is not None:
             vx, vy = vx * mask, vy * mask
         for plane, (one, two) in zip(sums[image].unbind(1), ((vx, vx), (vx, vy), (vy, vy)), strict=True):
             plane.add_(_total(one * two))
+
+    _each(add, phi, present)
     return sums
 
 
@@ -127,7 +142,8 @@ def multiphase_step(
     out = phi.clone(memory_format=torch.contiguous_format)
     sums = _sums(phi, present, eta, by_class) if epsilon else phi.new_empty(0)
     tensor = sums / _scale(sums, phi.shape[1], eta, by_class) if epsilon else None
-    for place, mask, image in _blocks(phi, present):
+
+    def move(place: Any, mask: Tensor | None, image: slice) -> None:
         planes, force = _Planes(phi[place], eta), speed[place]
         sign = force.sign()
         (ux, _), (uy, _) = _upwind(planes.dx, sign, -1), _upwind(planes.dy, sign, -2)
@@ -136,6 +152,8 @@ def multiphase_step(
             norm, nx, ny = planes.normals()
             change.addcmul_(_divergence(*_flow(nx, ny, tensor[image])), norm, value=epsilon / 4)
         out[place] += change.mul_(dt) if mask is None else change.mul_(dt).mul_(mask)
+
+    _each(move, phi, present)
     return out, sums
 
 
@@ -167,7 +185,8 @@ def _step_backward(
     by_speed = torch.zeros(phi.shape, dtype=phi.dtype, device=phi.device)
     scale = _scale(sums, phi.shape[1], eta, by_class) if epsilon else 1
     tensor, by_tensor = (sums / scale, torch.zeros_like(sums)) if epsilon else (None, sums)
-    for place, mask, image in _blocks(phi, present):
+
+    def back(place: Any, mask: Tensor | None, image: slice) -> None:
         planes = _Planes(phi[place], eta)
         g = by_out[place] * dt if mask is None else by_out[place] * dt * mask
         gradient, by_force = _upwind_backward(g, planes, speed[place])
@@ -175,6 +194,8 @@ def _step_backward(
         if tensor is not None:
             _curvature_backward(g.mul_(epsilon / 4), planes, tensor[image], by_tensor[image], gradient)
         by_phi[place] += gradient
+
+    _each(back, phi, present)
     if tensor is not None:
         # A = sums / scale, and unless it is a constant the scale is the trace of the sums (and 4η²).
         by_sums = by_tensor / scale
@@ -226,7 +247,8 @@ def _add_through_normal(
 def _sums_backward(by_sums: Tensor, phi: Tensor, present: Tensor, eta: float, by_class: bool, by_phi: Tensor) -> None:
     """Add to ``by_phi`` what comes through the sums of A."""
     by_sums[:, 0::2] *= 2
-    for place, mask, image in _blocks(phi, present):
+
+    def add(place: Any, mask: Tensor | None, image: slice) -> None:
         planes = _Planes(phi[place], eta)
         norm, vx, vy = planes.normals() if by_class else (planes.gx, planes.gx, planes.gy)
         by_x, by_y = _flow(vx, vy, by_sums[image])
@@ -239,6 +261,8 @@ def _sums_backward(by_sums: Tensor, phi: Tensor, present: Tensor, eta: float, by
             gradient = difference_adjoint(spread_adjoint(by_x, -1), -1)
             add_difference_adjoint(gradient, spread_adjoint(by_y, -2), -2)
         by_phi[place] += gradient
+
+    _each(add, phi, present)
 
 
 @_step_backward.register_fake

@@ -301,3 +301,20 @@ def test_shapes_that_do_not_fit():
         multiphase_evolve(phi, log_f[:, :1])
     with pytest.raises(ValueError, match="floating"):
         multiphase_evolve(phi.long(), log_f)
+
+
+def test_threads_have_images_of_their_own_and_change_nothing():
+    phi, log_f = (torch.randn(3, 4, 9, 14, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    phi[1, 2] -= 9  # a class that one image lacks
+    own, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            inputs = [x.clone().requires_grad_() for x in (phi, log_f)]
+            out = multiphase_evolve(*inputs, steps=2)
+            out.square().sum().backward()
+            found.append([out.detach(), *(x.grad for x in inputs)])
+    finally:
+        torch.set_num_threads(own)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
