@@ -22,6 +22,16 @@ from lsseg.failures import Place, located
 BOILERPLATE = re.compile(
     r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but"
 )
+# Python's names of what a value may be, in words.
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list such as [A, B]",
+    "list": "a list such as [A, B]",
+    "dict": "keys and values",
+}
 UNKNOWN_CLASS = r"'\1' is no known class; give a class of lsseg by its name, or yours by its import path"
 
 
@@ -60,8 +70,9 @@ def unknown_key(message: str, parser: LightningArgumentParser) -> str:
 def concise(message: str) -> str:
     r"""Reduce jsonargparse's account of all it has tried to the key and what is wrong with it.
 
-    >>> concise('Parser key "model": Does not validate against ...\n  - Parser key "lr": Expected a float. Got: abc')
-    'model.lr: Expected a float. Got: abc'
+    >>> wrong = "Expected a <class 'float'>. Got value: a"
+    >>> concise(f'Parser key "model": Does not validate against ...\n  - Parser key "lr": {wrong}')
+    'model.lr: expected a number, not a'
     """
     keys: list[str] = []
     reasons: list[str] = []
@@ -69,7 +80,7 @@ def concise(message: str) -> str:
         text = line.strip(" -")
         # The second form is what an inner parser has already reduced.
         while not reasons and (
-            found := re.match(r'Parser key "([^"]+)":\s*|([a-z_][\w.]*): (?=Expected|Option|Problem|\')', text)
+            found := re.match(r'Parser key "([^"]+)":\s*|([a-z_][\w.]*): (?=[Ee]xpected|Option|Problem|Not a|\')', text)
         ):
             keys.append(found[1] or found[2])
             text = text[found.end() :]
@@ -83,7 +94,30 @@ def concise(message: str) -> str:
         return reasons[0]
     if not keys or not reasons:
         return " ".join(message.split())
-    return f"{'.'.join(keys)}: {reasons[0]}"
+    return f"{'.'.join(keys)}: {in_words(reasons[0])}"
+
+
+def in_words(reason: str) -> str:
+    """What jsonargparse expected, without Python's types.
+
+    >>> in_words("Expected a <class 'float'>. Got value: x")
+    'expected a number, not x'
+    >>> in_words("Expected a typing.Literal['mean', 'none']. Got value: [1]")
+    'expected mean or none, not [1]'
+    """
+    reason = re.sub("^Not a valid subclass of (.*)", r"Expected a class: a subclass of \1", reason)
+    found = re.fullmatch(r"Expected a (.*?)(?:\. Got value: (.*))?", reason)
+    if not found:
+        return reason
+    what, value = found.groups()
+    if kind := re.fullmatch(r"<class '(\w+)'>", what):
+        what = WORDS.get(kind[1], f"a {kind[1]}")
+    elif choices := re.fullmatch(r"typing\.Literal\[(.*)\]", what):
+        *others, last = choices[1].replace("'", "").split(", ")
+        what = f"{', '.join(others)} or {last}" if others else last
+    else:
+        what = f"a {what}".replace("tuple with", "list of")
+    return f"expected {what}{f', not {value}' if value else ''}"
 
 
 @contextmanager

@@ -30,12 +30,15 @@ def refused(lsseg, tmp_path):
     [
         (("--model", "Nope"), "model: 'Nope' is no known class"),
         (("--model.lrr", 3), "model: Option 'lrr' is not accepted"),
-        (("--model.lr", "fast"), "model.lr: Expected a <class 'float'>. Got value: fast"),
+        (("--model.lr", "fast"), "model.lr: expected a number, not fast"),
         (("--data.sizee", 3), "data: Option 'sizee' is not accepted"),
         (("--model.network.encoder_name", "resnet19"), "encoder_name 'resnet19' is unknown; did you mean resnet1"),
         (("--model.network.architecture", "vnet"), "architecture: 'vnet' is unknown; smp has deeplabv3"),
         (("--model", "LevelSetLossTask", "--model.epsilon", 0), "model.epsilon must be positive"),
-        (("--model", "LevelSetLossTask", "--model.heaviside", "tanh"), "model.heaviside: Expected a typing.Literal"),
+        (
+            ("--model", "LevelSetLossTask", "--model.heaviside", "tanh"),
+            "model.heaviside: expected hf, ahf or mahf, not tanh",
+        ),
         (("--panels.images", -3), "panels.images must not be negative, not -3"),
         (("--model.window", 8), "model.window must be at least 32 pixels, not 8"),
         (("--data.difficulty", 7), "data.difficulty must lie between 0 and 1"),
