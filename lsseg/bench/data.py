@@ -86,5 +86,6 @@ BENCHMARKS = {
         least={"size": 64, "crop": 16, "workers": 0},
         title="crops of {crop}, batches of {batch}, {workers} workers",
         memory=False,
+        more=_rates,
     ),
 }

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from lsseg.callbacks.drawing import BARE, Color, bytes_of
+from lsseg.callbacks.drawing import BARE, bytes_of
 from lsseg.data.instances import object_masks
 from lsseg.files import write_text
 from lsseg.functional.instances import subpixel_contours
@@ -128,11 +128,6 @@ def _eroded(mask: Array) -> npt.NDArray[np.bool_]:
         padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     )
     return inner
-
-
-def palette_of(count: int) -> list[Color]:
-    """Colours of a map of objects: black for nothing, then one for each, over and over."""
-    return [(0, 0, 0), *[COLORS[k % len(COLORS)] for k in range(count)]]
 
 
 def save_server_labels(labels: npt.NDArray[np.integer], file_values: Sequence[int], path: Path) -> None:
