@@ -183,6 +183,7 @@ class Task(pl.LightningModule):
         self.network = network
         self.recipe = recipe
         self.trained_steps = 0
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer photos than processes may be predicted
         self._losses: dict[str, Tensor] = {}  # sums since they were last looked at
         self._noted_from = 0
 

@@ -1,6 +1,7 @@
 """Two processes on one machine (DDP over gloo) against one."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,7 +15,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pytorch_lightning.utilities import rank_zero_only
 
+from lsseg.cli import main
 from lsseg.files import read_jsonl
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -25,6 +28,34 @@ def lsseg_process(*argv):
     command = [sys.executable, "-m", "lsseg", *map(str, argv)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def two_ranks(*argv):
+    """A command on two ranks, forks of this process: to start them takes longer than all that they do."""
+    port = free_port()
+    ranks = [
+        multiprocessing.get_context("fork").Process(target=be_rank, args=(rank, port, list(map(str, argv))))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(600)
+    assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def be_rank(rank, port, argv):
+    """As a launcher of processes tells each of them."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "NODE_RANK": 0, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    rank_zero_only.rank = rank  # which Lightning looked up when it was imported
+    sys.exit(main(argv))
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture
@@ -38,6 +69,7 @@ def alone(lsseg):
     return run
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 LOSSES = ("val/loss", "val/cross_entropy", "val/level_set")
 
 
@@ -57,7 +89,7 @@ def test_ddp_trains_and_scores_like_one_process(tmp_path, alone):
     one, two = (json.loads((tmp_path / name / "test.json").read_text()) for name in ("one", "two"))
     assert one["scores"] == two["scores"]
     assert one["test_images"] == two["test_images"] == 3
-    for name, start, options in (("one", alone, ()), ("two", lsseg_process, ddp)):
+    for name, start, options in (("one", alone, ()), ("two", two_ranks, ddp)):
         start("validate", *run, tmp_path / f"{name}-val", *checkpoint, *options, "--data.val_images", 3)
     one, two = (read_jsonl(tmp_path / f"{name}-val" / "metrics.jsonl")[-1] for name in ("one", "two"))
     assert one.keys() == two.keys()
@@ -89,9 +121,7 @@ def test_a_run_of_a_suite_may_be_several_processes(tmp_path, alone):
 @pytest.mark.slow
 def test_two_nodes_of_torchrun_train_and_score_like_one_process(tmp_path, alone):
     run = ("--config", TINY, "--trainer.default_root_dir")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     fit = ("-m", "lsseg", "fit", *run, tmp_path / "two", "--test_after_fit=true")
     fit += ("--trainer.num_nodes", 2, "--trainer.devices", 1)
     nodes = []
@@ -171,7 +201,7 @@ def test_two_processes_share_what_is_predicted(tmp_path, alone):
     alone(*predict, photos, "--predictions.output", tmp_path / "one")
     ddp = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.default_root_dir")
     lsseg_process(*predict, photos, "--predictions.output", tmp_path / "two", *ddp, tmp_path / "out")
-    lsseg_process(*predict, photos / "a.png", "--predictions.output", tmp_path / "single", *ddp, tmp_path / "out")
+    two_ranks(*predict, photos / "a.png", "--predictions.output", tmp_path / "single", *ddp, tmp_path / "out")
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert sorted(path.name for path in (tmp_path / "single").iterdir()) == ["a.png", "a_overlay.png"]
@@ -223,8 +253,8 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path, alon
     config.write_text(yaml.safe_dump({**tiny, "model": model}, sort_keys=False))
     run = ("fit", "--config", config, "--trainer.default_root_dir")
     alone(*run, tmp_path / "one", "--data.batch_size=2")
-    two_ranks = ("--trainer.devices=2", "--trainer.strategy=ddp")
-    lsseg_process(*run, tmp_path / "two", "--data.batch_size=1", *two_ranks)
+    ddp = ("--trainer.devices=2", "--trainer.strategy=ddp")
+    two_ranks(*run, tmp_path / "two", "--data.batch_size=1", *ddp)
     one, two = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [row["step"] for row in one if "train/loss" in row] == [0, 1, 2, 3]
     for ours, theirs in zip(one, two, strict=True):
@@ -236,7 +266,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(tmp_path, alon
     if method != "LevelSetLossTask":  # which is scored above
         test = ("test", "--config", config, "--ckpt_path", tmp_path / "one" / "last.ckpt", "--trainer.default_root_dir")
         alone(*test, tmp_path / "scored-one")
-        lsseg_process(*test, tmp_path / "scored-two", *two_ranks)
+        two_ranks(*test, tmp_path / "scored-two", *ddp)
         scores = [json.loads((tmp_path / f"scored-{n}" / "test.json").read_text())["scores"] for n in ("one", "two")]
         assert scores[0] == scores[1]
 
@@ -251,7 +281,7 @@ def test_instances_on_two_processes_are_scored_like_on_one(tmp_path, alone):
     checkpoint = ("--ckpt_path", tmp_path / "ddp" / "last.ckpt")
     for images in (3, 1):
         number = ("--data.test_images", images)
-        lsseg_process("test", *run, tmp_path / f"two{images}", *checkpoint, *ddp, *number)
+        two_ranks("test", *run, tmp_path / f"two{images}", *checkpoint, *ddp, *number)
         alone("test", *run, tmp_path / f"one{images}", *checkpoint, *number)
         one, two = (json.loads((tmp_path / f"{n}{images}" / "test.json").read_text()) for n in ("one", "two"))
         assert one["scores"] == two["scores"]

@@ -1,12 +1,12 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
 
 import pytest
 import torch
+import torch.distributed as dist
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
+from lsseg.data.loading import EvalSampler
 from lsseg.functional import boundary_counts, class_iou, confusion_matrix, overlap_counts
 from lsseg.metrics import BoundaryF1, Overlap, PerImage
 
@@ -77,13 +77,36 @@ def test_counts_of_images_are_in_order_and_add_up():
     torch.testing.assert_close(class_iou(counts["overlap"].sum(0)), whole.compute()["iou"])
 
 
+def score_share(rank, world, folder):
+    """One process of two: scores its share of the images, one at a time, and rank 0 writes the results down."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
+    prediction, target = maps(images=7)
+    metrics = {"overlap": Overlap(4), "boundary": BoundaryF1(4, 1), "images": PerImage(4)}
+    for index in EvalSampler(len(target), rank, world):
+        i = max(index, -1 - index)
+        mask = target[i : i + 1] if index >= 0 else torch.full_like(target[:1], 255)
+        metrics["overlap"].update(prediction[i : i + 1], mask)
+        metrics["boundary"].update(prediction[i : i + 1], mask)
+        metrics["images"].update(prediction[i : i + 1], mask, torch.tensor([max(index, -1)]))
+    scores = {name: metric.compute() for name, metric in metrics.items()}
+    if rank == 0:
+        found = [scores["overlap"]["iou"], scores["boundary"], scores["images"]["overlap"]]
+        (folder / "scores.json").write_text(json.dumps([part.tolist() for part in found]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_two_processes_count_as_one(tmp_path):
     """Seven images on two ranks: uneven, so one rank is padded, and the scores are those of one process exactly."""
+    fork = multiprocessing.get_context("fork").Process
+    ranks = [fork(target=score_share, args=(rank, 2, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
     prediction, target = maps(images=7)
-    torch.save([prediction, target], tmp_path / "maps.pt")
-    command = [sys.executable, str(Path(__file__).with_name("rank.py"))]
-    ranks = [subprocess.Popen([*command, str(rank), "2", str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(120) for process in ranks] == [0, 0]
     overlap, contours, single = Overlap(4), BoundaryF1(4, 1), PerImage(4)
     overlap.update(prediction, target)
     contours.update(prediction, target)
