@@ -1,10 +1,12 @@
 """The command line's parser, which says in one line what is wrong, and what is refused of a configuration."""
 
+import argparse
 import os
 import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import yaml
+from jsonargparse import DefaultHelpFormatter
 from pytorch_lightning.cli import LightningArgumentParser
 
 from lsseg.arguments import nearest, unknown_option
@@ -32,14 +35,29 @@ WORDS = {
     "list": "a list such as [A, B]",
     "dict": "keys and values",
 }
-UNKNOWN_CLASS = r"'\1' is no known class; give a class of lsseg by its name, or yours by its import path"
+LONGEST_LIST = 2000  # characters of the classes that help names
+CLASS_FIRST = "; it belongs to a class, which must be named first"
+
+
+class Help(DefaultHelpFormatter):
+    """Names the classes of one room for a key, not all that torch has."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        help = super()._get_help_string(action)
+        described, listed, names = help.rpartition(", known subclasses: ")
+        own = sorted({name for name in re.findall(r"[\w.]+", names) if re.match(r"lsseg\.\w+\.[A-Z]\w+$", name)})
+        if not listed or len(names) < LONGEST_LIST:
+            return help
+        room = {"network": "models", "criterion": "losses", "loss": "losses"}.get(action.dest.rpartition(".")[2])
+        chosen = [name for name in own if room is None or name.startswith(f"lsseg.{room}.")]
+        return f"{described}{listed}{', '.join(chosen)}, and others)"
 
 
 class Parser(LightningArgumentParser):
     """Says what is wrong in one line instead of a page of usage."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **{"formatter_class": Help, **options})
         self.allow_abbrev = False
 
     def error(self, message: str, ex: Exception | None = None) -> None:
@@ -62,8 +80,12 @@ def unknown_key(message: str, parser: LightningArgumentParser) -> str:
     if not found:
         return unknown_option(message, parser)
     key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions if action.dest.split(".")[-1] != "help"}
     hint = nearest(key, known) or nearest(key.partition(".")[0], {name.partition(".")[0] for name in known})
+    if not known:
+        hint = CLASS_FIRST  # nothing but a base is known yet
+    elif CLASS_FIRST in message:
+        hint = ""
     return f"{message[: found.end()]}{hint}{message[found.end() :]}"
 
 
@@ -87,7 +109,7 @@ def concise(message: str) -> str:
         if text and reasons and reasons[0].endswith(":"):
             reasons[0] += f" {text}"
         elif text and not BOILERPLATE.match(text) and not reasons:
-            reasons.append(re.sub(r"^Expected a dot import path string: (\S+).*", UNKNOWN_CLASS, text))
+            reasons.append(re.sub(r"^Expected a dot import path string: (\S+).*", unknown_class, text))
     if "required: fit." in message:
         return "nothing to train: give a configuration with --config FILE (or --model and --data)"
     if reasons and not keys and BOILERPLATE.match(message):
@@ -95,6 +117,13 @@ def concise(message: str) -> str:
     if not keys or not reasons:
         return " ".join(message.split())
     return f"{'.'.join(keys)}: {in_words(reasons[0])}"
+
+
+def unknown_class(found: re.Match[str]) -> str:
+    """What to say of a class that there is not."""
+    rooms = map(import_module, ("lsseg.data", "lsseg.losses", "lsseg.models", "lsseg.tasks"))
+    hint = nearest(found[1], (name for room in rooms for name in room.__all__ if name[0].isupper()))
+    return f"'{found[1]}' is no known class{hint or '; give a class of lsseg by its name, or yours by its import path'}"
 
 
 def in_words(reason: str) -> str:

@@ -19,6 +19,7 @@ from lsseg.data import DataModule
 from lsseg.data.instances import Instances
 from lsseg.data.loading import check_pair
 from lsseg.data.module import SPLITS, Split
+from lsseg.data.object_classes import FILE
 from lsseg.data.root import Origin, data_root, fetch
 from lsseg.data.source import IGNORE_INDEX
 from lsseg.errors import ArgumentError, InputError
@@ -151,7 +152,7 @@ def check(argv: list[str]) -> int:
         prog="lsseg data check",
         description="Read every file of every split, and show what is in them and all that is wrong with them.",
     )
-    parser.add_argument("config", type=Path, help="a configuration with `data`, or a folder with classes.yaml")
+    parser.add_argument("config", type=Path, help="a configuration with `data`, or a folder as `lsseg init` takes it")
     parser.add_argument("--root", help="the data set's folder, instead of the configuration's data.root")
     parser.add_argument("--data.KEY", metavar="VALUE", help="any other key of the data, such as --data.masks_folder")
     options, keys = parser.parse_known_args(argv)
@@ -180,7 +181,8 @@ def check(argv: list[str]) -> int:
 def _data(config: Path, keys: list[str]) -> tuple[DataModule[Any], Place]:
     """The data set of a configuration, or of a folder, with the keys of the command line, and where its keys stand."""
     if config.is_dir():
-        wanted: Any = {"class_path": "FolderSegmentation", "init_args": {"root": str(config)}}
+        kind = "CocoFolder" if (config / "train" / FILE).is_file() else "FolderSegmentation"
+        wanted: Any = {"class_path": kind, "init_args": {"root": str(config)}}
     else:
         try:
             content = yaml.safe_load(config.read_text(encoding="utf-8-sig"))

@@ -1,5 +1,6 @@
 """``lsseg init``: a commented configuration for the images and masks of a folder, and the commands that use it."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from lsseg.files import write_text
 from lsseg.models.encoder import packaged_weights
 
 DEFAULTS = {"images_folder": "images", "masks_folder": "masks"}
+VOID = "255 occurs in the masks and is taken for void; if it is a class, list it in {file}"
 MASKS = 200  # of which the values are looked at, to guess the classes
 MOST_CLASSES = 64  # different values in masks; more are no labels
 SHORT = 512  # pixels of a crop's side, at most
@@ -96,7 +98,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{output} exists already: choose another --output, or remove it")
     console = Console(highlight=False, soft_wrap=True)
     folders = {key: getattr(options, key) for key in DEFAULTS}
-    made = None if (root / "train" / FILE).is_file() else _make_classes(root, folders, console)
+    made, said = (None, []) if (root / "train" / FILE).is_file() else _make_classes(root, folders)
     try:
         layout = _look(root, folders)
     except InputError:
@@ -104,7 +106,7 @@ def main(argv: list[str]) -> int:
             made.unlink()
         raise
     write_text(output, _filled(layout, root, output))
-    for line in layout.lines:
+    for line in (*said, *layout.lines):
         console.print(line)
     console.print(f"wrote {output}; next:")
     console.print(f"  lsseg fit --config {output} --test_after_fit true")
@@ -121,7 +123,9 @@ def _look(root: Path, folders: dict[str, str]) -> Layout:
     data = (
         CocoFolder(str(root)) if exported else FolderSegmentation(str(root), images_folder=images, masks_folder=masks)
     )
-    counts = {split: len(data.source(split)) for split in SPLITS if split != "test" or data.has_test}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        counts = {split: len(data.source(split)) for split in SPLITS if split != "test" or data.has_test}
     for split in ("train", "val"):
         if not counts[split]:
             raise InputError(f"{root}: its {split} split has no image; there are {sum(counts.values())} in all")
@@ -141,9 +145,21 @@ def _look(root: Path, folders: dict[str, str]) -> Layout:
         f"images: {', '.join(f'{count} {split}' for split, count in counts.items())}; {said} pixels",
         f"classes: {', '.join(data.class_names)}",
     ]
+    lines += dict.fromkeys(str(warning.message) for warning in caught)
     if not data.has_test:
         lines.append("there are no test images: the validation images are scored instead")
     return Layout(data, lines, keys, (min(heights), min(widths)), counts["train"])
+
+
+def _exports(root: Path) -> str:
+    """What to add where a folder without images/ holds annotations in COCO's format, as far as one can tell."""
+    found = next((path for path in sorted(root.rglob("*.json")) if path.name != FILE), None)
+    if found is None:
+        return ""
+    return (
+        f". {found} may be in COCO's format: put it and its images into train/, as train/{FILE}, and the same for "
+        "valid/ and test/; or see the keys of `--data CocoInstances`"
+    )
 
 
 def _filled(layout: Layout, root: Path, output: Path) -> str:
@@ -166,21 +182,24 @@ def _filled(layout: Layout, root: Path, output: Path) -> str:
     )
 
 
-def _make_classes(root: Path, folders: dict[str, str], console: Console) -> Path | None:
-    """Write ``classes.yaml`` where there is none, from the values in the masks; returns what was written."""
+def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, list[str]]:
+    """Write ``classes.yaml`` where there is none, from the values in the masks; returns it and what to say of it."""
     file = root / "classes.yaml"
     if file.exists():
-        return None
+        return None, []
+    images, masks = folders.values()
+    by_split = not (root / images).is_dir() and (root / "train" / images).is_dir()
     for key, folder in folders.items():
-        if not (root / folder).is_dir():
+        if not (root / "train" / folder if by_split else root / folder).is_dir():
             raise InputError(
                 f"{root} has no {folder}/: put images into images/ and masks of the same names into masks/, or name "
-                f"their folder with --{key}"
+                f"their folder with --{key}{_exports(root)}"
             )
-    images_below(root / folders["images_folder"])
+    if not by_split:
+        images_below(root / images)
     values: Counter[int] = Counter()
     problems = []
-    for path in files_below(root / folders["masks_folder"])[:MASKS]:
+    for path in files_below(root / "train" / masks if by_split else root / masks)[:MASKS]:
         try:
             values.update(np.unique(read_mask(path)).tolist())
         except InputError as error:
@@ -194,7 +213,6 @@ def _make_classes(root: Path, folders: dict[str, str], console: Console) -> Path
     lines += [f"  {name}: {value}" for value, name in names.items()]
     if 255 in values and 255 not in labels:
         lines.append("void: [255]  # pixels that are ignored; if 255 is a class, list it above and delete this line")
-        console.print(f"255 occurs in the masks and is taken for void; if it is a class, list it in {file}")
     write_text(file, "\n".join(lines) + "\n")
-    console.print(f"wrote {file}: the masks hold {', '.join(map(str, labels))}; give the classes their names there")
-    return file
+    said = f"wrote {file}: the masks hold {', '.join(map(str, labels))}; give the classes their names there"
+    return file, [said, *([VOID.format(file=file)] if 255 in values and 255 not in labels else [])]

@@ -135,7 +135,7 @@ class CocoInstances(InstanceData):
         train_images: Folder of its images, below the root.
         val: Annotations of the validation split; null holds out a share of the training split.
         val_images: Folder of its images.
-        test: Annotations of the test split.
+        test: Annotations of the test split; null takes the validation images for the test images, too.
         test_images: Folder of its images.
         val_fraction: The share of the training images that validates where there is no split for it.
         split_seed: Seed of that choice; it does not depend on the run's seed.
@@ -155,8 +155,8 @@ class CocoInstances(InstanceData):
         train_images: str = "train2017",
         val: str | None = "annotations/instances_val2017.json",
         val_images: str | None = "val2017",
-        test: str = "annotations/instances_val2017.json",
-        test_images: str = "val2017",
+        test: str | None = None,
+        test_images: str | None = None,
         val_fraction: float = 0.15,
         split_seed: int = 0,
         categories: list[str] | None = None,
@@ -167,8 +167,13 @@ class CocoInstances(InstanceData):
         check_value_range(value_range)
         self.value_range = value_range
         require(0 < val_fraction < 1, "val_fraction", val_fraction, "must lie in (0, 1)")
-        if (val is None) != (val_images is None):
-            raise ArgumentError("val and val_images belong together: give both or neither")
+        for key, file, images in (("val", val, val_images), ("test", test, test_images)):
+            if (file is None) != (images is None):
+                raise ArgumentError(f"{key} and {key}_images belong together: give both or neither")
+        if test is None or test_images is None:
+            if val is None or val_images is None:
+                raise ArgumentError("test and test_images are needed where there are no val and val_images")
+            test, test_images = val, val_images
         self.root = existing_root(root, self.folder, self.hint)
         self.splits = {"train": (train, train_images), "test": (test, test_images)}
         if val is not None and val_images is not None:

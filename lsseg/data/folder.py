@@ -30,9 +30,9 @@ class FolderSegmentation(SegmentationData):
         void: [255]          # values (or colours) that count for nothing (255 always does, unless it is a class)
 
     Splits, the first that is there: subfolders ``images/train``, ``images/val``, ``images/test`` (and the same under
-    ``masks/``); lists ``train.txt``, ``val.txt``, ``test.txt`` of names, one a line; or a seeded random split. Folders
-    or lists without ``val`` hold out a share of ``train``. Images may lie in deeper folders, and their masks in the
-    same ones.
+    ``masks/``), or ``train/images``, ``train/masks`` and so on; lists ``train.txt``, ``val.txt``, ``test.txt`` of
+    names, one a line; or a seeded random split. Folders or lists without ``val`` hold out a share of ``train``. Images
+    may lie in deeper folders, and their masks in the same ones.
 
     Args:
         root: The folder.
@@ -68,6 +68,7 @@ class FolderSegmentation(SegmentationData):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.images_folder, self.masks_folder = self.root / images_folder, self.root / masks_folder
+        self._names = images_folder, masks_folder
         self.mask_suffix = mask_suffix
         self.value_range = value_range
         self.classes = read_classes(self.root / "classes.yaml")
@@ -106,19 +107,27 @@ class FolderSegmentation(SegmentationData):
             images = self._listed(split, images_below(self.images_folder))
             return matched(images, self.masks_folder, self.mask_suffix)
         if "val" not in parts and split in ("train", "val"):
-            kept, held = self._held_out(images_below(self.images_folder / "train"))
-            return matched(held if split == "val" else kept, self.masks_folder / "train", self.mask_suffix)
+            folder, masks = self._folders("train")
+            kept, held = self._held_out(images_below(folder))
+            return matched(held if split == "val" else kept, masks, self.mask_suffix)
         if split not in parts:
             hint = "; data.test_split: val scores the validation images" if split == "test" else ""
-            raise InputError(f"{self.images_folder / split} is not a folder: there are no {split} images{hint}")
-        part = parts[split]
-        return matched(images_below(self.images_folder / part), self.masks_folder / part, self.mask_suffix)
+            raise InputError(f"{self._folders(split)[0]} is not a folder: there are no {split} images{hint}")
+        folder, masks = self._folders(parts[split])
+        return matched(images_below(folder), masks, self.mask_suffix)
+
+    def _folders(self, part: str) -> tuple[Path, Path]:
+        """Those of a split's images and masks: ``images/train`` and ``masks/train``, or ``train/images``, …."""
+        if self.images_folder.is_dir():
+            return self.images_folder / part, self.masks_folder / part
+        images, masks = self._names
+        return self.root / part / images, self.root / part / masks
 
     def _parts(self) -> dict[str, str]:
         """The subfolders of the splits, by split; none where the images are not divided so."""
         names = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
         found = {
-            split: next((name for name in known if (self.images_folder / name).is_dir()), None)
+            split: next((name for name in known if self._folders(name)[0].is_dir()), None)
             for split, known in names.items()
         }
         return {split: name for split, name in found.items() if name is not None}

@@ -1,6 +1,7 @@
 """`lsseg data check` and `lsseg init`, on folders as users have them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -96,6 +97,30 @@ def test_a_folder_of_other_names_and_without_test_images(lsseg, mine, tmp_path):
     assert (status, "there are no test images; data.test_split: val" in out) == (1, True), out
     status, _, err = lsseg("data", "check", mine, "--data.mask_folder", "truth")
     assert (status, "did you mean masks_folder?" in err) == (1, True), err
+
+
+@pytest.mark.parametrize("valid", ["val", "valid", None])
+def test_splits_may_hold_images_and_masks(lsseg, mine, tmp_path, valid):
+    for split, first in (("train", 0), (valid, 6), ("test", 9)):
+        for part in ("images", "masks") if split else ():
+            (mine / split / part).mkdir(parents=True)
+            for i in range(first, first + (6 if first == 0 else 3)):
+                (mine / part / f"{i:02}.png").rename(mine / split / part / f"{i:02}.png")
+    for part in ("images", "masks"):
+        shutil.rmtree(mine / part)
+    status, out, err = lsseg("init", mine)
+    assert status == 0, err
+    assert f"images: {6 if valid else 5} train, {3 if valid else 1} val, 3 test; 40×56 pixels" in out
+    assert ("mine has no val split: 1 of its 6 training images validate" in out) == (valid is None)
+    assert lsseg("data", "check", mine)[0] == 0
+
+
+def test_other_exports_in_cocos_format_are_pointed_out(lsseg, mine):
+    (mine / "images").rename(mine / "pictures")
+    (mine / "all.json").write_text("{}")
+    status, _, err = lsseg("init", mine)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "mine/all.json may be in COCO's format: put it and its images into train/" in err
 
 
 def test_check_shows_what_is_there_and_all_that_is_wrong(lsseg, mine):

@@ -99,3 +99,28 @@ def test_commands_are_completed_in_bash(lsseg):
     ask = 'COMP_WORDS=(lsseg re); COMP_CWORD=1; _lsseg; echo "${COMPREPLY[*]}"'
     done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True)
     assert done.stdout.split() == ["refine", "report"]
+
+
+def test_the_help_of_a_class_names_this_projects_classes_only(lsseg, capfd):
+    with pytest.raises(SystemExit):
+        lsseg("fit", "--model.help", "SegmentationTask")
+    said = capfd.readouterr().out
+    assert "lsseg.models.SmpNet" in " ".join(said.split())
+    assert "torch.nn.Linear" not in said
+    assert len(said.splitlines()) < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--model", "DMLSTask", "--model.network.network", "SmpNet"),
+            "model.network: Option 'network' is not accepted; it belongs to a class, which must be named first",
+        ),
+        (("--model", "DMLSTsk"), "model: 'DMLSTsk' is no known class; did you mean DMLSTask?"),
+        (("--model.network", "my.Net"), "model.network: Problem with given class_path 'my.Net': No module named 'my'"),
+    ],
+)
+def test_classes_that_are_not_named_right(lsseg, arguments, message):
+    status, _, err = lsseg("fit", "--data", "SyntheticShapes", *arguments)
+    assert (status, err.splitlines()[-1]) == (1, f"lsseg: error: {message}")

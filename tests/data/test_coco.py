@@ -392,6 +392,16 @@ def test_an_export_beside_its_images_is_one_key(tmp_path):
         CocoFolder(str(tmp_path))
 
 
+def test_the_validation_images_are_the_test_images_where_no_others_are_given(tmp_path):
+    root = write_coco(tmp_path)
+    files = {"train": "all.json", "train_images": "images", "val": "all.json", "val_images": "images"}
+    assert len(CocoInstances(str(root), **files).source("test")) == 3
+    with pytest.raises(InputError, match="test and test_images are needed where there are no val and val_images"):
+        CocoInstances(str(root), **{**files, "val": None, "val_images": None})
+    with pytest.raises(InputError, match="test and test_images belong together"):
+        CocoInstances(str(root), **files, test="all.json")
+
+
 def test_an_image_of_another_size_than_the_file_says_is_named(tmp_path):
     def change(content):
         content["images"][0]["height"] = 31
