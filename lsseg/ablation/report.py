@@ -157,7 +157,8 @@ def _note(description: Description) -> str:
         f"Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to “{labels[main]}”"
         f"{others} in percentage points over the seeds that both have, with a bootstrap 95 % interval over the test "
         "images. How far other seeds would move it, the differences by seed tell, and from three seeds on a 95 % "
-        "interval of their mean (Student's t): believe in a gain that both intervals keep from zero."
+        "interval of their mean (Student's t). Trust a gain only if both intervals exclude zero. Times of "
+        "training are those of this machine with all that it did beside."
     )
 
 

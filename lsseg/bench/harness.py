@@ -118,6 +118,7 @@ class Benchmark(NamedTuple):
                 row += [f"{peaks[name] / 1e6:.0f}", multiple(peaks[name] / least) if least else "–"]
             table.add_row(*row)
         Console(highlight=False).print(table)
+        Console(highlight=False).print("ms: the median of the rounds; time: the median of each round's own ratio.")
 
 
 def multiple(factor: float) -> str:

@@ -19,6 +19,7 @@ from lsseg.tasks.base import EvolvingObject
 
 Color = tuple[int, int, int]
 Array = npt.NDArray[Any]
+VOID = 255
 VOID_COLOR = (255, 255, 255)
 ROWS = 1024  # of an overlay at a time
 DARK = 64  # the brightest channel of a colour that an overlay leaves out
@@ -61,10 +62,11 @@ def with_contours(image: Array, labels: Array) -> npt.NDArray[np.uint8]:
 def boundary_errors(image: Array, truth: Array, prediction: Array, radius: int = 2) -> npt.NDArray[np.uint8]:
     """Where the contours disagree: found in green, missed in blue, invented in red, over the faded grey image.
 
-    A contour pixel counts as found where the other map has a contour pixel of any class within ``radius`` pixels.
+    A contour pixel counts as found where the other map has a contour pixel of any class within ``radius`` pixels:
+    which classes meet there is not looked at.
     """
-    void = truth == 255
-    prediction = np.where(void, 255, prediction)
+    void = truth == VOID
+    prediction = np.where(void, VOID, prediction)
     real, drawn = _boundary(truth), _boundary(prediction)
     near_real, near_drawn = _dilate(real, radius), _dilate(drawn, radius)
     canvas = np.repeat(bytes_of(image).mean(2, keepdims=True) * 0.35 + 150, 3, axis=2)
@@ -105,7 +107,7 @@ def panel(
         "image": bytes_of(image).astype(np.uint8),
         "truth": colorize(truth, palette),
         "prediction": colorize(prediction, palette),
-        "contours: found, missed, invented": boundary_errors(image, truth, prediction),
+        "contours found green, missed blue, invented red": boundary_errors(image, truth, prediction),
     }
     for axis, (name, picture) in zip(axes, pictures.items(), strict=False):
         axis.imshow(picture, interpolation="nearest")
@@ -116,6 +118,8 @@ def panel(
     present = [label for label in range(len(class_names)) if (truth == label).any() or (prediction == label).any()]
     colors = [(r / 255, g / 255, b / 255) for r, g, b in palette]
     patches = [Patch(color=colors[label], label=class_names[label]) for label in present[:24]]
+    if (truth == VOID).any():
+        patches.append(Patch(facecolor="white", edgecolor="grey", label="void"))
     figure.legend(handles=patches, loc="outside lower center", ncols=12, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -155,7 +159,7 @@ def steps_panel(
     inside = np.zeros((height, width), bool) if truth is None else truth == phi_class
     for number, (labels, values) in enumerate(zip(predictions, phi, strict=True), start=1):
         axes[0, number].imshow(overlay(image, labels, palette, 0.7), interpolation="nearest")
-        changed = "" if number == 1 else f", {100 * np.mean(labels != predictions[number - 2]):.1f} % changed"
+        changed = "" if number == 1 else f", changes {100 * np.mean(labels != predictions[number - 2]):.1f} %"
         axes[0, number].set_title(f"step {number + first - 1}{changed}", fontsize=9)
         _draw_phi(axes[1, number], values, inside, class_names[phi_class])
         axes[1, number].set_title(f"φ of {class_names[phi_class]}, zero contour", fontsize=9)
@@ -174,7 +178,7 @@ def hardest_class(truth: Array, prediction: Array, num_classes: int) -> int:
     for label in range(num_classes):
         inside = truth == label
         if inside.sum() >= 0.005 * truth.size:
-            chosen = (prediction == label) & (truth != 255)
+            chosen = (prediction == label) & (truth != VOID)
             iou = (inside & chosen).sum() / (inside | chosen).sum()
             if 0 < iou < lowest:
                 best, lowest = label, float(iou)

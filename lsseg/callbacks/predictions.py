@@ -27,7 +27,7 @@ class SavePredictions(pl.Callback):
     objects as in COCO's result files.
 
     Args:
-        output: Folder to write into; null is ``predictions`` in the run's folder.
+        output: Folder to write into; null is ``predictions`` in the folder of this command, RUN/predict-TIME.
         phi: Names of classes whose level-set function is written too, as ``NAME_phi_CLASS.npy`` (float32, H×W, positive
             inside) and a picture of it, ``NAME_phi_CLASS.png``; ``[all]`` for every class.
         steps: Whether a network that refines its prediction also writes the labels after every step, ``NAME_step1.png``

