@@ -1,16 +1,23 @@
 """What a library raises that nobody expected: one line on the screen, and the traceback in a file."""
 
+import logging
 import os
 import re
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lsseg.errors import ArgumentError, InputError
 
+CHATTERS = (
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric.utilities.rank_zero",
+    "pytorch_lightning.trainer.connectors.checkpoint_connector",
+)
 LONGEST = 500  # characters of a library's message
 
 
@@ -124,3 +131,44 @@ def _keep(text: str, folder: Path | None) -> Path | None:
 def _clipped(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+
+
+def raised_by_lightning(error: Exception) -> bool:
+    """Whether Lightning itself refused a value (a trainer option, the seed), so that no traceback is needed."""
+    return any(f"/{package}/" in place_of(error) for package in ("pytorch_lightning", "lightning_fabric"))
+
+
+def place_of(error: Exception) -> str:
+    """The file that raised it."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename
+
+
+def of_a_lost_process(error: RuntimeError) -> bool:
+    """Whether a message to another process of a distributed run failed."""
+    import torch  # not where a command is only dispatched
+
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return distributed and bool(re.search("gloo|NCCL|[Cc]onnection (reset|closed)|[Pp]rocess group", str(error)))
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not any(
+        chatter in record.getMessage() for chatter in ("litlogger", "litmodels", "`weights_only` was not set", "TPU")
+    )
+
+
+def silence_chatter() -> None:
+    """Leave out what libraries say that is no news to a user of this command."""
+    warnings.formatwarning = lambda message, *_: f"lsseg: warning: {message}\n"
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a hint, wrong where data is generated
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # resuming
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own use of torch
+    warnings.filterwarnings(
+        "ignore", ".*callbacks used to create the checkpoint need to be provided.*"
+    )  # tests save none
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged is the same on all ranks already
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen batch-norm
+    warnings.filterwarnings("ignore", ".*srun. command is available on your system but is not used.*")  # by submitit
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
+    for name in CHATTERS:
+        logging.getLogger(name).addFilter(_worth_saying)

@@ -5,6 +5,7 @@ import fnmatch
 import json
 import re
 import shlex
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,19 @@ from lsseg.files import write_json
 
 LAST_LINES = 15
 GOOD = ("done", "skipped")
+Check = Callable[[dict[str, list[str]]], None]
 
 
-def main(argv: list[str]) -> int:
-    """Run ``ablate``, ``run`` or ``report``; returns the exit status."""
-    return {"ablate": _ablate, "run": _run, "report": _report}[argv[0]](argv[1:])
+def main(argv: list[str], check: Check | None = None) -> int:
+    """Run ``ablate``, ``run`` or ``report``; returns the exit status.
+
+    Args:
+        argv: The command and its arguments.
+        check: Of ``ablate``: raises ``InputError`` where it cannot read the arguments of runs, given by variant.
+    """
+    if argv[0] == "ablate":
+        return _ablate(argv[1:], check or (lambda runs: None))
+    return {"run": _run, "report": _report}[argv[0]](argv[1:])
 
 
 def _report(argv: list[str]) -> int:
@@ -36,11 +45,18 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
-def _ablate(argv: list[str]) -> int:
+def _ablate(argv: list[str], check: Check) -> int:
     options = _ablate_options(argv)
     suite, folder = _read(options)
     everything = expand(suite)
     runs = _chosen(everything, options.only)
+    check(
+        {
+            run.variant.name: run.arguments(folder / run.name)
+            for run in runs
+            if not (folder / run.name / "test.json").is_file()
+        }
+    )
     if options.dry_run:
         for run in runs:
             print(f"# {run.name}\nlsseg {shlex.join(run.arguments(folder / run.name))}")

@@ -21,7 +21,7 @@ COMMANDS = {
     "predict": ("lsseg.cli.lightning", "segment a folder of images"),
     "refine": ("lsseg.cli.refine", "move the contours of masks to those of their images"),
     "export": ("lsseg.cli.export", "write a trained network as one file, ONNX or torch.export"),
-    "ablate": ("lsseg.ablation.command", "run a suite of experiments and report on it"),
+    "ablate": ("lsseg.cli.lightning", "run a suite of experiments and report on it"),
     "run": ("lsseg.ablation.command", "one run of a suite, for W&B's agents and clusters"),
     "report": ("lsseg.ablation.command", "rebuild table and figures from what is on disk"),
     "data": ("lsseg.cli.data", "show which data sets are there, and fetch one"),

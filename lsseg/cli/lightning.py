@@ -2,15 +2,12 @@
 
 import fcntl
 import itertools
-import logging
 import os
-import re
 import shutil
 import sys
 import time
-import traceback
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from lsseg.ablation import command
 
 # Importing these modules is what makes their classes known by their short names.
 from lsseg.callbacks import (
@@ -46,8 +45,8 @@ from lsseg.cli.resume import (
     refuse_unknown_monitors,
 )
 from lsseg.data import DataModule
-from lsseg.errors import ArgumentError, InputError
-from lsseg.failures import Place, located, told
+from lsseg.errors import ArgumentError, InputError, refuse_all
+from lsseg.failures import Place, located, of_a_lost_process, place_of, raised_by_lightning, silence_chatter, told
 from lsseg.metrics.scores import better_is_higher
 from lsseg.parser import Parser, check_files, drop_weights, own_errors
 from lsseg.process import DIE_WITH_PARENT
@@ -56,11 +55,6 @@ from lsseg.tasks.start import read_checkpoint, refuse_other_classes
 
 RUN_FOLDER = "LSSEG_RUN_FOLDER"
 RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of processes that nothing else tells apart so early
-CHATTERS = (
-    "pytorch_lightning.utilities.rank_zero",
-    "lightning_fabric.utilities.rank_zero",
-    "pytorch_lightning.trainer.connectors.checkpoint_connector",
-)
 
 
 class LssegCLI(LightningCLI):
@@ -295,48 +289,25 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
-def _raised_by_lightning(error: Exception) -> bool:
-    """Whether Lightning itself refused a value (a trainer option, the seed), so that no traceback is needed."""
-    return any(f"/{package}/" in _place(error) for package in ("pytorch_lightning", "lightning_fabric"))
-
-
-def _place(error: Exception) -> str:
-    """The file that raised it."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename
-
-
-def _of_a_lost_process(error: RuntimeError) -> bool:
-    """Whether a message to another process of a distributed run failed."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return distributed and bool(re.search("gloo|NCCL|[Cc]onnection (reset|closed)|[Pp]rocess group", str(error)))
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
-    return not any(
-        chatter in record.getMessage() for chatter in ("litlogger", "litmodels", "`weights_only` was not set", "TPU")
-    )
-
-
-def _silence_chatter() -> None:
-    """Leave out what libraries say that is no news to a user of this command."""
-    warnings.formatwarning = lambda message, *_: f"lsseg: warning: {message}\n"
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a hint, wrong where data is generated
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # resuming
-    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own use of torch
-    warnings.filterwarnings(
-        "ignore", ".*callbacks used to create the checkpoint need to be provided.*"
-    )  # tests save none
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged is the same on all ranks already
-    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen batch-norm
-    warnings.filterwarnings("ignore", ".*srun. command is available on your system but is not used.*")  # by submitit
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
-    for name in CHATTERS:
-        logging.getLogger(name).addFilter(_worth_saying)
+# What every command of this module makes its LightningCLI with.
+SETTINGS: dict[str, Any] = {
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "auto_configure_optimizers": False,
+    "save_config_callback": SaveConfig,
+    "save_config_kwargs": {"save_to_log_dir": False, "overwrite": True},
+    "seed_everything_default": 0,
+    "trainer_defaults": {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
+    "parser_class": Parser,
+    "parser_kwargs": {"prog": "lsseg"},
+}
 
 
 def main(argv: list[str]) -> int:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
-    _silence_chatter()
+    """Run ``fit``, ``validate``, ``test`` or ``predict``, or ``ablate``, which reads the arguments of many ``fit``."""
+    silence_chatter()
+    if argv[0] == "ablate":
+        return command.main(argv, refuse_unreadable)
     os.environ.setdefault("WANDB_SILENT", "true")
     check_files(argv)
     held, place = ExitStack(), Place()
@@ -348,15 +319,7 @@ def main(argv: list[str]) -> int:
             command=argv[0],
             held=held,
             place=place,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-            seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
-            parser_class=Parser,
-            parser_kwargs={"prog": "lsseg"},
+            **SETTINGS,
             # Only where it differs, as in tests: DDP starts further processes with the arguments of this one.
             args=None if argv == sys.argv[1:] else argv,
         )
@@ -367,12 +330,12 @@ def main(argv: list[str]) -> int:
             raise located(error, place) from error
         if isinstance(error, InputError):
             raise
-        known = _raised_by_lightning(error)
+        known = raised_by_lightning(error)
         raise InputError(" ".join(str(error).split()) if known else told(error, place)) from error
     except RuntimeError as error:
-        if "/plugins/environments/" in _place(error):  # a cluster's job that was started in the wrong way
+        if "/plugins/environments/" in place_of(error):  # a cluster's job that was started in the wrong way
             raise InputError(" ".join(str(error).split())) from error
-        if not _of_a_lost_process(error):
+        if not of_a_lost_process(error):
             raise InputError(told(error, place)) from error
         raise InputError(
             "another process of this run ended (what it said is above, or it was killed): "
@@ -392,3 +355,29 @@ def main(argv: list[str]) -> int:
             os.environ.pop(DIE_WITH_PARENT)
         os.environ.pop(RUN_FOLDER, None)  # the next command of this process makes a folder of its own
     return 0
+
+
+class AllRead(Exception):
+    """Nothing is left to do."""
+
+
+class Reader(LssegCLI):
+    """Reads the arguments of several runs with one parser, and goes no further."""
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Raise ``InputError`` with all that is wrong, else ``AllRead``."""
+        problems = []
+        for name, argv in args.items():
+            try:
+                check_files(argv)
+                parser.parse_args(argv)
+            except InputError as error:
+                problems.append(f"{name}: {error}")
+        refuse_all("the suite", problems)
+        raise AllRead
+
+
+def refuse_unreadable(runs: dict[str, list[str]]) -> None:
+    """Read the arguments of runs of ``lsseg fit``, by their variants; raises ``InputError`` with all that is wrong."""
+    with suppress(AllRead):
+        Reader(Task, DataModule, command="fit", held=ExitStack(), place=Place(), args=runs, **SETTINGS)

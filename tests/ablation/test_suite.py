@@ -167,6 +167,24 @@ def test_bad_usage(tmp_path, lsseg, arguments, message):
     assert message in err
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_is_wrong_with_any_run_is_said_before_the_first(tmp_path, lsseg, dry):
+    variants = [
+        {"name": "right"},
+        {"name": "key", "set": {"trainer.max_step": 3}},
+        {"name": "value", "set": {"model.lr": "fast"}},
+        {"name": "network", "set": {"model.network": "SmpNte"}},
+    ]
+    status, _, err = lsseg("ablate", write_suite(tmp_path, variants=variants, seeds=[0, 1]), *dry)
+    assert status == 1
+    first, *lines = err.splitlines()
+    assert first == "lsseg: error: the suite: 3 problems"
+    assert "key: unrecognized arguments: --trainer.max_step=3; did you mean --trainer.max_steps?" in lines[0]
+    assert "value: model.lr: expected a number, not fast" in lines[1]
+    assert "network: model.network: 'SmpNte' is no known class; did you mean SmpNet?" in lines[2]
+    assert not (tmp_path / "runs").exists()
+
+
 def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
