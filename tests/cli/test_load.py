@@ -24,7 +24,7 @@ def runs(lsseg, tmp_path):
     for folder, model in zip(folders, ("SegmentationTask", "LevelSetLossTask"), strict=True):
         status, _, err = lsseg(
             *("fit", "--config", TINY, "--model", model, "--model.network.encoder_name", "tu-test_resnet.r160_in1k"),
-            *("--trainer.default_root_dir", folder, "--test_after_fit=true"),
+            *("--trainer.default_root_dir", folder, "--test_after_fit=true", "--panels.images=1"),
         )
         assert status == 0, err
     return folders
