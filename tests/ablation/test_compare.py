@@ -43,7 +43,7 @@ def test_the_suites_of_rates_are_what_the_plan_writes(plan, run, tmp_path, data,
     suite = load_suite(tmp_path / name)
     assert all(variant.settings["data.test_split"] == "val" for variant in suite.variants)
     own = len(plan.METHODS) - len(plan.RATE_OF)
-    assert len(suite.variants) == own * 3 * (2 if size == "full" else 1)
+    assert len(suite.variants) == (own * 3 * 2 if size == "full" else own * 4)
     assert not set(suite.seeds) & set(plan.SEEDS)
 
 
