@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from lsseg.data.source import IGNORE_INDEX
 from lsseg.functional import label_boundary
 from lsseg.tasks.base import EvolvingObject
 
 Color = tuple[int, int, int]
 Array = npt.NDArray[Any]
-VOID = 255
 VOID_COLOR = (255, 255, 255)
 ROWS = 1024  # of an overlay at a time
 DARK = 64  # the brightest channel of a colour that an overlay leaves out
@@ -65,8 +65,8 @@ def boundary_errors(image: Array, truth: Array, prediction: Array, radius: int =
     A contour pixel counts as found where the other map has a contour pixel of any class within ``radius`` pixels:
     which classes meet there is not looked at.
     """
-    void = truth == VOID
-    prediction = np.where(void, VOID, prediction)
+    void = truth == IGNORE_INDEX
+    prediction = np.where(void, IGNORE_INDEX, prediction)
     real, drawn = _boundary(truth), _boundary(prediction)
     near_real, near_drawn = _dilate(real, radius), _dilate(drawn, radius)
     canvas = np.repeat(bytes_of(image).mean(2, keepdims=True) * 0.35 + 150, 3, axis=2)
@@ -118,7 +118,7 @@ def panel(
     present = [label for label in range(len(class_names)) if (truth == label).any() or (prediction == label).any()]
     colors = [(r / 255, g / 255, b / 255) for r, g, b in palette]
     patches = [Patch(color=colors[label], label=class_names[label]) for label in present[:24]]
-    if (truth == VOID).any():
+    if (truth == IGNORE_INDEX).any():
         patches.append(Patch(facecolor="white", edgecolor="grey", label="void"))
     figure.legend(handles=patches, loc="outside lower center", ncols=12, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
@@ -178,7 +178,7 @@ def hardest_class(truth: Array, prediction: Array, num_classes: int) -> int:
     for label in range(num_classes):
         inside = truth == label
         if inside.sum() >= 0.005 * truth.size:
-            chosen = (prediction == label) & (truth != VOID)
+            chosen = (prediction == label) & (truth != IGNORE_INDEX)
             iou = (inside & chosen).sum() / (inside | chosen).sum()
             if 0 < iou < lowest:
                 best, lowest = label, float(iou)

@@ -121,7 +121,7 @@ def test_level_set_task_logs_both_terms_and_warms_up(lsseg, tmp_path):
     arguments = ("--model", "LevelSetLossTask", "--model.level_set_weight", 0.5, "--model.warmup_steps", 2)
     status, _, err = lsseg(
         "fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", *arguments,
-        "--trainer.log_every_n_steps", 1,
+        "--trainer.log_every_n_steps", 1, "--model.epsilon_start", 0.5, "--model.reduction", "balanced",
     )  # fmt: skip
     assert status == 0, err
     rows = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "train/level_set" in row]
