@@ -1,7 +1,6 @@
 """``lsseg init``: a commented configuration for the images and masks of a folder, and the commands that use it."""
 
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from lsseg.arguments import Arguments
 from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
 from lsseg.data.module import SPLITS
 from lsseg.data.object_classes import FILE
-from lsseg.data.pixels import image_size, read_mask
+from lsseg.data.pixels import color_codes, holds_colors, image_size, read_colors, read_mask
 from lsseg.data.source import FilePairs, files_below, images_below
 from lsseg.errors import InputError, refuse_all
 from lsseg.files import write_text
@@ -197,22 +196,30 @@ def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, lis
             )
     if not by_split:
         images_below(root / images)
-    values: Counter[int] = Counter()
+    files = files_below(root / "train" / masks if by_split else root / masks)[:MASKS]
+    colored = any(holds_colors(path) for path in files[:1])
+    values: set[int] = set()
     problems = []
-    for path in files_below(root / "train" / masks if by_split else root / masks)[:MASKS]:
+    for path in files:
         try:
-            values.update(np.unique(read_mask(path)).tolist())
+            values |= set(np.unique(color_codes(read_colors(path)) if colored else read_mask(path)).tolist())
         except InputError as error:
             problems.append(str(error))
     refuse_all(f"{file} is missing, and the masks do not say what the classes are", problems)
-    labels = sorted(value for value in values if value != 255 or len(values) == 2)
+    labels = sorted(value for value in values if colored or value != 255 or len(values) == 2)
+    what = "colours" if colored else "values"
     if not 2 <= len(labels) <= MOST_CLASSES:
-        raise InputError(f"{file} is missing, and {len(labels)} different values in the masks are no classes: write it")
-    names = {value: "background" if value == 0 else f"class{value}" for value in labels}
-    lines = ["# Made by `lsseg init` of the values in the masks: give the classes their names.", "classes:"]
-    lines += [f"  {name}: {value}" for value, name in names.items()]
-    if 255 in values and 255 not in labels:
+        raise InputError(f"{file} is missing, and {len(labels)} different {what} in the masks are no classes: write it")
+    shown = {label: str([label >> 16, label >> 8 & 255, label & 255]) if colored else str(label) for label in labels}
+    lines = [f"# Made by `lsseg init` of the {what} in the masks: give the classes their names.", "classes:"]
+    for number, label in enumerate(labels):
+        name = "background" if label == 0 else f"class{number if colored else label}"
+        lines.append(f"  {name}: {shown[label]}")
+    ignored = 255 in values and 255 not in labels
+    if ignored:
         lines.append("void: [255]  # pixels that are ignored; if 255 is a class, list it above and delete this line")
+    if colored:
+        lines.append("void: []  # move the colour of pixels that are to be ignored here, as in [[0, 0, 0]]")
     write_text(file, "\n".join(lines) + "\n")
-    said = f"wrote {file}: the masks hold {', '.join(map(str, labels))}; give the classes their names there"
-    return file, [said, *([VOID.format(file=file)] if 255 in values and 255 not in labels else [])]
+    said = f"wrote {file}: the masks hold {', '.join(shown.values())}; give the classes their names there"
+    return file, [said, *([VOID.format(file=file)] if ignored else [])]

@@ -5,7 +5,6 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.progress import track
 from lsseg.data.loading import check_labels
 from lsseg.data.module import Color
 from lsseg.data.pixels import image_size, read_mask
-from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, other_size
+from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, other_size, some_of
 from lsseg.errors import InputError
 from lsseg.files import write_json
 
@@ -164,27 +163,33 @@ def look_at_pairs(source: FilePairs) -> tuple[Counter[int], list[str]]:
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(lambda index: _look(source, index), range(len(source))))
     found: Counter[int] = Counter()
-    for result in results:
-        if not isinstance(result, str):
-            found.update(result)
-    return found, [result for result in results if isinstance(result, str)]
+    for counts, _ in results:
+        found.update(counts)
+    return found, [problem for _, problems in results for problem in problems]
 
 
-def _look(source: FilePairs, index: int) -> Counter[int] | str:
-    """What a mask holds, or what is wrong with the pair."""
+def _look(source: FilePairs, index: int) -> tuple[Counter[int], list[str]]:
+    """Return what a mask holds, and all that is wrong with the pair."""
     image, path = source.pairs[index]
-    try:
-        mask = source.read_mask(index)
-        size = image_size(image)
-        if size != mask.shape:
-            return other_size(image, size, path, mask.shape)
-        labels, counts = np.unique(mask, return_counts=True)
-        found = Counter(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
-        if source.colors is None and IGNORE_INDEX in found:
-            found[-1] = int((read_mask(path) == IGNORE_INDEX).sum())
-        return found
-    except InputError as error:
-        return str(error)
+    found: Counter[int] = Counter()
+    problems = []
+    sizes = {}
+    for file in (image, path):
+        try:
+            sizes[file] = image_size(file)
+        except InputError as error:
+            problems.append(str(error))
+    if len(set(sizes.values())) > 1:
+        problems.append(other_size(image, sizes[image], path, sizes[path]))
+    if path in sizes:  # a file that is no image would be refused twice
+        try:
+            labels, counts = np.unique(source.read_mask(index), return_counts=True)
+            found.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
+            if source.colors is None and IGNORE_INDEX in found:
+                found[-1] = int((read_mask(path) == IGNORE_INDEX).sum())
+        except InputError as error:
+            problems.append(str(error))
+    return found, problems
 
 
 def compare_classes(found: Counter[int], classes: Classes, said_in: Path) -> None:
@@ -204,23 +209,18 @@ def compare_classes(found: Counter[int], classes: Classes, said_in: Path) -> Non
     undeclared = found[-1] and IGNORE_INDEX not in classes.void and classes.labels.get(IGNORE_INDEX) == IGNORE_INDEX
     if absent and undeclared:
         raise InputError(
-            f"{said_in}: no training mask has a pixel of {_some(absent)}, but {found[-1]} pixels have the value 255, "
+            f"{said_in}: no training mask has a pixel of {some_of(absent)}, but {found[-1]} pixels have the value 255, "
             f"which counts for nothing: say `{absent[0]}: 255` (classes: {{NAME: VALUE, …}}) if it is that class, or "
             "`void: [255]` if it is not"
         )
     if absent:
-        warnings.warn(f"no training mask has a pixel of {_some(absent)} ({said_in})", stacklevel=2)
+        warnings.warn(f"no training mask has a pixel of {some_of(absent)} ({said_in})", stacklevel=2)
     elif undeclared:
         warnings.warn(
             f"{found[-1]} pixels of the training masks have the value 255 and count for nothing; `void: [255]` in "
             f"{said_in} says so",
             stacklevel=2,
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
 
 
 VERSION = 1  # of how it is counted

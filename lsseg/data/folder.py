@@ -179,6 +179,7 @@ class FolderSegmentation(SegmentationData):
         for name in images:
             by_stem.setdefault(name.rpartition("/")[2], []).append(name)
         chosen: dict[str, Path] = {}
+        problems = []
         for line in listing.read_text(encoding="utf-8-sig", errors="replace").splitlines():
             said = same_name(line.strip())
             if not said:
@@ -186,11 +187,13 @@ class FolderSegmentation(SegmentationData):
             names = self._meant(said, images, by_stem)
             if len(names) != 1:
                 wrong = f"there are several: {', '.join(names)}" if names else "there is no such image"
-                raise InputError(f"{listing} names {line.strip()!r}, but {wrong} in {self.images_folder}")
+                problems.append(f"{listing} names {line.strip()!r}, but {wrong} in {self.images_folder}")
+                continue
             if names[0] in chosen and (listing.name, names[0]) not in self._said_twice:
                 self._said_twice.add((listing.name, names[0]))
                 warnings.warn(f"{listing} names {names[0]} twice; it is used once", stacklevel=2)
             chosen[names[0]] = images[names[0]]
+        refuse_all(str(listing), problems)
         return chosen
 
     @staticmethod

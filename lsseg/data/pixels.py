@@ -70,7 +70,7 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     image, orientation = _open(path)
     if image.mode == "LA":  # grey, and a transparency that says nothing
         image = image.getchannel(0)
-    if image.mode not in ("L", "P", "1", "I", "F") and not image.mode.startswith("I;16"):
+    if _is_colored(image):
         raise InputError(
             f"mask {path} holds {image.mode} colours; expected an index or palette PNG, one value a pixel (a folder's "
             "classes.yaml may give each class its colour, NAME: [RED, GREEN, BLUE])"
@@ -86,6 +86,19 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
+def holds_colors(path: Path) -> bool:
+    """Whether a mask holds colours instead of indices.
+
+    Raises:
+        InputError: If the file is missing or no image.
+    """
+    return _is_colored(_open(path, load=False)[0])
+
+
+def _is_colored(image: Image.Image) -> bool:
+    return image.mode not in ("L", "LA", "P", "1", "I", "F") and not image.mode.startswith("I;16")
+
+
 def read_colors(path: Path) -> npt.NDArray[np.uint8]:
     """A mask whose labels are colours, H×W×3 uint8; colours that a lossy format has changed are not put right.
 
@@ -94,6 +107,11 @@ def read_colors(path: Path) -> npt.NDArray[np.uint8]:
     """
     image, orientation = _open(path)
     return np.array(_upright(np.asarray(image.convert("RGB")), orientation))
+
+
+def color_codes(colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return one number for the red, green and blue of each pixel, H×W of H×W×3: 0xRRGGBB."""
+    return colors.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
 def image_size(path: Path) -> tuple[int, int]:

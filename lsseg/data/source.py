@@ -4,6 +4,7 @@ Legend: H×W pixels, C classes. Labels are 0..C-1; 255 is void.
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -11,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lsseg.data.pixels import SUFFIXES, ValueRange, read_colors, read_image, read_mask, turned
-from lsseg.errors import InputError
+from lsseg.data.pixels import SUFFIXES, ValueRange, color_codes, read_colors, read_image, read_mask, turned
+from lsseg.errors import InputError, refuse_all
 
 __all__ = ["IGNORE_INDEX", "FilePairs", "Source", "list_images", "pair_up", "read_image", "read_mask"]
 
@@ -105,11 +106,9 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     table[list(labels)] = list(labels.values())
     mapped = np.where(mask < 0, -1, table[mask.clip(0, 65535)])
     if (mapped < 0).any():
-        value = int(mask[mapped < 0][0])
-        known = ", ".join(map(str, sorted(labels)))
         lossy = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
         advice = "; JPEG changes values, so masks must be PNG" if lossy else ""
-        raise InputError(f"mask {path} holds the value {value}, which is no class; the classes have {known}{advice}")
+        raise InputError(_unknown(path, "value", np.unique(mask[mapped < 0]).tolist(), sorted(labels)) + advice)
     return mapped.astype(np.uint8)
 
 
@@ -119,20 +118,33 @@ def map_colors(mask: npt.NDArray[np.uint8], colors: Colors, path: Path) -> npt.N
     Raises:
         InputError: If the mask holds a colour that has no label; names the file.
     """
-    codes = mask.astype(np.int32) @ np.array([65536, 256, 1])
-    known = np.array([red * 65536 + green * 256 + blue for red, green, blue in colors])
+    codes = color_codes(mask)
+    known = color_codes(np.array(list(colors), np.uint8))
     order = np.argsort(known)
     place = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
     found = known[order][place] == codes
     if not found.all():
-        color = mask[~found][0].tolist()
-        raise InputError(f"mask {path} holds the colour {color}, which is no class; the classes have {_listed(colors)}")
+        unknown = np.unique(mask[~found], axis=0).tolist()
+        raise InputError(_unknown(path, "colour", unknown, [list(color) for color in colors]))
     labels = np.array(list(colors.values()), np.uint8)
     return labels[order][place]
 
 
-def _listed(colors: Iterable[tuple[int, int, int]]) -> str:
-    return ", ".join(str(list(color)) for color in list(colors)[:12])
+def _unknown(path: Path, what: str, unknown: Sequence[object], known: Sequence[object]) -> str:
+    """Say which values or colours of a mask belong to no class."""
+    several = len(unknown) > 1
+    held = f"{what}s {some_of(unknown)}, which are no classes" if several else f"{what} {unknown[0]}, which is no class"
+    return f"mask {path} holds the {held}; the classes have {some_of(known, 40)}"
+
+
+def some_of(values: Sequence[object], most: int = 8) -> str:
+    """List the first values, and count the others.
+
+    >>> some_of([3, 4, 5], 2)
+    '3, 4 and 1 more'
+    """
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + more
 
 
 def same_name(text: str) -> str:
@@ -159,7 +171,7 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         InputError: If the folder does not exist or holds no image.
     """
-    return _some(folder, (path for path in folder.iterdir() if is_image(path)) if folder.is_dir() else [])
+    return _sorted(folder, (path for path in folder.iterdir() if is_image(path)) if folder.is_dir() else [])
 
 
 def images_below(folder: Path) -> dict[str, Path]:
@@ -169,11 +181,13 @@ def images_below(folder: Path) -> dict[str, Path]:
         InputError: If the folder does not exist or holds no image, or two images differ in their suffix only.
     """
     found: dict[str, Path] = {}
-    for path in _some(folder, files_below(folder)):
+    problems = []
+    for path in _sorted(folder, files_below(folder)):
         name = same_name(path.relative_to(folder).with_suffix("").as_posix())
         if name in found:
-            raise InputError(f"{folder} has several files named {name}: {found[name].name} and {path.name}")
+            problems.append(f"{folder} has several files named {name}: {found[name].name} and {path.name}")
         found[name] = path
+    refuse_all(str(folder), problems)
     return found
 
 
@@ -191,7 +205,7 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
-def _some(folder: Path, paths: Iterable[Path]) -> list[Path]:
+def _sorted(folder: Path, paths: Iterable[Path]) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
     images = sorted(paths)
@@ -206,23 +220,28 @@ def pair_up(images: Sequence[Path], masks: Path) -> list[tuple[Path, Path]]:
     Raises:
         InputError: If an image has no mask, or two have the same stem; names the image.
     """
-    by_stem = {same_name(path.stem): path for path in _different(masks, list_images(masks))}
-    pairs = []
-    for image in _different(images[0].parent, images) if images else []:
-        mask = by_stem.get(same_name(image.stem))
-        if mask is None:
-            raise InputError(f"{image} has no mask: expected {masks / (image.stem + '.png')}")
-        pairs.append((image, mask))
-    return pairs
+    by_stem = {same_name(path.stem): path for path in _different(list_images(masks))}
+    wanted = {image: same_name(image.stem) for image in _different(images)}
+    _refuse_bare(masks, {image: f"{image.stem}.png" for image, stem in wanted.items() if stem not in by_stem})
+    return [(image, by_stem[stem]) for image, stem in wanted.items()]
 
 
-def _different(folder: Path, paths: Sequence[Path]) -> Sequence[Path]:
-    seen: set[str] = set()
-    for path in paths:
-        if path.stem in seen:
-            raise InputError(f"{folder} has several files named {path.stem}; an image and its mask belong together")
-        seen.add(path.stem)
+def _different(paths: Sequence[Path]) -> Sequence[Path]:
+    """Return files of one folder, no two of which may have one stem."""
+    counts = Counter(path.stem for path in paths)
+    problems = [
+        f"{paths[0].parent} has several files named {stem}; an image and its mask belong together"
+        for stem, count in counts.items()
+        if count > 1
+    ]
+    refuse_all(str(paths[0].parent) if paths else "", problems)
     return paths
+
+
+def _refuse_bare(masks: Path, expected: dict[Path, str]) -> None:
+    """Refuse images that have no mask; ``expected`` holds the name that the mask of each should have."""
+    problems = [f"{image} has no mask: expected {masks / name}" for image, name in expected.items()]
+    refuse_all(f"the masks in {masks}", problems)
 
 
 def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[str, tuple[Path, Path]]:
@@ -239,13 +258,8 @@ def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[s
     masks = images_below(folder)
     if suffix is None:
         suffix = _common_suffix(images, masks)
-    pairs = {}
-    for name, path in images.items():
-        mask = masks.get(name + suffix)
-        if mask is None:
-            raise InputError(f"{path} has no mask: expected {folder / (name + suffix)}.png")
-        pairs[name] = (path, mask)
-    return pairs
+    _refuse_bare(folder, {path: f"{name}{suffix}.png" for name, path in images.items() if name + suffix not in masks})
+    return {name: (path, masks[name + suffix]) for name, path in images.items()}
 
 
 def _common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> str:

@@ -49,7 +49,7 @@ def test_a_folder_is_looked_at_and_its_configuration_trains_as_it_stands(lsseg, 
     [
         (lambda root: (root / "masks").rename(root / "labels"), "has no masks/"),
         (lambda root: [p.unlink() for p in (root / "images").iterdir()], "there is no image in"),
-        (lambda root: [Image.new("RGB", (56, 40)).save(p) for p in (root / "masks").iterdir()], "holds RGB colours"),
+        (lambda root: [Image.new("RGB", (56, 40)).save(p) for p in (root / "masks").iterdir()], "1 different colours"),
         (lambda root: [Image.new("L", (56, 40)).save(p) for p in (root / "masks").iterdir()], "1 different values"),
     ],
 )
@@ -75,6 +75,19 @@ def test_255_among_other_values_is_said_to_be_taken_for_void(lsseg, tmp_path):
     assert "255 occurs in the masks and is taken for void; if it is a class, list it in" in out
     content = yaml.safe_load((tmp_path / "cells" / "classes.yaml").read_text())
     assert content == {"classes": {"background": 0, "class128": 128}, "void": [255]}
+
+
+def test_classes_may_be_colours_in_the_masks(lsseg, mine):
+    for path in (mine / "masks").iterdir():
+        inside = np.asarray(Image.open(path)) > 0
+        Image.fromarray(np.where(inside[..., None], (128, 64, 130), (0, 0, 0)).astype(np.uint8)).save(path)
+    status, out, err = lsseg("init", mine)
+    assert status == 0, err
+    assert "the masks hold [0, 0, 0], [128, 64, 130]; give the classes their names there" in out
+    content = yaml.safe_load((mine / "classes.yaml").read_text())
+    assert content == {"classes": {"background": [0, 0, 0], "class1": [128, 64, 130]}, "void": []}
+    status, out, _ = lsseg("data", "check", "mine.yaml")
+    assert (status, "nothing is wrong" in out) == (0, True)
 
 
 def test_a_folder_of_other_names_and_without_test_images(lsseg, mine, tmp_path):

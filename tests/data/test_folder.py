@@ -78,15 +78,27 @@ def test_255_beside_all_classes_and_an_absent_class_are_said(tmp_path):
 def test_all_files_are_looked_at_and_all_that_is_wrong_is_listed(tmp_path):
     root = lists(write(tmp_path, NAMES), **SPLITS)
     Image.fromarray(np.full(SIZE, 7, np.uint8)).save(root / "masks" / "im1.png")
-    Image.fromarray(scene(0, (9, 9))[1]).save(root / "masks" / "im3.png")
+    Image.fromarray(scene(0, (9, 9))[1] + np.arange(4, 13, dtype=np.uint8)).save(root / "masks" / "im3.png")
     data = FolderSegmentation(str(root))
     data.check("val", "test")
     with pytest.raises(InputError) as caught:
         data.check("val", "train")
     said = str(caught.value).splitlines()
-    assert said[0] == f"the data in {root}: 2 problems"
+    assert said[0] == f"the data in {root}: 3 problems"
     assert "im1.png holds the value 7, which is no class" in said[1]
     assert "im3.png is 24×32, but its mask" in said[2]
+    assert "im3.png holds the values 4, 5, 6, 7, 8, 9, 10, 11 and " in said[3]
+
+
+def test_all_images_without_a_mask_and_all_wrong_names_in_lists_are_told(tmp_path):
+    root = lists(write(tmp_path, NAMES), **SPLITS)
+    for name in NAMES[:2]:
+        (root / "masks" / f"{name}.png").unlink()
+    with pytest.raises(InputError, match=r"2 problems\n.*im0.png has no mask: .*\n.*im1.png has no mask: "):
+        FolderSegmentation(str(root)).source("train")
+    (root / "train.txt").write_text("im0\nnone\nim2\nnor this\n")
+    with pytest.raises(InputError, match=r"2 problems\n.* names 'none', but .*\n.* names 'nor this', but there is no"):
+        FolderSegmentation(str(root)).source("train")
 
 
 def test_a_turned_photograph_that_does_not_fit_its_mask_is_said_to_be_turned(tmp_path):
