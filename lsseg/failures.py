@@ -18,6 +18,9 @@ CHATTERS = (
     "lightning_fabric.utilities.rank_zero",
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
 )
+# The keys that name no class in a configuration, by the class that each belongs to.
+OWN_KEYS = {"WandbRun": "wandb", "Panels": "panels", "SavePredictions": "predictions", "DenseCRF": "model.crf"}
+PLAIN = (bool, int, float, str)
 LONGEST = 500  # characters of a library's message
 
 
@@ -83,25 +86,38 @@ def key_of(error: BaseException, config: Any) -> str | None:
         error: It is the innermost of the classes that its traceback passes, or one that its message names.
         config: The resolved configuration.
     """
-    paths = dict(_classes(config, ""))
-    named = [key for path, key in paths.items() if path in str(error)]
+    classes = _classes(config, "")
+    named = [key for path, key, _ in classes if path in str(error)]
     if named:
         return named[-1]
-    keys = {"WandbRun": "wandb", "Panels": "panels", "SavePredictions": "predictions", "DenseCRF": "model.crf"}
-    keys |= {path.rpartition(".")[2]: key for path, key in paths.items()}
+    keys: dict[str, list[tuple[str, dict[str, Any]]]] = {name: [(key, {})] for name, key in OWN_KEYS.items()}
+    for path, key, arguments in classes:
+        keys.setdefault(path.rpartition(".")[2], []).append((key, arguments))
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        names = [kind.__name__ for kind in type(frame.f_locals.get("self")).__mro__]
-        found = next((keys[name] for name in names if name in keys), found)
+        made = frame.f_locals.get("self")
+        known = getattr(made, "__dict__", {}) | frame.f_locals
+        names = [kind.__name__ for kind in type(made).__mro__]
+        found = next((_key_with(known, keys[name]) for name in names if name in keys), found)
     return found
 
 
-def _classes(config: Any, key: str) -> list[tuple[str, str]]:
-    """The class paths below a configuration, with their keys; of a list, its own."""
-    found: list[tuple[str, str]] = []
+def _key_with(values: dict[str, Any], candidates: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return the key whose arguments agree with the values of an object; the first one where several do, or none."""
+
+    def differ(arguments: dict[str, Any]) -> bool:
+        both = [(values[name], value) for name, value in arguments.items() if name in values]
+        return any(own != given for own, given in both if isinstance(own, PLAIN) and isinstance(given, PLAIN))
+
+    return min(candidates, key=lambda candidate: differ(candidate[1]))[0]
+
+
+def _classes(config: Any, key: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return the class paths below a configuration, with their keys and arguments; those in a list have its key."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
     if isinstance(config, dict):
         if isinstance(config.get("class_path"), str):
-            found.append((config["class_path"], key))
+            found.append((config["class_path"], key, config.get("init_args") or {}))
         for name, value in config.items():
             inner = key if name == "init_args" else f"{key}.{name}".lstrip(".")
             found.extend(_classes(value, inner))

@@ -205,3 +205,22 @@ def test_the_key_is_that_of_the_class_itself_and_not_of_its_base(made, key):
         Outer(made) if made is Inner else made()
     said = str(located(error.value, Place(config=config)))
     assert said == f"{key}.weight must not be negative, not -1"
+
+
+class Weighted:
+    def __init__(self, weight=1.0):
+        self.weight = weight
+        self._check()
+
+    def _check(self):
+        if self.weight < 0:
+            raise ArgumentError(f"weight must not be negative, not {self.weight}")
+
+
+@pytest.mark.parametrize(("weights", "key"), [((-1.0, 2.0), "model.first"), ((2.0, -1.0), "model.second")])
+def test_of_two_keys_of_one_class_the_one_is_named_that_has_the_wrong_value(weights, key):
+    classes = [{"class_path": "mine.Weighted", "init_args": {"weight": weight}} for weight in weights]
+    config = {"model": dict(zip(("first", "second"), classes, strict=True))}
+    with pytest.raises(ArgumentError) as error:
+        Weighted(-1.0)
+    assert str(located(error.value, Place(config=config))) == f"{key}.weight must not be negative, not -1.0"
