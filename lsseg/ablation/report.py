@@ -1,6 +1,8 @@
 """A suite's table, in a terminal and on disk, and its figures."""
 
+import importlib
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,7 @@ def write_report(folder: Path, console: Console) -> None:
     results = load_results(folder, description)
     if not results:
         raise InputError(f"{folder}: no run of the suite is finished")
+    _import_packages(results, console)
     rows, scores = rows_of(results, description), scores_of(results)
     for name in description.subsets.keys() - {name for row in rows for name in row.subsets}:
         pattern = description.subsets[name]
@@ -66,6 +69,20 @@ def write_report(folder: Path, console: Console) -> None:
     console.print(_rich(brief, title))
     made = f"report: {folder / 'report.html'}, results.md, .csv, .tex, runs.csv, figures/"
     console.print(made, markup=False, highlight=False)
+
+
+def _import_packages(results: list[Result], console: Console) -> None:
+    """Import the modules of users' classes that the runs name: they may add rows to the table of scores."""
+    files = (result.folder / "config.yaml" for result in results)
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
+    for module in sorted({path for text in texts for path in re.findall(r"class_path: ([\w.]+)\.\w+", text)}):
+        if module.partition(".")[0] in sys.modules:
+            continue
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a user's module raises, the report can do without it
+            said = f"{module} cannot be imported, so scores that it adds are left out: {type(error).__name__}: {error}"
+            console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _shown(rows: list[Row], scores: list[Score], subsets: list[str]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The table of scores: a new score is a row, and what it counts."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,40 @@ def test_adding_a_score_is_its_metric_and_one_row(size_score, lsseg, tmp_path):
     table = (tmp_path / "results.csv").read_text().splitlines()[0].split(",")
     assert {"size_error", "size_error_difference", "size_error_difference_low"} <= set(table)
     assert "size error by class" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_imports_the_package_that_adds_a_score(lsseg, tmp_path, monkeypatch):
+    (tmp_path / "smpx.py").write_text(
+        "from functools import partial\n"
+        "from lsseg.metrics.scores import SCORES, Score\n"
+        "from lsseg.tasks import SegmentationTask\n"
+        "SCORES.append(Score('own_score', 'own score', 'semantic'))\n"
+        "class OwnTask(SegmentationTask):\n    pass\n"
+    )
+    run = tmp_path / "suite" / "own-seed0"
+    model = ("--config", TINY, "--model=smpx.OwnTask")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    kept = list(SCORES)
+    status, _, err = lsseg("fit", *model, "--trainer.default_root_dir", run, "--test_after_fit", "true")
+    assert status == 0, err
+    summary = json.loads((run / "test.json").read_text())
+    summary["scores"]["own_score"] = 0.125
+    (run / "test.json").write_text(json.dumps(summary))
+    own = {"name": "own", "label": "own", "paper": {}}
+    suite = {"name": "suite", "variants": [own], "baseline": "own", "subsets": {}, "runs": {"own": {"0": run.name}}}
+    (tmp_path / "suite" / "suite.json").write_text(json.dumps(suite))
+    try:
+        for there in (True, False):
+            SCORES[:] = kept  # as in a process that has not imported it
+            del sys.modules["smpx"]
+            if not there:
+                (tmp_path / "smpx.py").unlink()
+            status, out, err = lsseg("report", tmp_path / "suite")
+            assert status == 0, err
+            assert ("own_score" in (tmp_path / "suite" / "results.csv").read_text()) == there
+            assert ("smpx cannot be imported, so scores that it adds are left out" in out) != there
+    finally:
+        SCORES[:] = kept
 
 
 def test_names_are_unique():
