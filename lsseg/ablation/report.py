@@ -29,6 +29,8 @@ from lsseg.errors import InputError
 from lsseg.files import write_text
 from lsseg.metrics.scores import COSTS, Score
 
+OTHERS = "Further scores, costs and versions"  # the title of the second table
+
 
 def write_report(folder: Path, console: Console) -> None:
     """Write a suite's table, figures and pages into its folder, and print the table.
@@ -56,7 +58,7 @@ def write_report(folder: Path, console: Console) -> None:
         description.name,
         _caption(results, description),
         f"{_note(description)} {mixed}".strip(),
-        {"": _shown(rows, scores, list(description.subsets)), **by_class},
+        {**_shown(rows, scores, list(description.subsets)), **by_class},
         draw_figures(folder, results, description, rows),
     )
     write_page(folder / "report.html", report, results, description.labels)
@@ -85,17 +87,20 @@ def _import_packages(results: list[Result], console: Console) -> None:
             console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _shown(rows: list[Row], scores: list[Score], subsets: list[str]) -> pd.DataFrame:
-    """The columns a reader wants, as text."""
+def _shown(rows: list[Row], scores: list[Score], subsets: list[str]) -> dict[str, pd.DataFrame]:
+    """Return what a reader wants as text: the scores that methods are compared by, and a second table of the others."""
     known = {name for row in rows for name in (*row.all.scores, *row.variant.paper)}
     scores = [score for score in scores if score.name in known]
     compared = [score for score in scores if score.compared]
     last = scores.index(compared[-1]) + 1
-    return pd.DataFrame([_cells(row, rows, scores, last, subsets) for row in rows])
+    return {
+        "": pd.DataFrame([_compared(row, rows, scores[:last], subsets) for row in rows]),
+        OTHERS: pd.DataFrame([_others(row, rows, scores[last:]) for row in rows]),
+    }
 
 
-def _cells(row: Row, rows: list[Row], scores: list[Score], last: int, subsets: list[str]) -> dict[str, str]:
-    """The cells of a row by the titles of their columns."""
+def _compared(row: Row, rows: list[Row], scores: list[Score], subsets: list[str]) -> dict[str, str]:
+    """Return the cells of a row by the titles of their columns."""
     main, second = [score for score in scores if score.compared][:2]
     shown = {"method": row.variant.label, **_score(row, main, rows)}
     shown[f"Δ {main.label} [95 %]"] = _interval(row.all, main)
@@ -106,18 +111,23 @@ def _cells(row: Row, rows: list[Row], scores: list[Score], last: int, subsets: l
         part = row.subsets.get(name, Measured({}, {}))
         shown[f"{main.label} {name}"] = _spread(part, main, row.seeds)
         shown[f"Δ {name} [95 %]"] = _interval(part, main)
-    for score in scores[1:last]:
+    for score in scores[1:]:
         shown |= _score(row, score, rows)
     shown[f"Δ {second.label} [95 %]"] = _interval(row.all, second)
-    shown |= _over_seeds(row, second, rows)
-    for score in scores[last:]:
+    return shown | _over_seeds(row, second, rows) | {"seeds": str(row.seeds)}
+
+
+def _others(row: Row, rows: list[Row], scores: list[Score]) -> dict[str, str]:
+    """Return the cells of a row of the second table: scores without a difference, costs, and the row's origin."""
+    shown = {"method": row.variant.label}
+    for score in scores:
         shown |= _score(row, score, rows)
     for cost in COSTS:
         shown[cost.label] = _number(row.costs.get(cost.name), 1, cost.shown(1))
         if any(cost.name in other.variant.paper for other in rows):
             shown[f"{cost.label} in the paper"] = _number(row.variant.paper.get(cost.name), 0, cost.shown(1))
     shown["parameters"] = f"{row.parameters / 1e6:.2f} M" if row.parameters is not None else "–"
-    return shown | {"seeds": str(row.seeds), "commit": " ".join(row.commits) or "–"}
+    return shown | {"commit": " ".join(row.commits) or "–"}
 
 
 def _score(row: Row, score: Score, rows: list[Row]) -> dict[str, str]:
