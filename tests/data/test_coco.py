@@ -1,18 +1,13 @@
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from lsseg.data import COCO2017, CarParts, CocoFolder, CocoInstances
-from lsseg.data.coco import COCO_NAMES, COCO_PALETTE
+from lsseg.data import CarParts, CocoFolder, CocoInstances
 from lsseg.data.coco_file import checked_code, decoded
 from lsseg.errors import InputError
-
-REAL = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute()  # before a test hides it
 
 
 def write_coco(root, change=None):
@@ -76,65 +71,6 @@ def test_polygons_codes_and_crowds_are_read(tmp_path, masks_of):
     assert masks_of(second)[0].sum() == 60
     assert masks_of(second)[0][3:9, 5:15].all()
     assert len(source.read(2)[1].labels) == 0
-
-
-def write_coco_2017(root):
-    """A tiny copy of COCO 2017 as it unpacks: two images for training, one for validation."""
-    g = np.random.default_rng(0)
-    (root / "annotations").mkdir(parents=True)
-    categories = [{"id": 1 + label, "name": name} for label, name in enumerate(COCO_NAMES)]
-    for split, count in (("train2017", 2), ("val2017", 1)):
-        (root / split).mkdir()
-        images = [{"id": i, "file_name": f"{i:012}.jpg", "height": 48, "width": 64} for i in range(count)]
-        for entry in images:
-            Image.fromarray(g.integers(0, 256, (48, 64, 3), np.uint8)).save(root / split / entry["file_name"])
-        square = [[8, 8, 40, 8, 40, 32, 8, 32]]
-        objects = [
-            {"id": i, "image_id": i, "category_id": 18, "iscrowd": 0, "segmentation": square} for i in range(count)
-        ]
-        content = {"images": images, "annotations": objects, "categories": categories}
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return root
-
-
-def test_coco_2017_has_its_names_colours_and_counts(tmp_path):
-    root = write_coco_2017(tmp_path)
-    data = COCO2017(str(root), partial=True)
-    assert (data.num_classes, data.class_names[17], data.palette[0]) == (80, "horse", (220, 20, 60))
-    assert [len(data.source(split)) for split in ("train", "val", "test")] == [2, 1, 1]
-    assert data.source("test").read(0)[1].labels.tolist() == [17]
-    with pytest.raises(InputError, match=r"the train \(2017\) split in .* has 2 images, the official one 118287"):
-        COCO2017(str(root)).source("train")
-
-
-def test_what_the_tables_on_coco_train_with(tmp_path, fits):
-    tested = fits("homayounfar2020", root=write_coco_2017(tmp_path / "coco"), short_side=64, longest_side=96)
-    assert (tested["test_images"], len(tested["classes"])) == (1, 80)
-
-
-@pytest.mark.skipif(not (REAL / "fixtures" / "coco_panoptic").is_dir(), reason="the fixtures are not here")
-def test_names_and_colours_are_those_of_the_official_file():
-    path = REAL / "fixtures" / "coco_panoptic" / "panoptic_coco_categories.json"
-    things = [category for category in json.loads(path.read_text()) if category["isthing"]]
-    assert tuple(category["name"] for category in things) == COCO_NAMES
-    assert tuple(tuple(category["color"]) for category in things) == COCO_PALETTE
-
-
-@pytest.mark.skipif(not (REAL / "fixtures" / "coco_panoptic").is_dir(), reason="the fixtures are not here")
-def test_real_images_of_coco_and_their_run_length_codes(masks_of):
-    root = REAL / "fixtures" / "coco_panoptic" / "sample_data"
-    files = dict.fromkeys(("train", "val", "test"), "panoptic_coco_detection_format.json")
-    folders = dict.fromkeys(("train_images", "val_images", "test_images"), "input_images")
-    data = CocoInstances(str(root), **files, **folders, num_workers=0)
-    source = data.source("test")
-    assert [source.name(i) for i in range(len(source))] == ["000000142238", "000000439180"]
-    for i in range(2):
-        image, found = source.read(i)
-        masks = np.stack(masks_of(found))
-        assert masks.shape[1:] == image.shape[:2]
-        assert masks.sum(0).max() == 1  # a panoptic annotation: no pixel is of two
-        assert masks.any(0).mean() > 0.9
-    assert [data.class_names[k] for k in found.labels].count("person") == 14
 
 
 def test_without_a_validation_split_a_share_of_the_training_images_is_held_out(tmp_path):
@@ -413,9 +349,8 @@ def test_an_image_of_another_size_than_the_file_says_is_named(tmp_path):
 # --- maps of numbered objects
 
 
-@pytest.mark.skipif(not (REAL / "car_parts").is_dir(), reason="needs the real car parts (LSSEG_DATA)")
-def test_real_car_parts():
-    data = CarParts(str(REAL / "car_parts"))
+def test_real_car_parts(real):
+    data = CarParts(str(real("car_parts")))
     assert {s: len(data.source(s)) for s in ("train", "val", "test")} == {"train": 340, "val": 60, "test": 100}
     total = sum(len(data.source("test").read(i)[1].labels) for i in range(100))
     assert total == 811

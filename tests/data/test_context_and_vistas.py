@@ -1,8 +1,6 @@
 """PASCAL-Context and Mapillary Vistas in the layouts in which they are distributed."""
 
-import os
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from lsseg import data as official
 from lsseg.data.pascal_context import CLASSES
 from lsseg.errors import InputError
 
-FIXTURES = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute() / "fixtures"
 # The tiny copies have not the official number of images.
 MapillaryVistas = partial(official.MapillaryVistas, partial=True)
 PascalContext = partial(official.PascalContext, partial=True)
@@ -103,20 +100,20 @@ def test_vistas_without_labels_is_said(tmp_path):
         MapillaryVistas(str(tmp_path)).source("train")
 
 
-@pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files (LSSEG_DATA)")
-def test_a_real_file_of_vistas(tmp_path):
+def test_a_real_file_of_vistas(tmp_path, real):
+    vistas = real("fixtures", "vistas")
     for split in ("training", "validation"):
         for part, name in (("images", "_HnWguqEbRCphUquTMrCCA.jpg"), ("v1.2/labels", "_HnWguqEbRCphUquTMrCCA.png")):
             (tmp_path / split / part).mkdir(parents=True)
-            real = name if part == "images" else name.replace(".png", "_labels.png")
-            (tmp_path / split / part / name).symlink_to(FIXTURES / "vistas" / real)
+            stored = name if part == "images" else name.replace(".png", "_labels.png")
+            (tmp_path / split / part / name).symlink_to(vistas / stored)
     data = MapillaryVistas(str(tmp_path))
     _, labels = data.source("val").read(0)
     names = {data.class_names[label] for label in np.unique(labels) if label != 255}
     assert {"Curb", "Fence", "Road", "Sidewalk", "Person", "Vegetation", "Sky", "Building", "Car"} - names <= {
         "Building"
     }
-    palette = Image.open(FIXTURES / "vistas" / "_HnWguqEbRCphUquTMrCCA_labels.png").getpalette()
+    palette = Image.open(vistas / "_HnWguqEbRCphUquTMrCCA_labels.png").getpalette()
     # The file is of the first release, in which some classes share a colour: those that do not have kept theirs.
     first = [tuple(palette[3 * k : 3 * k + 3]) for k in range(65)]
     own = [k for k in range(65) if first.count(first[k]) == 1 and any(first[k])]

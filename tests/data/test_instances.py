@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,8 +6,6 @@ from lsseg.data import SyntheticInstances
 from lsseg.data.instances import InstanceSamples, collate_instances, from_map, from_masks
 from lsseg.data.scenes import draw_objects, draw_scene
 from lsseg.errors import InputError
-
-REAL = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute()  # before a test hides it
 
 
 def test_overlapping_masks_go_into_layers(masks_of):

@@ -1,14 +1,11 @@
 import json
-import os
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from lsseg import data as official
 from lsseg.errors import InputError
 
-FIXTURES = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute() / "fixtures"
 LVIS = partial(official.LVIS, partial=True)  # the tiny copies have not the official number of images
 
 
@@ -68,12 +65,11 @@ def test_what_lvis_lacks_is_named(tmp_path, monkeypatch, write_lvis):
         LVIS(str(root)).source("val")
 
 
-@pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files of LVIS (LSSEG_DATA)")
-def test_real_files():
+def test_real_files(real):
     files = {"train": "lvis_val_4.json", "val": "lvis_val_4.json"}
-    data = LVIS(str(FIXTURES / "lvis"), **files)
+    data = LVIS(str(real("fixtures", "lvis")), **files)
     source = data.source("val")
     found = [{data.class_names[k] for k in source.read(i)[1].labels} for i in range(len(source))]
     assert found == [{"laptop", "chair"}, {"cat"}, {"keyboard", "mouse"}, {"bus"}]
     assert len(data.labels("val")) == 79
-    assert LVIS(str(FIXTURES / "lvis"), categories="all", **files).num_classes == 1230
+    assert LVIS(str(real("fixtures", "lvis")), categories="all", **files).num_classes == 1230

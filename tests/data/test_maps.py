@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,8 +5,6 @@ from PIL import Image
 from lsseg.data import CarParts, NucleiDSB2018, PennFudan
 from lsseg.data.nuclei import group_lookalikes, split_groups
 from lsseg.errors import InputError
-
-REAL = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute()  # before a test hides it
 
 
 def write_maps(root, folder, count, sizes=((48, 48),)):
@@ -114,18 +109,16 @@ def test_maps_that_are_none_are_named(tmp_path):
 # --- real data, where it is
 
 
-@pytest.mark.skipif(not (REAL / "pennfudan").is_dir(), reason="needs the real Penn-Fudan (LSSEG_DATA)")
-def test_real_penn_fudan():
-    data = PennFudan(str(REAL / "pennfudan"))
+def test_real_penn_fudan(real):
+    data = PennFudan(str(real("pennfudan")))
     sources = [data.source(s) for s in ("train", "val", "test")]
     assert [len(s) for s in sources] == [119, 17, 34]
     assert sum(len(s.read(i)[1].labels) for s in sources for i in range(len(s))) == 423
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (REAL / "dsb2018").is_dir(), reason="needs the real nuclei (LSSEG_DATA)")
-def test_real_nuclei():
-    data = NucleiDSB2018(str(REAL / "dsb2018"))
+def test_real_nuclei(real):
+    data = NucleiDSB2018(str(real("dsb2018")))
     sources = [data.source(s) for s in ("train", "val", "test")]
     assert [len(s) for s in sources] == [429, 84, 151]
     assert sum(len(s.read(i)[1].labels) for s in sources for i in range(len(s))) == 28_986

@@ -1,6 +1,5 @@
 """Cityscapes and ADE20K in the layouts in which they are distributed."""
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from PIL import Image
 from lsseg import data as official
 from lsseg.errors import InputError
 
-FIXTURES = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute() / "fixtures"
 # The tiny copies have not the official number of images.
 ADE20K = partial(official.ADE20K, partial=True)
 Cityscapes = partial(official.Cityscapes, partial=True)
@@ -146,13 +144,12 @@ def test_what_the_tables_on_ade20k_train_with(tmp_path, fits, files):
     assert (tested["test_images"], len(tested["classes"])) == (1, 150)
 
 
-@pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files (LSSEG_DATA)")
-def test_real_files(tmp_path):
-    data = ADE20K(str(FIXTURES / "ADEChallengeData2016"))
+def test_real_files(tmp_path, real):
+    data = ADE20K(str(real("fixtures", "ADEChallengeData2016")))
     _, labels = data.source("val").read(0)
     names = {data.class_names[label] for label in np.unique(labels) if label != 255}
     assert {"sky", "sea"} & names or {"wall", "floor"} & names or {"building", "tree"} & names
-    layout = FIXTURES / "synthetic_layouts" / "cityscapes_dataset" / "train_dataset"
+    layout = real("fixtures", "synthetic_layouts", "cityscapes_dataset", "train_dataset")
     with pytest.raises(InputError, match="gtFine"):  # this copy keeps the annotations elsewhere
         Cityscapes(str(layout / "imgsFine")).source("val")
     (tmp_path / "leftImg8bit").symlink_to(layout / "imgsFine" / "leftImg8bit")

@@ -1,6 +1,4 @@
-import os
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from lsseg import data as official
 from lsseg.data.voc import voc_palette
 from lsseg.errors import InputError
 
-FIXTURES = Path(os.environ.get("LSSEG_DATA", "../shared/data")).absolute() / "fixtures"
 # The tiny copies have not the official number of images.
 VOC2012 = partial(official.VOC2012, partial=True)
 
@@ -125,9 +122,8 @@ def test_a_broken_mask_of_sbd_is_named(tmp_path):
         values(VOC2012(str(voc), sbd=str(tmp_path / "sbd")).source("train"))
 
 
-@pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs real files of VOC (LSSEG_DATA)")
-def test_real_files(tmp_path):
-    root = FIXTURES / "voc2012" / "labelme_voc"
+def test_real_files(tmp_path, real):
+    root = real("fixtures", "voc2012", "labelme_voc")
     voc = tmp_path / "VOC2012"
     voc.mkdir()
     for folder in ("JPEGImages", "SegmentationClass"):

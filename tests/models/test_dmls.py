@@ -2,17 +2,14 @@ import copy
 from functools import partial
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 from lsseg.errors import InputError
-from lsseg.models import DFCN, DMLS, FCN, MultiphaseLevelSet, SegOutput, SmpNet
+from lsseg.models import DFCN, DMLS, FCN, SegOutput, SmpNet
 from lsseg.models.dmls import StepNorm, batch_norms
 from lsseg.models.multiphase import enlarged
-from lsseg.tasks import SegmentationTask
 
 TINY = "tu-test_resnet.r160_in1k"
 dfcn = partial(DFCN, encoder_name=TINY, width=8)
@@ -145,126 +142,6 @@ def test_a_network_without_features_cannot_have_their_likelihood():
         net(image())
 
 
-class Listing(nn.Module):
-    """A network whose output is none of those that are understood."""
-
-    def forward(self, x):
-        return [x]
-
-
-def hand_written():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1))
-
-
-def of_smp():
-    return smp.Unet("tu-test_resnet.r160_in1k", encoder_weights=None, classes=3, decoder_channels=(32, 24, 16, 16, 8))
-
-
-def of_torchvision():
-    return torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=3)
-
-
-@pytest.mark.parametrize("network", [hand_written, of_smp, of_torchvision])
-def test_networks_of_others_are_wrapped_as_they_are(network):
-    """Each refines its own prediction, and at the start is at every step the network alone."""
-    torch.manual_seed(0)
-    own = network()
-    x = image(2, (64, 96))
-    net = DMLS(3, own, steps=2)
-    with torch.no_grad():
-        plain = net.network.eval()(x)
-        output = net.eval()(x)
-    expected = plain if isinstance(plain, torch.Tensor) else plain["out"]
-    torch.testing.assert_close(output.steps[0].logits, expected)
-    torch.testing.assert_close(output.steps[1].logits, expected)
-    refined = MultiphaseLevelSet()(expected, x)
-    torch.testing.assert_close(output.steps[0].refined, refined)
-    trained = DMLS(3, own, steps=2).train()
-    F.cross_entropy(trained(x).logits, torch.randint(0, 3, (2, 64, 96))).backward()
-    assert trained.feedback.weight.grad.any()
-
-
-def test_the_auxiliary_scores_of_torchvisions_networks_are_kept():
-    class Auxiliary(nn.Conv2d):
-        def forward(self, x):
-            return {"out": super().forward(x), "aux": 2 * super().forward(x)}
-
-    task = SegmentationTask(3, network=Auxiliary(3, 3, 1))
-    output = task(image())
-    torch.testing.assert_close(output.auxiliary[0], 2 * output.logits)
-
-
-@pytest.mark.parametrize(
-    ("network", "message"),
-    [
-        (lambda classes: Listing(), r"network Listing must return SegOutput\(logits\), logits alone, or a mapping"),
-        (lambda classes: FCN(4, 8, TINY, width=4), r"returned logits \(2, 4, 33, 46\); expected \(2, 3, 33, 46\)"),
-    ],
-)
-def test_networks_that_return_something_else(network, message):
-    with pytest.raises(InputError, match=message):
-        DMLS(3, network, steps=1)(image())
-
-
-class Resized(nn.Module):
-    """A network that changes the size of its input before its first convolution."""
-
-    def __init__(self, classes, change):
-        super().__init__()
-        self.change, self.conv = change, nn.Conv2d(3, classes, 3, padding=1)
-
-    def forward(self, x):
-        scores = self.conv(self.change(x))
-        return SegOutput(F.interpolate(scores, x.shape[-2:], mode="bilinear"))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        partial(F.interpolate, scale_factor=2),
-        partial(F.interpolate, size=(64, 64)),
-        partial(F.interpolate, scale_factor=0.5),
-        lambda x: F.pad(x, (2, 2, 2, 2)),
-        lambda x: F.pad(x, (16, 0, 31, 0)),
-    ],
-)
-def test_a_network_that_resizes_its_input_is_refused(change):
-    """The previous prediction would lie somewhere else than the image."""
-    with pytest.raises(InputError, match="the previous prediction cannot enter its first convolution"):
-        DMLS(3, partial(Resized, change=change), steps=2)(image())
-
-
-class TwoEntries(nn.Module):
-    """Two convolutions on three channels, the one that is used first registered last."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.late = nn.Conv2d(3, classes, 3, padding=1)
-        self.early = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, x):
-        return SegOutput(self.late(self.early(x).relu()))
-
-
-def test_the_prediction_enters_where_an_image_arrives_first():
-    torch.manual_seed(0)
-    net = with_feedback(DMLS(4, TwoEntries, steps=2, level_set=False))
-    assert net.feedback.weight.shape == (3, 4, 3, 3)
-    first, second = (step.logits for step in net(image()).steps)
-    extra = F.conv2d(first.softmax(1), net.feedback.weight, padding=1)
-    early, late = net.network.early, net.network.late
-    torch.testing.assert_close(second, late((early(image()) + extra).relu()))
-    assert DMLS(4, TwoEntries, steps=2, first="late").feedback.weight.shape == (4, 4, 3, 3)
-    assert net.network.training
-    with pytest.raises(InputError, match=r"^first 'conv' is no convolution .* it has late, early"):
-        DMLS(4, TwoEntries, steps=2, first="conv")
-
-
-def test_a_network_may_be_given_instead_of_made():
-    own = TwoEntries(4)
-    assert DMLS(4, own, steps=2).network is own
-
-
 def test_a_call_that_fails_leaves_nothing_behind():
     """The previous prediction is an argument of a call: one that fails leaves none behind."""
     torch.manual_seed(0)
@@ -311,24 +188,6 @@ def test_fewer_steps_and_the_plain_network_take_the_first_ones():
 def test_a_state_of_something_else_is_still_refused():
     with pytest.raises(RuntimeError, match="Unexpected key"):
         make(steps=2).load_state_dict({**make(steps=2).state_dict(), "other.weight": torch.zeros(1)})
-
-
-def test_a_first_convolution_that_does_not_see_the_image():
-    class Shuffled(nn.Module):
-        def __init__(self, classes):
-            super().__init__()
-            self.layers = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 3, 1), nn.Conv2d(3, classes * 4, 1))
-
-        def forward(self, x):
-            return SegOutput(F.pixel_shuffle(self.layers(x), 2))
-
-    with pytest.raises(InputError, match="the previous prediction cannot enter its first convolution"):
-        DMLS(3, Shuffled, steps=2)(image(2, (32, 32)))
-
-
-def test_a_network_without_a_convolution_on_the_image_is_refused():
-    with pytest.raises(InputError, match="no convolution on the three channels"):
-        DMLS(4, lambda classes: nn.Conv2d(1, classes, 1), steps=2)
 
 
 # --- batch normalisation ---------------------------------------------------------------------------------------------
@@ -420,83 +279,7 @@ def test_a_copy_is_independent():
     torch.testing.assert_close(a.steps[0].logits, b.steps[0].logits)
 
 
-# --- the layer -------------------------------------------------------------------------------------------------------
-
-
-FORMS = {"residual": {"gain": 3.0}, "temperature": {"temperature": 0.5}}
-
-
-@pytest.mark.parametrize("likelihood", ["confidence", "colour", "features"])
-@pytest.mark.parametrize("form", FORMS)
-def test_layer_gradcheck(likelihood, form):
-    g = torch.Generator().manual_seed(3)
-    layer = MultiphaseLevelSet(likelihood, **FORMS[form]).double()
-    logits = torch.randn(1, 3, 5, 6, generator=g, dtype=torch.float64).mul(2).requires_grad_()
-    values = torch.rand(1, 3, 5, 6, generator=g, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, v: layer(x, v, v), (logits, values))
-
-
-def test_refined_scores_are_the_raw_ones_and_what_the_evolution_changes():
-    layer = MultiphaseLevelSet(gain=3.0, inner_steps=2)
-    logits = torch.randn(2, 4, 13, 9, generator=torch.Generator().manual_seed(2)) * 3
-    before, after = layer.levels(logits)
-    torch.testing.assert_close(layer(logits), logits + 3 * (after - before))
-    assert (after - before).abs().max() > 0.01
-    torch.testing.assert_close(MultiphaseLevelSet(temperature=0.5)(logits), after_of(logits) / 0.5)
-
-
-def after_of(logits):
-    return MultiphaseLevelSet(temperature=1.0).levels(logits).after
-
-
-@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
-def test_refined_scores_start_no_more_confident_than_the_raw_ones(scale):
-    """A network early in its training: its scores say something, and are often wrong."""
-    g = torch.Generator().manual_seed(4)
-    target = torch.randint(0, 5, (2, 6, 8), generator=g).repeat_interleave(6, 1).repeat_interleave(6, 2)
-    signal = F.one_hot(target, 5).permute(0, 3, 1, 2).float()
-    noise = F.interpolate(torch.randn(2, 5, 9, 12, generator=g), target.shape[1:], mode="bilinear")
-    logits = scale * (signal + 1.5 * noise)
-    raw = F.cross_entropy(logits, target)
-    assert F.cross_entropy(MultiphaseLevelSet()(logits), target) < raw + 0.02
-    if scale == 1:  # at T = 0.1 they are worse than no knowledge at all
-        assert raw < torch.tensor(5.0).log() < F.cross_entropy(MultiphaseLevelSet(temperature=0.1)(logits), target)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_layer_scale_gradient(form):
-    layer = MultiphaseLevelSet(**FORMS[form]).double()
-    logits = torch.randn(1, 3, 5, 6, dtype=torch.float64)
-    before, after = layer.levels(logits)
-    layer(logits).square().sum().backward()
-    refined = layer(logits)
-    if form == "temperature":  # d/dlogT Σ (φ/T)² = -2 Σ (φ/T)²
-        torch.testing.assert_close(layer.log_temperature.grad, -2 * (after / 0.5).square().sum())
-    else:
-        torch.testing.assert_close(layer.log_gain.grad, (2 * refined * 3 * (after - before)).sum())
-
-
-def test_layer_is_exact_under_autocast():
-    layer = MultiphaseLevelSet()
-    logits = torch.randn(1, 4, 12, 13)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = layer(logits)
-    assert half.dtype == torch.float32
-    assert torch.equal(half, layer(logits))
-
-
-@pytest.mark.parametrize(
-    "logits", [torch.zeros(1, 3, 6, 6), torch.full((1, 3, 6, 6), 1e4) * torch.eye(3)[0].view(3, 1, 1)]
-)
-@pytest.mark.parametrize("form", FORMS)
-def test_undecided_and_one_class_images(logits, form):
-    layer = MultiphaseLevelSet(**FORMS[form])
-    logits = logits.clone().requires_grad_()
-    refined = layer(logits)
-    refined.square().mean().backward()
-    assert torch.isfinite(refined).all()
-    assert torch.isfinite(logits.grad).all()
-    assert (refined.argmax(1) == 0).all()
+# --- options ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
