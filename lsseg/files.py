@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writes files whole, so that a reader never sees half of one, and reads those that people write."""
 
 import json
 import os
@@ -6,13 +6,17 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from lsseg.errors import InputError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write to a temporary name, then rename: the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # other machines may write the same file
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:  # with the name of the file, which a full disk's error lacks
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -25,10 +29,26 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds; a byte order mark in it does no harm.
+
+    Raises:
+        InputError: If there is no such file, or it is not YAML; names it.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder: give a file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of an append-only log; of rows with the same step and keys the last counts, what is no row is skipped."""
     rows: dict[Any, dict[str, Any]] = {}
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
             rows[int(row["step"]), tuple(sorted(row))] = row

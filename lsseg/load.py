@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from lsseg.data import DataModule
 from lsseg.data.loading import Images
 from lsseg.errors import InputError
+from lsseg.files import read_yaml
 from lsseg.parser import Parser, drop_weights, own_errors
 from lsseg.tasks import Task
 from lsseg.tasks.start import read_checkpoint, refuse_other_classes
@@ -42,7 +42,7 @@ class LoadedRun(NamedTuple):
         """
         if not Path(image).is_file():
             raise InputError(f"{image} is no image file")
-        sample = Images(Path(image), self.data.predict_transform())[0]
+        sample = Images(Path(image), self.data.predict_transform(), self.data.value_range)[0]
         batch = self.task.transfer_batch_to_device(default_collate([sample]), self.task.device, 0)
         with torch.inference_mode():
             found = self.task.predict_step(batch, 0)
@@ -93,7 +93,7 @@ def run_config(folder: Path, checkpoint: str = "last.ckpt") -> dict[str, Any]:
         if not (folder / name).is_file():
             raise InputError(f"{folder} is no finished run: it has no {name}")
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = read_yaml(folder / "config.yaml")
         return {key: config[key] for key in ("model", "data")}
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise InputError(f"{folder / 'config.yaml'} is no configuration of a run") from error

@@ -20,6 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from lsseg.arguments import nearest, unknown_option
 from lsseg.errors import ArgumentError, InputError
 from lsseg.failures import Place, located
+from lsseg.files import read_yaml
 
 # What jsonargparse says of every attempt to read a value, whatever is wrong with it.
 BOILERPLATE = re.compile(
@@ -202,11 +203,7 @@ def check_files(argv: list[str]) -> None:
     for name, value in zip(argv, [*argv[1:], ""], strict=True):
         path = Path(value if name in ("--config", "-c") else name.partition("--config=")[2])
         if path.is_file():
-            try:
-                content = yaml.safe_load(path.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-            check_class_keys(content, path)
+            check_class_keys(read_yaml(path), path)
 
 
 def check_class_keys(content: Any, path: Path, key: str = "") -> None:

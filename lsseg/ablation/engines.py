@@ -18,7 +18,7 @@ from rich.console import Console
 from lsseg.ablation.runner import Outcome
 from lsseg.ablation.spec import Run
 from lsseg.errors import InputError
-from lsseg.files import write_text
+from lsseg.files import read_yaml, write_text
 from lsseg.process import DIE_WITH_PARENT
 
 # Called with a run's name and what went wrong, empty if nothing did.
@@ -270,7 +270,7 @@ def create_sweep(path: Path) -> str:
     if not logged_in():
         raise InputError(f"--create needs a login: `wandb login`, or WANDB_API_KEY; {path} is written all the same")
     try:
-        sweep = wandb.sweep(yaml.safe_load(path.read_text()), project=PROJECT)
+        sweep = wandb.sweep(read_yaml(path), project=PROJECT)
     except (wandb.Error, ValueError) as error:
         raise InputError(f"W&B did not take {path}: {' '.join(str(error).split())}") from error
     return f"wandb agent --project {PROJECT} {sweep}"

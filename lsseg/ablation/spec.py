@@ -26,9 +26,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lsseg.errors import InputError
+from lsseg.files import read_yaml
 from lsseg.metrics.scores import COSTS, SCORES, can_be_cited, of_kind
 
 KEYS = {"name", "base", "set", "seeds", "baseline", "variants", "grid", "subsets"}
@@ -113,7 +112,7 @@ class Run:
     @property
     def task(self) -> str | None:
         """Name of the model's class."""
-        files = [(yaml.safe_load(Path(path).read_text()) or {}).get("model") for path in self.variant.configs]
+        files = [(read_yaml(Path(path)) or {}).get("model") for path in self.variant.configs]
         for model in [self.variant.settings.get("model"), *reversed(files)]:
             if isinstance(model, str):
                 return model
@@ -123,7 +122,7 @@ class Run:
 
     def fingerprint(self) -> dict[str, Any]:
         """Its settings, files' contents included: a finished run counts only for the same ones."""
-        configs = [yaml.safe_load(Path(path).read_text()) for path in self.variant.configs]
+        configs = [read_yaml(Path(path)) for path in self.variant.configs]
         start = {"start": self.start.fingerprint()} if self.start else {}
         return {"configs": configs, "set": self.variant.settings, "seed": self.seed, **start}
 
@@ -139,12 +138,7 @@ def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
     Raises:
         InputError: If anything in it cannot be used; names the file and the key.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys {', '.join(sorted(KEYS))}")
     _known(path, "", content, KEYS)
@@ -295,10 +289,7 @@ def _file(path: Path, name: Any) -> Path:
 
 def _check_config(file: str) -> None:
     """Refuse a configuration that no run could read, before the first one starts."""
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(Path(file))
     if not isinstance(content, dict):
         raise InputError(f"{file} is no configuration: expected a mapping of keys such as model, data, trainer")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -24,6 +23,7 @@ from lsseg.data.root import Origin, data_root, fetch
 from lsseg.data.source import IGNORE_INDEX
 from lsseg.errors import ArgumentError, InputError
 from lsseg.failures import Place, located
+from lsseg.files import read_yaml
 from lsseg.parser import Parser, own_errors
 
 FILES = (".png", ".jpg", ".json", ".mat")
@@ -158,7 +158,7 @@ def check(argv: list[str]) -> int:
     options, keys = parser.parse_known_args(argv)
     data, place = _data(options.config, [*([f"--data.root={options.root}"] if options.root else []), *keys])
     console = Console()
-    found, said = {}, []
+    found = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -184,12 +184,7 @@ def _data(config: Path, keys: list[str]) -> tuple[DataModule[Any], Place]:
         kind = "CocoFolder" if (config / "train" / FILE).is_file() else "FolderSegmentation"
         wanted: Any = {"class_path": kind, "init_args": {"root": str(config)}}
     else:
-        try:
-            content = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError as error:
-            raise InputError(f"{config} does not exist") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{config} is not YAML: {' '.join(str(error).split())}") from error
+        content = read_yaml(config)
         if not isinstance(content, dict) or "data" not in content:
             raise InputError(f"{config} has no `data`; give a configuration with one, or a folder with classes.yaml")
         wanted = content["data"] if isinstance(content["data"], dict) else {"class_path": content["data"]}

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=1, help="images at a time, fixed (default: 1)")
     parser.add_argument("--checkpoint", default="last.ckpt", help="in the run's folder (default: last.ckpt)")
     options = parser.parse_args(argv[1:])
-    height, width = options.size or size_of(options.run)
+    height, width = options.size or size_of(options.run, options.checkpoint)
     error = export(options.run, options.file, (options.batch, height, width), options.checkpoint)
     size = options.file.stat().st_size / 1e6
     made = f"{options.file}: {size:.1f} MB, for images of {height}×{width}"
@@ -55,16 +55,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def size_of(run: Path) -> tuple[int, int]:
+def size_of(run: Path, checkpoint: str = "last.ckpt") -> tuple[int, int]:
     """Height and width of the images that a run's network was trained on.
 
     Args:
         run: The run's folder.
+        checkpoint: A file that the run must have.
 
     Raises:
         InputError: If it was trained on images of their own sizes.
     """
-    data = run_config(run)["data"].get("init_args") or {}
+    data = run_config(run, checkpoint)["data"].get("init_args") or {}
     # Resized images are what it predicts, too; a crop is at least a size that it knows; generated scenes have a size.
     for key in ("resize", "crop_size", "size"):
         size = data.get(key)

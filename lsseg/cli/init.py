@@ -100,11 +100,11 @@ def main(argv: list[str]) -> int:
     made, said = (None, []) if (root / "train" / FILE).is_file() else _make_classes(root, folders)
     try:
         layout = _look(root, folders)
-    except InputError:
+        write_text(output, _filled(layout, root, output))
+    except BaseException:
         if made is not None:  # nothing is left of what failed
             made.unlink()
         raise
-    write_text(output, _filled(layout, root, output))
     for line in (*said, *layout.lines):
         console.print(line)
     console.print(f"wrote {output}; next:")

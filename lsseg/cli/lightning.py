@@ -111,6 +111,7 @@ class LssegCLI(LightningCLI):
         """Choose the run's folder, check the checkpoint, and fetch no encoder weights that it will replace."""
         config = self.config[self.subcommand]
         self._place.config = yaml.safe_load(self._parser(self.subcommand).dump(config, **AS_SAVED))
+        self.config_dump = self._place.config  # for the hyperparameters: Lightning would make the same once more
         refuse_forks(self._place.config["trainer"]["strategy"])
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):

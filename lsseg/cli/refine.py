@@ -116,6 +116,8 @@ def _values(image: Path, mask: Path) -> tuple[int, int]:
         shown = ", ".join(map(str, found[:6])) + (", …" if len(found) > 6 else "")
         raise InputError(f"{mask} holds {len(found)} values ({shown}); a mask to be refined has two")
     low, high = int(found[0]), int(found[-1])
+    if low < 0 or high > 65535:
+        raise InputError(f"{mask} holds the values {low} and {high}; a mask to be refined has values in 0..65535")
     if low == high:  # nothing is inside, or everything
         return (0, 255) if low == 0 else (0, low)
     return low, high

@@ -17,7 +17,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 from lsseg.arguments import nearest
 from lsseg.callbacks import BestCheckpoint, PeriodicCheckpoint, WandbRun
 from lsseg.errors import InputError
-from lsseg.files import write_json, write_text
+from lsseg.files import read_yaml, write_json, write_text
 from lsseg.metrics.scores import of_kind
 from lsseg.parser import ConfigDumper
 from lsseg.tasks.start import refuse_changes
@@ -95,7 +95,7 @@ def refuse_other_model(path: Path, checkpoint: dict[str, Any], model: dict[str, 
     beside = path.parent / "config.yaml"
     trained = checkpoint.get("model")
     if trained is None and beside.is_file():
-        content = yaml.safe_load(beside.read_text())
+        content = read_yaml(beside)
         trained = content.get("model") if isinstance(content, dict) else None
     if isinstance(trained, dict):
         refuse_other_keys(checkpoint, trained, model)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from rich.progress import track
 
 from lsseg.data.loading import check_labels
@@ -20,7 +19,7 @@ from lsseg.data.module import Color
 from lsseg.data.pixels import image_size, read_mask
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, other_size, some_of
 from lsseg.errors import InputError
-from lsseg.files import write_json
+from lsseg.files import read_yaml, write_json
 
 
 class Classes(NamedTuple):
@@ -47,14 +46,9 @@ def read_classes(path: Path) -> Classes:
     Raises:
         InputError: If the file is missing or does not say what it should; names the file and the class.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is missing: it lists the classes, for example `classes: [background, cell]`"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not path.exists():
+        raise InputError(f"{path} is missing: it lists the classes, for example `classes: [background, cell]`")
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content.keys() <= {"classes", "void"}:
         raise InputError(f"{path}: expected the keys `classes` and, if need be, `void`, not {content!r}"[:300])
     entries = _entries(path, content.get("classes"))

@@ -61,7 +61,8 @@ def test_the_size_is_the_runs_unless_it_is_given(trained_once, lsseg, tmp_path, 
     content = yaml.safe_load((run / "config.yaml").read_text())
     content["data"]["init_args"].update(data)
     (run / "config.yaml").write_text(yaml.safe_dump(content))
-    status, out, err = lsseg("export", run, tmp_path / "net.pt2")
+    (run / "last.ckpt").rename(run / "other.ckpt")
+    status, out, err = lsseg("export", run, tmp_path / "net.pt2", "--checkpoint", "other.ckpt")
     assert status == 0, err
     assert f"for images of {size[0]}×{size[1]}; " in out
     assert torch.export.load(tmp_path / "net.pt2").module()(torch.rand(1, 3, *size)).shape == (1, 7, *size)

@@ -64,6 +64,13 @@ def test_an_image_is_segmented_as_by_the_command(runs, lsseg, tmp_path):
     found = lsseg_package.load_run(runs[0]).predict(tmp_path / "photo.png")
     assert found["labels"].tolist() == np.asarray(Image.open(tmp_path / "out" / "photo.png")).tolist()
     np.testing.assert_allclose(found["phi"][2], np.load(tmp_path / "out" / "photo_phi_ring.npy"), atol=1e-6)
+    loaded = lsseg_package.load_run(runs[0])
+    loaded.data.value_range = (0, 4095)  # of a camera of 12 bits: the same picture
+    Image.fromarray((pixels[..., 0] / 255 * 4095).round().astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
+    deep = loaded.predict(tmp_path / "deep.png")
+    loaded.data.value_range = None
+    assert torch.equal(deep["labels"], loaded.predict(tmp_path / "grey.png")["labels"])
     with pytest.raises(InputError, match=r"none\.png is no image file"):
         lsseg_package.load_run(runs[0]).predict("none.png")
 
@@ -73,7 +80,8 @@ def test_what_is_no_run(runs, tmp_path):
         load_run(tmp_path / "nowhere")
     content = yaml.safe_load((runs[0] / "config.yaml").read_text())
     for name, text, what in (
-        ("config.yaml", "{", "is no configuration"),
+        ("config.yaml", "{", "config.yaml is not YAML: "),
+        ("config.yaml", "a: 1", "is no configuration"),
         ("last.ckpt", "x", "is no checkpoint of a run, or a torn"),
     ):
         whole = (runs[1] / name).read_bytes()

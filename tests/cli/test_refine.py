@@ -1,5 +1,7 @@
 """``lsseg refine``: masks to the contours of their images."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,15 @@ def three_values(folder):
     return "a.png holds 3 values (0, 1, 2); a mask to be refined has two"
 
 
+def large_values(folder):
+    mask = np.zeros((40, 52), np.int32)
+    mask[5:20] = 70000
+    Image.fromarray(mask).save(folder / "masks/b.tif")
+    (folder / "masks/b.png").unlink(missing_ok=True)
+    shutil.copy(folder / "images/a.jpg", folder / "images/b.jpg")
+    return "b.tif holds the values 0 and 70000; a mask to be refined has values in 0..65535"
+
+
 def colours(folder):
     Image.fromarray(np.zeros((40, 52, 3), np.uint8)).save(folder / "masks/a.png")
     return "a.png holds RGB colours"
@@ -87,7 +98,9 @@ def cut(folder):
     return "a.png"
 
 
-@pytest.mark.parametrize("spoil", [gone, alone, other_size, three_values, colours, cut], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "spoil", [gone, alone, other_size, three_values, large_values, colours, cut], ids=lambda f: f.__name__
+)
 def test_bad_files_are_named_and_nothing_is_written(lsseg, folders, spoil):
     message = spoil(folders)
     status, _, err = lsseg("refine", folders / "images", folders / "masks", "--output", folders / "out")
