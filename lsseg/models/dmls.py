@@ -85,6 +85,7 @@ class DMLS(nn.Module):
         layer = MultiphaseLevelSet(**options)  # made in any case: a key that it does not know is an error
         self.level_set = layer if level_set else None
         self.feedback: nn.Conv2d | None = None
+        self._frozen: set[nn.Module] = set()  # by this network, for batches of one image
         self._first = ""
         if steps > 1:
             self._first = _first_convolution(self.network, first)
@@ -124,8 +125,11 @@ class DMLS(nn.Module):
         return step
 
     def _freeze(self, frozen: bool) -> None:
-        for norm in batch_norms(self.network):
-            norm.train(not frozen)
+        """Freeze the batch-norms that are in training, or undo it; those that the network itself froze stay so."""
+        if frozen:
+            self._frozen |= {norm.eval() for norm in batch_norms(self.network) if norm.training}
+        while self._frozen and not frozen:
+            self._frozen.pop().train()
 
     def _feed_back(self, num_classes: int) -> nn.Conv2d:
         """W_P, whose response is added to that of the network's first convolution."""

@@ -125,7 +125,7 @@ class ChanVeseRefiner(nn.Module):
     ) -> None:
         super().__init__()
         counts = {"channels": channels, "steps": steps, "features": features, "stride": stride, "depth": depth}
-        for name, count in counts.items():
+        for name, count in {**counts, "enlarge": enlarge, "pooled": channels if pooled is None else pooled}.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}")
         for name, number in (("gain", gain), ("truncation", truncation), ("eta", eta)):
@@ -140,6 +140,7 @@ class ChanVeseRefiner(nn.Module):
         self.delta: Delta = delta
         self.eta = eta
         self.feature_head = FeatureHead(channels, features, depth, norm, enlarge) if learnt_features else None
+        self.whole = enlarge == 1 and pooled in (None, channels)
         self.hyperparameters = Hyperparameters(pooled or channels, steps, hyperparameters == "adaptive")
         if given != "distance":
             # Its logarithm is what is learnt, so that it stays positive.
@@ -227,6 +228,8 @@ class ChanVeseRefiner(nn.Module):
         return f"{self.channels}, given={self.given!r}, stride={self.stride}"
 
     def _check(self, masks: Tensor, features: Tensor) -> None:
+        if not self.whole:
+            raise ValueError("a refiner with enlarge or pooled is for networks that call embed, numbers and evolve")
         if masks.ndim != 3 or not masks.is_floating_point():
             raise ValueError(f"expected floating masks M×H×W, not {tuple(masks.shape)} of {masks.dtype}")
         cells = tuple(-(-side // self.stride) for side in masks.shape[1:])

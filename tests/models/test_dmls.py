@@ -237,6 +237,20 @@ def test_frozen_statistics_are_the_default_for_single_images(batch_norm, count, 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
+def test_what_the_network_itself_froze_stays_frozen():
+    net = make(steps=2, batch_norm=None)
+    first, *others = batch_norms(net)
+    for count in (1, 2):
+        net.train()
+        first.eval()
+        net(image(count))
+        assert not first.training
+        assert all(norm.training == (count == 2) for norm in others)
+    net(image(1))
+    net(image(2))
+    assert [norm.training for norm in (first, *others)] == [False, *[True] * len(others)]
+
+
 @pytest.mark.parametrize("batch_norm", ["per_step", "shared", "frozen"])
 def test_checkpointing_changes_neither_gradients_nor_statistics(batch_norm):
     plain, saving = (with_feedback(make(steps=3, batch_norm=batch_norm, checkpoint=c)) for c in (False, True))

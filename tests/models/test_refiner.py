@@ -135,6 +135,8 @@ def test_a_saved_refiner_is_the_same_when_it_is_loaded(scene, tmp_path):
         {"given": "mask"},
         {"hyperparameters": "fixed"},
         {"delta": "sharp"},
+        {"enlarge": 0},
+        {"pooled": 0},
     ],
 )
 def test_wrong_options(option):
@@ -157,3 +159,9 @@ def test_wrong_options(option):
 def test_bad_input(masks, features, message):
     with pytest.raises(ValueError, match=message):
         ChanVeseRefiner(3)(masks, features)
+
+
+@pytest.mark.parametrize("option", [{"enlarge": 2}, {"pooled": 7}])
+def test_a_part_of_a_network_is_not_called_alone(option):
+    with pytest.raises(ValueError, match="is for networks that call embed, numbers and evolve"):
+        ChanVeseRefiner(3, **option)(torch.zeros(1, 8, 8), torch.zeros(1, 3, 8, 8))
