@@ -112,6 +112,7 @@ class LssegCLI(LightningCLI):
         config = self.config[self.subcommand]
         self._place.config = yaml.safe_load(self._parser(self.subcommand).dump(config, **AS_SAVED))
         self.config_dump = self._place.config  # for the hyperparameters: Lightning would make the same once more
+        self.save_config_kwargs = {**self.save_config_kwargs, "resolved": self._place.config}
         refuse_forks(self._place.config["trainer"]["strategy"])
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):

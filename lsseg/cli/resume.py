@@ -35,7 +35,17 @@ AS_SAVED = {"skip_none": False, "skip_link_targets": True}  # a configuration wi
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the resolved configuration and the environment in the run's own folder."""
+    """Saves the resolved configuration and the environment in the run's own folder.
+
+    Args:
+        args: What Lightning gives.
+        resolved: The configuration in plain values, before a checkpoint replaced the encoder's weights in it.
+        options: What Lightning gives.
+    """
+
+    def __init__(self, *args: Any, resolved: dict[str, Any], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._resolved = resolved
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write ``config.yaml`` and ``environment.json``; a test inside a run's folder leaves the run's own alone."""
@@ -43,11 +53,9 @@ class SaveConfig(SaveConfigCallback):
         resumed = stage == "fit" and bool(self.config.get("ckpt_path"))
         if (folder / "config.yaml").exists() and stage != "fit":
             return
-        config = yaml.safe_load(self.parser.dump(self.config, **AS_SAVED))
         # Where a run was written and from what it was resumed is no part of what it is.
-        config["trainer"]["default_root_dir"] = None
-        config["ckpt_path"] = None
-        # A continued run keeps what its first part was made with (the encoder's weights, which are not fetched again).
+        trainer_keys = self._resolved["trainer"] | {"default_root_dir": None}
+        config = self._resolved | {"trainer": trainer_keys, "ckpt_path": None}
         again = f"-{time.strftime('%Y%m%d-%H%M%S')}" if resumed and (folder / "config.yaml").exists() else ""
         write_text(folder / f"config{again}.yaml", yaml.dump(config, Dumper=ConfigDumper, sort_keys=False))
         write_json(folder / f"environment{again}.json", describe_environment())
