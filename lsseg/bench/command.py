@@ -41,12 +41,12 @@ def main(argv: list[str]) -> int:
         else:
             for name, benchmark in BENCHMARKS.items():
                 if options.device == "cpu" or name not in ON_CPU:
-                    defaults = [
-                        name,
+                    shared = [
                         "--device",
                         options.device,
-                        *(benchmark.on_gpu if options.device == "cuda" else ()),
+                        *(["--threads", str(options.threads)] if options.threads else []),
                     ]
+                    defaults = [name, *shared, *(benchmark.on_gpu if options.device == "cuda" else ())]
                     figures[name] = benchmark.run(parser.parse_args(defaults), defaults)
     if options.output:
         write_json(options.output, _made_by(given, options.device) | figures)

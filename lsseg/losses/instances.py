@@ -6,7 +6,7 @@ Legend: M objects, H×W pixels.
 import torch
 from torch import Tensor, nn
 
-from lsseg.errors import ArgumentError
+from lsseg.errors import require
 from lsseg.functional import tsdf_loss
 from lsseg.functional.edge_evolution import towards_contour
 from lsseg.functional.heaviside import arctan_step
@@ -25,6 +25,7 @@ class ClassBalancedLoss(nn.Module):
 
     def __init__(self, epsilon: float = 0.1) -> None:
         super().__init__()
+        require(0 < epsilon < float("inf"), "epsilon", epsilon, "must be positive")
         self.epsilon = epsilon
 
     def forward(self, phi: Tensor, mask: Tensor) -> Tensor:
@@ -74,8 +75,7 @@ class TSDFLoss(nn.Module):
 
     def __init__(self, epsilon: float = 0.1) -> None:
         super().__init__()
-        if not epsilon > 0:
-            raise ArgumentError(f"epsilon must be positive, not {epsilon}")
+        require(0 < epsilon < float("inf"), "epsilon", epsilon, "must be positive")
         self.epsilon = epsilon
 
     def forward(self, phi: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:

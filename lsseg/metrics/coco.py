@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -149,7 +150,7 @@ def _mean(precision: npt.NDArray[np.float64]) -> Tensor:
 
 NAMES = {"AP_all": "ap", "AP_50": "ap50", "AP_75": "ap75", "AP_small": "ap_small", "AP_medium": "ap_medium"}
 NAMES |= {"AP_large": "ap_large", "APr": "ap_rare", "APc": "ap_common", "APf": "ap_frequent"}
-DETECTIONS = 300  # of an image
+LVIS_DETECTIONS = 300  # of an image, over all its categories
 NEEDED = ("image_id", "category_id", "segmentation", "score")
 
 
@@ -172,14 +173,25 @@ def lvis_scores(truth: dict[str, Any], found: list[dict[str, Any]]) -> dict[str,
     data = {key: truth[key] for key in ("images", "categories")} | {"info": {}}
     # Copies: the evaluator adds to what it is given.
     data["annotations"] = [{**thing} for thing in truth["annotations"] if thing["category_id"] in known]
-    found = [{key: thing[key] for key in NEEDED} for thing in found]
+    found = _best([{key: thing[key] for key in NEEDED} for thing in found])
     with contextlib.redirect_stdout(io.StringIO()):
         objects = COCO(data)
         detections = objects.loadRes(found)
         evaluation = COCOeval_faster(objects, detections, "segm", lvis_style=True, print_function=lambda *_: None)
-        evaluation.params.maxDets = [DETECTIONS]
+        evaluation.params.maxDets = [LVIS_DETECTIONS]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     scores: dict[str, float] = evaluation.stats_as_dict
     return {ours: scores[theirs] for theirs, ours in NAMES.items() if scores.get(theirs, -1) > -1}
+
+
+def _best(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the best detections of each image, as LVIS's own evaluator counts them."""
+    kept: list[dict[str, Any]] = []
+    count: Counter[Any] = Counter()
+    for thing in sorted(found, key=lambda thing: -thing["score"]):
+        count[thing["image_id"]] += 1
+        if count[thing["image_id"]] <= LVIS_DETECTIONS:
+            kept.append(thing)
+    return kept

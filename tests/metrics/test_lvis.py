@@ -139,3 +139,14 @@ def test_figures_of_the_official_package(seed, ap, ap75, rare):
     records = [{"image_id": i, "category_id": c, "segmentation": code(m), "score": s} for i, c, m, s in found]
     scores = lvis_scores(truth, records)
     assert (scores["ap"], scores["ap75"], scores["ap_rare"]) == pytest.approx((ap, ap75, rare), abs=1e-6)
+
+
+def test_of_an_image_the_best_300_detections_count_whatever_their_categories():
+    truth, found, _ = scene(0)
+    records = [{"image_id": i, "category_id": c, "segmentation": code(m), "score": s} for i, c, m, s in found]
+    image, (one, other) = truth["images"][0]["id"], [c["id"] for c in truth["categories"][:2]]
+    own = [record for record in records if record["image_id"] == image]
+    crowd = [{**own[0], "category_id": one if k % 2 else other, "score": 2.0 + k} for k in range(300)]
+    without = [record for record in records if record["image_id"] != image]
+    assert lvis_scores(truth, [*records, *crowd]) == lvis_scores(truth, [*without, *crowd])
+    assert lvis_scores(truth, [*records, *crowd[1:]]) != lvis_scores(truth, [*without, *crowd[1:]])
