@@ -287,7 +287,7 @@ def _draw_features(axis: Any, thing: EvolvingObject) -> None:
 def _draw_numbers(axis: Any, thing: EvolvingObject) -> None:
     axis.set_title("hyperparameters by iteration", fontsize=9)
     if thing.numbers is None:
-        axis.text(0.5, 0.5, "set by hand", ha="center", transform=axis.transAxes)
+        axis.text(0.5, 0.5, "none is learnt", ha="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
     epsilon, dt = (x[0].detach().float().cpu().numpy() for x in (thing.numbers.epsilon, thing.numbers.dt))

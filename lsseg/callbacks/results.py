@@ -236,7 +236,8 @@ def _object_frames(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> lis
     boxes, size = found.boxes[:sure], image.shape[-2:]
     moving = task.evolving_objects(image, found, trainer.datamodule.class_names, sure) if sure else []
     steps = [torch.stack(phi) for phi in zip(*(thing.phi for thing in moving), strict=True)]
-    named = [(f"φ after {number} iterations", phi) for number, phi in enumerate(steps)]
+    titles = [f"φ after {number} iterations" for number in range(len(steps))]
+    named = list(zip((moving[0].labels or titles) if moving else [], steps, strict=True))
     if not named or task.test_flip or tuple(task.test_scales) != (1.0,):
         named.append(("prediction", found.masks.final[:sure]))
     picture = image.permute(1, 2, 0).float().cpu().numpy()

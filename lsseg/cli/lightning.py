@@ -112,7 +112,7 @@ class LssegCLI(LightningCLI):
         config = self.config[self.subcommand]
         self._place.config = yaml.safe_load(self._parser(self.subcommand).dump(config, **AS_SAVED))
         self.config_dump = self._place.config  # for the hyperparameters: Lightning would make the same once more
-        self.save_config_kwargs = {**self.save_config_kwargs, "resolved": self._place.config}
+        self.save_config_kwargs["resolved"] = self._place.config
         refuse_forks(self._place.config["trainer"]["strategy"])
         checkpoint = config.get("ckpt_path")
         if checkpoint and checkpoint not in ("best", "last", "hpc", "registry"):
@@ -297,7 +297,6 @@ SETTINGS: dict[str, Any] = {
     "subclass_mode_data": True,
     "auto_configure_optimizers": False,
     "save_config_callback": SaveConfig,
-    "save_config_kwargs": {"save_to_log_dir": False, "overwrite": True},
     "seed_everything_default": 0,
     "trainer_defaults": {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "log_every_n_steps": 10},
     "parser_class": Parser,
@@ -322,6 +321,7 @@ def main(argv: list[str]) -> int:
             held=held,
             place=place,
             **SETTINGS,
+            save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
             # Only where it differs, as in tests: DDP starts further processes with the arguments of this one.
             args=None if argv == sys.argv[1:] else argv,
         )

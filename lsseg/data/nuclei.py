@@ -66,7 +66,7 @@ class NucleiDSB2018(InstanceData):
             root = existing_root(self.root, "dsb2018", HINT)
             pairs = _pairs(root)
             modalities, groups = group_lookalikes([image for image, _ in pairs])
-            kind = MaskFolders if pairs[0][1].is_dir() else MapPairs
+            kind = MaskFolders if (root / FOLDERS).is_dir() else MapPairs
             part = split_groups(modalities, groups, list(SHARES.values()), derived_seed(self.split_seed))
             for number, name in enumerate(SPLITS):
                 chosen = [i for i in range(len(pairs)) if part[i] == number and self._wanted(modalities[i])]
@@ -78,13 +78,16 @@ class NucleiDSB2018(InstanceData):
         return self.modality == "all" or fluorescence == (self.modality == "fluorescence")
 
 
+FOLDERS = "stage1_train"  # of the published layout: a folder for each image
+
+
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
     """Images and their maps, or folders of masks."""
-    if not (root / "stage1_train").is_dir():
+    if not (root / FOLDERS).is_dir():
         return pair_up(list_images(root / "images"), root / "labels")
-    folders = sorted(folder for folder in (root / "stage1_train").iterdir() if folder.is_dir())
+    folders = sorted(folder for folder in (root / FOLDERS).iterdir() if folder.is_dir())
     if not folders:
-        raise InputError(f"there is no image in {root / 'stage1_train'}")
+        raise InputError(f"there is no image in {root / FOLDERS}")
     return [(folder / "images" / f"{folder.name}.png", folder / "masks") for folder in folders]
 
 

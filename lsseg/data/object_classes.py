@@ -40,6 +40,7 @@ class ObjectClasses(SegmentationData):
                 f"{key} has {len(groups)} classes; label maps hold 1 to {IGNORE_INDEX - 1} and background"
             )
         self.objects = objects
+        self.value_range = objects.value_range
         self.class_of = class_of(groups, objects.class_names, key)
         self.class_names = ("background", *groups)
         self.palette = ((0, 0, 0), *objects.palette[: len(groups)])

@@ -4,13 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from lsseg.data.module import SegmentationData, Split
 from lsseg.data.root import Origin, check_count, existing_root
-from lsseg.data.source import IGNORE_INDEX, FilePairs, Source
-from lsseg.data.voc import read_list, read_mat, voc_palette
+from lsseg.data.source import IGNORE_INDEX, Source
+from lsseg.data.voc import MatPairs, read_list, voc_palette
 from lsseg.errors import InputError
 
 TABLE = """
@@ -76,15 +73,8 @@ class PascalContext(SegmentationData):
         labels = {value: label for value, label in labels.items() if suffix == ".mat" or value in (0, IGNORE_INDEX)}
         if suffix == ".mat" and IGNORE_INDEX not in numbers:  # 255 is one of the 459 there
             labels[IGNORE_INDEX] = labels[0]
-        return ContextPairs(pairs, labels | {number: first + label for label, number in enumerate(numbers)})
-
-
-class ContextPairs(FilePairs):
-    """Pairs of which a mask may be a MATLAB file."""
-
-    def read_labels(self, path: Path) -> npt.NDArray[np.integer]:
-        """The values of a mask's file."""
-        return read_mat(path, "LabelMap") if path.suffix == ".mat" else super().read_labels(path)
+        labels |= {number: first + label for label, number in enumerate(numbers)}
+        return MatPairs(pairs, labels, ("LabelMap",))
 
 
 def _numbers(path: Path) -> list[int]:

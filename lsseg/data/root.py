@@ -1,5 +1,6 @@
 """Where data sets lie on this disk, and how an archive is fetched and unpacked, whole or not at all."""
 
+import http.client
 import os
 import re
 import shutil
@@ -91,7 +92,7 @@ def _download(url: str, target: Path, console: Console) -> None:
                 while chunk := response.read(1 << 20):
                     file.write(chunk)
                     progress.advance(task, len(chunk))
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(
             f"cannot fetch {url}: {reason}; fetch it elsewhere and pass its file:// address as --url"

@@ -102,9 +102,9 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     Raises:
         InputError: If the mask holds a value that has no label; names the file.
     """
-    table = np.full(65536, -1, dtype=np.int32)
+    table = np.full(65537, -1, dtype=np.int32)  # the last one stands for what is out of range
     table[list(labels)] = list(labels.values())
-    mapped = np.where(mask < 0, -1, table[mask.clip(0, 65535)])
+    mapped = table[np.where((mask >= 0) & (mask < 65536), mask, 65536)]
     if (mapped < 0).any():
         lossy = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
         advice = "; JPEG changes values, so masks must be PNG" if lossy else ""
@@ -228,7 +228,7 @@ def pair_up(images: Sequence[Path], masks: Path) -> list[tuple[Path, Path]]:
 
 def _different(paths: Sequence[Path]) -> Sequence[Path]:
     """Return files of one folder, no two of which may have one stem."""
-    counts = Counter(path.stem for path in paths)
+    counts = Counter(same_name(path.stem) for path in paths)
     problems = [
         f"{paths[0].parent} has several files named {stem}; an image and its mask belong together"
         for stem, count in counts.items()

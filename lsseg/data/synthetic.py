@@ -18,6 +18,9 @@ def _lengths(*images: int) -> dict[Split, int]:
     return dict(zip(SPLITS, images, strict=True))
 
 
+MOST = (2**32 - len(SPLITS)) // len(SPLITS)  # each split has a stream of 32 bits of its own
+
+
 class Generated:
     """A split of generated scenes.
 
@@ -82,6 +85,7 @@ class SyntheticShapes(SegmentationData):
     ) -> None:
         super().__init__(scale=scale, photometric=photometric, **options)
         self.lengths = _lengths(train_images, val_images, test_images)
+        require(0 <= data_seed <= MOST, "data_seed", data_seed, f"must lie in 0..{MOST}")
         self.data_seed = data_seed
         self.parameters: dict[str, Any] = {
             "size": size,
@@ -138,6 +142,7 @@ class SyntheticInstances(InstanceData):
     ) -> None:
         super().__init__(**options)
         self.lengths = _lengths(train_images, val_images, test_images)
+        require(0 <= data_seed <= MOST, "data_seed", data_seed, f"must lie in 0..{MOST}")
         self.data_seed = data_seed
         self.parameters: dict[str, Any] = {"size": size, "difficulty": difficulty, "objects": objects}
         try:

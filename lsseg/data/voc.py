@@ -36,6 +36,10 @@ def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colors)
 
 
+LABELS = {label: label for label in range(len(CLASSES))} | {IGNORE_INDEX: IGNORE_INDEX}
+GROUND = ("GTcls", "Segmentation")  # where the labels are in a file of SBD
+
+
 class VOC2012(SegmentationData):
     """VOC 2012: ``JPEGImages/``, ``SegmentationClass/``, ``ImageSets/Segmentation/train.txt`` and ``val.txt``.
 
@@ -87,15 +91,17 @@ class VOC2012(SegmentationData):
         if name == "trainaug":
             source = self._augmented(root)
         else:
-            source = VocPairs(_found(root, read_list(root / "ImageSets" / "Segmentation" / f"{name}.txt"), []))
+            source = MatPairs(
+                _found(root, read_list(root / "ImageSets" / "Segmentation" / f"{name}.txt"), []), LABELS, GROUND
+            )
         check_count(root, name, len(source), COUNTS[name], self.partial)
         return source
 
-    def _augmented(self, root: Path) -> "VocPairs":
+    def _augmented(self, root: Path) -> "MatPairs":
         lists = root / "ImageSets" / "Segmentation"
         merged = root / "SegmentationClassAug"
         if merged.is_dir() and (lists / "trainaug.txt").is_file():
-            return VocPairs(_found(root, read_list(lists / "trainaug.txt"), [(merged, ".png")]))
+            return MatPairs(_found(root, read_list(lists / "trainaug.txt"), [(merged, ".png")]), LABELS, GROUND)
         place = Path(self.sbd) if self.sbd else data_root("sbd")
         if not place.is_dir():
             raise ArgumentError(
@@ -105,19 +111,25 @@ class VOC2012(SegmentationData):
         sbd = _below(place, "cls")
         own = set(read_list(lists / "train.txt"))
         more = {*read_list(sbd / "train.txt"), *read_list(sbd / "val.txt")} - set(read_list(lists / "val.txt"))
-        return VocPairs(_found(root, sorted(own | more), [(sbd / "cls", ".mat")]))
+        return MatPairs(_found(root, sorted(own | more), [(sbd / "cls", ".mat")]), LABELS, GROUND)
 
 
-class VocPairs(FilePairs):
-    """Pairs of which a mask may be one of SBD's MATLAB files."""
+class MatPairs(FilePairs):
+    """Pairs of which a mask may be a MATLAB file.
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
-        labels = {label: label for label in range(len(CLASSES))} | {IGNORE_INDEX: IGNORE_INDEX}
+    Args:
+        pairs: (image, mask) paths.
+        labels: File value → label.
+        place: Of the labels in a MATLAB file: a variable and, where it is a structure, its field.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], labels: dict[int, int], place: tuple[str, ...]) -> None:
         super().__init__(pairs, labels)
+        self.place = place
 
     def read_labels(self, path: Path) -> npt.NDArray[np.integer]:
-        """The values of a mask's file."""
-        return read_mat(path, "GTcls", "Segmentation") if path.suffix == ".mat" else super().read_labels(path)
+        """Return the values of a mask's file."""
+        return read_mat(path, *self.place) if path.suffix == ".mat" else super().read_labels(path)
 
 
 def read_list(path: Path) -> list[str]:
@@ -172,7 +184,16 @@ def read_mat(path: Path, name: str, field: str | None = None) -> npt.NDArray[np.
     try:
         content = loadmat(path)[name]
         labels: npt.NDArray[np.integer] = np.asarray(content if field is None else content[field][0, 0], np.int32)
-    except (MatReadError, ValueError, KeyError, IndexError, OSError, TypeError, zlib.error) as error:
+    except (
+        MatReadError,
+        NotImplementedError,
+        ValueError,
+        KeyError,
+        IndexError,
+        OSError,
+        TypeError,
+        zlib.error,
+    ) as error:
         raise InputError(
             f"cannot read {path} as a mask: it should hold {name}{f'.{field}' if field else ''}"
         ) from error

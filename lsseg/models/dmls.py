@@ -99,13 +99,16 @@ class DMLS(nn.Module):
         if self.training:
             self._freeze(self.batch_norm == "frozen" or (self.batch_norm is None and len(image) == 1))
         steps: list[Step] = []
+        auxiliary: tuple[Tensor, ...] = ()
         for number in range(self.steps):
             previous = torch.softmax(steps[-1].last, 1) if steps else None
             run = self._checkpointed if self.checkpoint and torch.is_grad_enabled() else self._step
-            steps.append(run(number, image, previous))
-        return SegOutput(steps[-1].last, tuple(steps))
+            step, others = run(number, image, previous)
+            steps.append(step)
+            auxiliary += others
+        return SegOutput(steps[-1].last, tuple(steps), auxiliary=auxiliary)
 
-    def _step(self, number: int, image: Tensor, previous: Tensor | None) -> Step:
+    def _step(self, number: int, image: Tensor, previous: Tensor | None) -> tuple[Step, tuple[Tensor, ...]]:
         for module in self.network.modules():
             if isinstance(module, StepNorm):
                 module.step = number
@@ -114,15 +117,18 @@ class DMLS(nn.Module):
         found = functional_call(self.network, given, (image,)) if given else self.network(image)
         output = checked(found, self.network, image, self.num_classes)
         if self.level_set is None:
-            return Step(output.logits)
-        return Step(output.logits, self.level_set(output.logits, image, output.features, output.feature_stride))
+            return Step(output.logits), output.auxiliary
+        refined = self.level_set(output.logits, image, output.features, output.feature_stride)
+        return Step(output.logits, refined), output.auxiliary
 
-    def _checkpointed(self, number: int, image: Tensor, previous: Tensor | None) -> Step:
+    def _checkpointed(self, number: int, image: Tensor, previous: Tensor | None) -> tuple[Step, tuple[Tensor, ...]]:
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), statistics_untouched(self.network)
 
-        step: Step = checkpoint(self._step, number, image, previous, use_reentrant=False, context_fn=contexts)
-        return step
+        result: tuple[Step, tuple[Tensor, ...]] = checkpoint(
+            self._step, number, image, previous, use_reentrant=False, context_fn=contexts
+        )
+        return result
 
     def _freeze(self, frozen: bool) -> None:
         """Freeze the batch-norms that are in training, or undo it; those that the network itself froze stay so."""

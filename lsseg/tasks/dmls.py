@@ -66,7 +66,8 @@ class DMLSTask(SegmentationTask):
         level_set_is_a_criterion(level_set_weight)
         if boundary_weight and criterion is not None:
             raise ArgumentError("boundary_weight is an argument of WeightedCrossEntropy: give it to your criterion")
-        criterion = criterion or WeightedCrossEntropy(boundary_weight=boundary_weight)
+        if criterion is None:
+            criterion = WeightedCrossEntropy(boundary_weight=boundary_weight)
         if test_prior and class_weights is None:
             raise ArgumentError("test_prior takes back class weights: it needs class_weights")
         self._weights_from = class_weights if isinstance(class_weights, str) else None
@@ -97,15 +98,17 @@ class DMLSTask(SegmentationTask):
         """The last step's scores before its evolution."""
         if self.network.level_set is None:
             return None
-        return self.whole(lambda part: self(part).steps[-1].logits, image)
+        return self.whole(lambda part: self._without_prior(self(part).steps[-1].logits), image)
 
-    def whole(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """Scores of whole images, without the prior of the class weights where that is asked for."""
+    def final_scores(self, image: Tensor) -> Tensor:
+        """Return the last step's scores, without the prior of the class weights where that is asked for."""
+        return self._without_prior(super().final_scores(image))
+
+    def _without_prior(self, logits: Tensor) -> Tensor:
         if not self.test_prior:
-            return super().whole(scores, image)
+            return logits
         weights = self.class_weights()
-        prior = torch.where(weights > 0, weights, 1).log()[:, None, None]  # a class of weight 0 was never learnt
-        return super().whole(lambda part: scores(part) - prior, image)
+        return logits - torch.where(weights > 0, weights, 1).log()[:, None, None]  # a weight of 0 was never learnt
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint brings its class weights along."""
@@ -136,6 +139,9 @@ class DMLSTask(SegmentationTask):
         for number, step in enumerate(output.steps, start=1):
             terms[f"step{number}"] = sum_of(self.loss_of(scores, target) for scores in step if scores is not None)
         weighted = [weight * term for weight, term in zip(self.step_weights, terms.values(), strict=True)]
+        if output.auxiliary:  # the same number of every step
+            losses = torch.stack([self.loss_of(scores, target) for scores in output.auxiliary])
+            weighted += losses.view(len(self.step_weights), -1).sum(1) * losses.new_tensor(self.step_weights)
         return {"loss": torch.stack(weighted).sum(), **terms}
 
     def phi(self, logits: Tensor) -> Tensor:

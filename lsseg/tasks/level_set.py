@@ -52,7 +52,7 @@ class LevelSetLossTask(SegmentationTask):
                 raise ArgumentError(
                     "criterion holds the level-set energy, which this task adds: give SegmentationTask that criterion"
                 )
-        super().__init__(num_classes, criterion=criterion or fused, **options)
+        super().__init__(num_classes, criterion=fused if criterion is None else criterion, **options)
         self.fused = fused
         self.energy = LevelSetLoss(epsilon, heaviside, reduction, kernels=kernels)
         self.warmup_steps = warmup_steps

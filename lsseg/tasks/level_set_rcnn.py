@@ -282,6 +282,7 @@ class LevelSetRCNNTask(Task):
         boxes, labels = found.boxes[:count], found.labels[:count]
         masks = net.masks(net.pyramid(net.encoder.batch([image])), [boxes], [labels])
         history = net.history(masks)
+        titles = None if net.evolution == "chan_vese" else ["φ⁰", "final φ"]  # the others do not keep their iterations
         shown = []
         for k, box in enumerate(boxes.tolist()):
             name = f"{names[int(labels[k])]}, {float(found.scores[k]):.2f}"
@@ -289,7 +290,7 @@ class LevelSetRCNNTask(Task):
             numbers = None if masks.numbers is None else Numbers(*(x[k : k + 1] for x in masks.numbers))
             left, top, right, bottom = box
             steps = [phi[k] for phi in history]
-            shown.append(EvolvingObject(name, (left, top, right, bottom), steps, features, numbers))
+            shown.append(EvolvingObject(name, (left, top, right, bottom), steps, features, numbers, titles))
         return shown
 
     def _named_scores(self) -> list[tuple[str, "InstanceScores"]]:

@@ -205,7 +205,7 @@ class SegmentationTask(Task):
         assert self.window is not None
         labels = image.new_empty(len(image), *image.shape[-2:], dtype=torch.uint8)
         phi: Tensor | None = None
-        for rows, logits in bands(lambda part: self(as_numbers(part)).logits, image, self.window):
+        for rows, logits in bands(lambda part: self.final_scores(as_numbers(part)), image, self.window):
             labels[:, rows] = logits.argmax(1)
             values = self._wanted_phi(logits)
             if phi is None:
@@ -227,7 +227,11 @@ class SegmentationTask(Task):
 
     def infer(self, image: Tensor) -> Tensor:
         """Logits of whole images."""
-        return self.whole(lambda part: self(part).logits, image)
+        return self.whole(self.final_scores, image)
+
+    def final_scores(self, image: Tensor) -> Tensor:
+        """Return the scores from which labels are predicted, B×C×H×W, of one pass through the network."""
+        return self(image).logits
 
     def unrefined(self, image: Tensor) -> Tensor | None:
         """What a network that refines its scores had before, for a comparison on the same weights; None of others."""

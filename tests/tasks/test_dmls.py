@@ -79,6 +79,22 @@ def test_any_criterion_is_of_every_prediction(deep):
     torch.testing.assert_close(both, torch.stack(expected).mean())
 
 
+def test_auxiliary_scores_of_every_step_weigh_as_its_predictions_do():
+    class Auxiliary(nn.Sequential):
+        def forward(self, x):
+            return {"out": super().forward(x), "aux": 2 * super().forward(x)}
+
+    inner = Auxiliary(nn.Conv2d(3, 3, 3, padding=1))
+    made = DMLSTask(3, lambda classes: DMLS(classes, inner, steps=2), step_weights=[1, 3])
+    image, target = torch.rand(2, 3, 20, 24), torch.randint(0, 3, (2, 20, 24))
+    output = made(image)
+    assert len(output.auxiliary) == 2
+    terms = made.losses(output, target)
+    extra = [made.loss_of(scores, target) for scores in output.auxiliary]
+    expected = terms["step1"] + 3 * terms["step2"] + extra[0] + 3 * extra[1]
+    torch.testing.assert_close(terms["loss"], expected)
+
+
 def test_class_weights_go_to_the_weighted_cross_entropy_of_a_criterion():
     parts, target, output = example()
     boundary = {"boundary_weight": 1.0}
@@ -118,6 +134,14 @@ def test_the_prior_of_the_weights_is_taken_back():
         prior = torch.tensor([0.5, 1.0, 2.0]).log().view(3, 1, 1)  # a class of weight 0 is left alone
         torch.testing.assert_close(made.infer(image), other.infer(image) - prior)
         torch.testing.assert_close(made.unrefined(image), other.unrefined(image) - prior)
+        for one in (made, other):  # a photograph that is read in bands
+            one.window = 16
+        size = (torch.tensor([20]), torch.tensor([24]))
+        batch = {"image": (image * 255).to(torch.uint8), "size": size, "path": ["a.png"]}
+        labels = made.predict_step(batch, 0)["prediction"]
+        expected = (other.infer(batch["image"] / 255) - prior).argmax(1)
+        assert torch.equal(labels.long(), expected)
+        assert (labels != other.predict_step(batch, 0)["prediction"]).any()
     with pytest.raises(InputError, match=r"test_prior .* needs class_weights"):
         task(test_prior=True, class_weights=None)
 
