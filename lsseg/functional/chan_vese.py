@@ -75,6 +75,8 @@ def chan_vese_evolve(
     >>> (evolved[0, 2] > 0).int().tolist()
     [1, 1, 1, 1, 0, 0]
     """
+    if not isinstance(epsilon, Tensor) and not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, not {epsilon}")
     lambda1, lambda2, mu = (_filled(number, phi, phi.shape[:1]) for number in (lambda1, lambda2, mu))
     shape = (*phi.shape[:1], _steps(epsilon, dt, steps))
     epsilon, dt = (_filled(number, phi, shape) for number in (epsilon, dt))

@@ -62,7 +62,7 @@ def boundary_counts(
     # int16 halves the memory traffic of the int64 labels several times over; -1 is no class.
     maps = []
     for labels in (prediction.masked_fill(void, ignore_index), target):
-        maps.append(labels.masked_fill(~label_boundary(labels, ignore_index), -1).to(torch.int16))
+        maps.append(labels.to(torch.int16).masked_fill(~label_boundary(labels, ignore_index), -1))
     near_void = void.clone()
     found = [torch.zeros_like(void), torch.zeros_like(void)]
     for dy, dx in _disc(radius):
@@ -105,12 +105,21 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     Returns:
         B×C×C int64, rows the truth.
 
+    Raises:
+        ValueError: If (on a CPU) a label is none of these.
+
     >>> confusion_matrix(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]), 2)
     tensor([[[1, 1],
              [0, 0]]])
     """
     cells = num_classes * num_classes
     void = target == ignore_index
+    for name, labels in (("prediction", prediction), ("target", target)):
+        if labels.device.type == "cpu" and labels.numel():  # a GPU would be waited for
+            least, most = map(int, labels.masked_fill(void, 0).aminmax())
+            if least < 0 or most >= num_classes:
+                wrong = least if least < 0 else most
+                raise ValueError(f"{name} holds the label {wrong}, but labels must lie in 0..{num_classes - 1}")
     cell = (target.long() * num_classes + prediction).masked_fill(void, cells).flatten(1)
     offset = torch.arange(len(cell), device=cell.device).unsqueeze(1) * (cells + 1)
     counts = torch.bincount((cell + offset).flatten(), minlength=len(cell) * (cells + 1))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsseg.functional import boundary_counts, boundary_f1, label_boundary
+from lsseg.functional import boundary_counts, boundary_f1, confusion_matrix, label_boundary
 from lsseg.metrics import BoundaryF1
 
 
@@ -97,3 +97,21 @@ def test_metric_does_not_depend_on_how_the_data_is_divided():
 def test_a_negative_radius_is_refused():
     with pytest.raises(ValueError, match="radius must be at least 0, not -1"):
         BoundaryF1(3, -1)
+
+
+def test_labels_of_any_integer_type():
+    prediction, target = torch.randint(0, 4, (2, 3, 16, 12), generator=torch.Generator().manual_seed(0))
+    target[:, 2:5, 3:9] = 255
+    counts = boundary_counts(prediction, target, 4, 2)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(boundary_counts(prediction.to(dtype), target.to(dtype), 4, 2), counts)
+
+
+@pytest.mark.parametrize(("part", "label"), [("prediction", 4), ("prediction", -1), ("target", 4), ("target", -1)])
+def test_labels_of_no_class_are_refused(part, label):
+    labels = {"prediction": torch.zeros(1, 4, 5, dtype=torch.long), "target": torch.zeros(1, 4, 5, dtype=torch.long)}
+    labels[part][0, 1, 2] = label
+    with pytest.raises(ValueError, match=rf"{part} holds the label {label}, but labels must lie in 0\.\.3"):
+        confusion_matrix(*labels.values(), 4)
+    labels["target"][0, 1, 2] = 255  # void, where the prediction does not matter
+    assert confusion_matrix(*labels.values(), 4).sum() == 19

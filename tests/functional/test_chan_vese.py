@@ -297,6 +297,8 @@ def test_wrong_input_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             chan_vese_evolve(*bad)
+    with pytest.raises(ValueError, match="epsilon must be positive, not 0"):
+        chan_vese_evolve(phi, features, *numbers[:3], 0, steps=2)
     with pytest.raises(ValueError, match="delta"):
         chan_vese_evolve(phi, features, *numbers, delta="sharp")
     with pytest.raises(ValueError, match="eta"):
