@@ -52,8 +52,8 @@ def read_classes(path: Path) -> Classes:
     if not isinstance(content, dict) or not content.keys() <= {"classes", "void"}:
         raise InputError(f"{path}: expected the keys `classes` and, if need be, `void`, not {content!r}"[:300])
     entries = _entries(path, content.get("classes"))
-    void = content.get("void") or []
-    void = void if isinstance(void, list) else [void]
+    void = content.get("void", [])
+    void = void if isinstance(void, list) else [] if void is None else [void]
     coloured = {name: entry for name, entry in entries.items() if _is_color(entry)}
     if coloured:
         return _by_color(path, entries, coloured, void)
@@ -77,7 +77,7 @@ def _by_value(path: Path, entries: dict[str, Any], void: list[Any]) -> Classes:
     for value in void:
         if not _is_value(value):
             raise InputError(f"{path}: void must list numbers 0..65535, not {value!r}")
-        if value in labels:
+        if labels.get(value, IGNORE_INDEX) != IGNORE_INDEX:
             raise InputError(f"{path}: the value {value} is both void and a class")
         labels[value] = IGNORE_INDEX
     labels.setdefault(IGNORE_INDEX, IGNORE_INDEX)
@@ -100,7 +100,7 @@ def _by_color(path: Path, entries: dict[str, Any], coloured: dict[str, Any], voi
         colors[color[0], color[1], color[2]] = label
     palette = tuple(colors)
     for color in void:
-        if not _is_color(color) or tuple(color) in colors:
+        if not _is_color(color) or colors.get(tuple(color), IGNORE_INDEX) != IGNORE_INDEX:
             raise InputError(f"{path}: void must list colours that are no class's, [red, green, blue], not {color!r}")
         colors[color[0], color[1], color[2]] = IGNORE_INDEX
     return Classes(tuple(entries), palette, {}, colors, frozenset())

@@ -11,15 +11,14 @@ import numpy.typing as npt
 from lsseg.data.classes import display_color
 from lsseg.data.coco_file import BrokenSegmentation, CocoFile, checked_code, class_names, decoded, has_pixel
 from lsseg.data.instances import InstanceData, Instances, from_masks
-from lsseg.data.loading import derived_seed
+from lsseg.data.loading import held_out
 from lsseg.data.module import Split
 from lsseg.data.pixels import ValueRange, check_value_range, image_size, read_image, turned
 from lsseg.data.root import Origin, check_count, existing_root
-from lsseg.data.source import distinct_names
+from lsseg.data.source import distinct_names, some_of
 from lsseg.errors import ArgumentError, InputError, refuse_all, require
 
 COUNTS_2017 = {"train": 118287, "val": 5000, "test": 5000}
-SHOWN = 5  # ids of annotations in a warning
 
 
 class CocoObjects:
@@ -75,11 +74,8 @@ class CocoObjects:
         crowds = [bool(annotation.get("iscrowd", 0)) for annotation, _ in objects]
         return image, from_masks([mask for _, mask in objects], labels, crowds, size)
 
-    def check(self) -> list[Any]:
-        """Look at every image's file and every annotation, without decoding them.
-
-        Returns:
-            The ids of the annotations that have no pixel.
+    def check(self) -> None:
+        """Look at every image's file and every annotation, without decoding them; warn of those without a pixel.
 
         Raises:
             InputError: If anything is wrong; names all of it.
@@ -100,7 +96,11 @@ class CocoObjects:
                 except InputError as error:
                     problems.append(str(error))
         refuse_all(str(self.file.path), problems)
-        return empty
+        if empty:
+            some = some_of(empty)
+            warnings.warn(
+                f"{self.file.path}: {len(empty)} annotation(s) without a pixel are left out: {some}", stacklevel=2
+            )
 
     def _wanted(self, index: int) -> list[dict[str, Any]]:
         own = self.file.annotations.get(self.images[index]["id"], [])
@@ -196,8 +196,7 @@ class CocoInstances(InstanceData):
             raise InputError(f"{self.root / folder} is not a folder")
         images = file.images
         if "val" not in self.splits and split in ("train", "val"):
-            order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
-            held = set(order[: max(1, round(len(images) * self.val_fraction))].tolist())
+            held = held_out(len(images), self.val_fraction, self.split_seed, file.path)
             images = [entry for place, entry in enumerate(images) if (place in held) == (split == "val")]
         labels = file.labels(self.class_names)
         single = (
@@ -216,14 +215,7 @@ class CocoInstances(InstanceData):
         for split in splits:
             if split in self._checked:
                 continue
-            source = self.source(split)
-            empty = source.check()
-            if empty:
-                some = ", ".join(map(str, empty[:SHOWN])) + (", …" if len(empty) > SHOWN else "")
-                warnings.warn(
-                    f"{source.file.path}: {len(empty)} annotation(s) without a pixel are left out: {some}",
-                    stacklevel=2,
-                )
+            self.source(split).check()
             self._checked.add(split)
         super().check(*splits)
 

@@ -84,7 +84,7 @@ class CocoFile:
         used = self.used() if any(len(known[name]) > 1 for name in names if name in known) else set()
         for name in names:
             if name not in known:
-                raise ArgumentError(f"categories: {name!r} is none of {', '.join(known)} in {self.path}")
+                raise ArgumentError(f"categories: {self.path} has no category {name!r}; it has {', '.join(known)}")
             own = [number for number in known[name] if number in used]
             if len(own) > 1:
                 raise InputError(

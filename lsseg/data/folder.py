@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lsseg.data.classes import compare_classes, look_at_pairs, read_classes
-from lsseg.data.loading import derived_seed
+from lsseg.data.loading import derived_seed, held_out
 from lsseg.data.module import SPLITS, SegmentationData, Split
 from lsseg.data.pixels import ValueRange, check_value_range
 from lsseg.data.root import existing_root
@@ -79,7 +79,7 @@ class FolderSegmentation(SegmentationData):
     @property
     def has_test(self) -> bool:
         """Whether there are test images: subfolders and lists may lack them."""
-        return "test" in (self._parts() or self._lists() or SPLITS)
+        return "test" in (self._parts() or self._lists() or (SPLITS if self.test_fraction else SPLITS[:2]))
 
     def source(self, split: Split) -> FilePairs:
         """The pairs of a split; raises ``InputError`` where folders, masks or listed images are missing."""
@@ -160,8 +160,7 @@ class FolderSegmentation(SegmentationData):
 
     def _held_out(self, images: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
         """The training images without a share of them, and that share, which validates; said once."""
-        order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
-        held = set(order[: max(1, round(len(images) * self.val_fraction))].tolist())
+        held = held_out(len(images), self.val_fraction, self.split_seed, self.root)
         names = list(images)
         if not self._said_held_out:
             warnings.warn(

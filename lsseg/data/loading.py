@@ -79,6 +79,24 @@ class Samples(Dataset[dict[str, Any]]):
         return {"image": x, "mask": y, "index": max(index, -1), "name": self.source.name(real)}
 
 
+def held_out(count: int, share: float, seed: int, where: Path) -> set[int]:
+    """Return the places of the training images that validate, where a data set has no validation split.
+
+    Args:
+        count: Number of the training images.
+        share: Share of them that is held out; one image at least.
+        seed: Seed of the choice.
+        where: The folder or file of the images, for the message.
+
+    Raises:
+        InputError: If there are too few images, so that none would be left to train on.
+    """
+    held = max(1, round(count * share))
+    if held >= count:
+        raise InputError(f"{where}: {held} of its {count} training images would validate; give a validation split")
+    return set(np.random.default_rng(derived_seed(seed)).permutation(count)[:held].tolist())
+
+
 def check_pair(name: str, image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], num_classes: int) -> None:
     """Raise ``InputError`` where a mask does not fit its image or holds a label that is no class."""
     if image.shape[:2] != mask.shape:

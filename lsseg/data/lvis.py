@@ -6,7 +6,7 @@ from typing import Any, Literal
 from lsseg.data.classes import display_color
 from lsseg.data.coco import COCO_NAMES, COCO_PALETTE, COCO_SYNSETS, CocoObjects
 from lsseg.data.coco_file import CocoFile
-from lsseg.data.instances import InstanceData, InstanceSource
+from lsseg.data.instances import InstanceData
 from lsseg.data.module import Split
 from lsseg.data.root import Origin, check_count, data_root, existing_root
 from lsseg.errors import ArgumentError, InputError
@@ -95,6 +95,7 @@ class LVIS(InstanceData):
         self.val_images, self.partial = val_images, partial
         self.categories, self.splits = categories, {"train": train, "val": val, "test": val}
         self._files: dict[str, LvisFile] = {}
+        self._checked: set[str] = set()
         if categories == "coco":
             self.class_names: tuple[str, ...] = COCO_NAMES
             self.palette = COCO_PALETTE
@@ -114,7 +115,19 @@ class LVIS(InstanceData):
         file = self.annotations(split)
         return file.coco_labels() if self.categories == "coco" else file.labels(self.class_names)
 
-    def source(self, split: Split) -> InstanceSource:
+    def check(self, *splits: Split) -> None:
+        """Look at all files of the splits, before anything is spent on training.
+
+        Raises:
+            InputError: If anything is wrong; names all of it.
+        """
+        for name, split in {self.splits[split]: split for split in splits}.items():
+            if name not in self._checked:  # the validation images are the test images
+                self.source(split).check()
+                self._checked.add(name)
+        super().check(*splits)
+
+    def source(self, split: Split) -> CocoObjects:
         """The objects of a split; raises ``InputError`` where files are missing or broken."""
         file = self.annotations(split)
         images = file.images

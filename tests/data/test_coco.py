@@ -84,7 +84,7 @@ def test_without_a_validation_split_a_share_of_the_training_images_is_held_out(t
 
 def test_broken_coco_files_are_named(tmp_path):
     root = write_coco(tmp_path / "good")
-    with pytest.raises(InputError, match=r"categories: 'horse' is none of background, cat, dog"):
+    with pytest.raises(InputError, match=r"has no category 'horse'; it has background, cat, dog"):
         coco(root, categories=["horse"])
     with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
         coco(root, test="nowhere.json")

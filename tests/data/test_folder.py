@@ -129,6 +129,11 @@ def test_colours_stand_for_classes(tmp_path):
         InputError, match=r"im1\.png holds the colour \[1, 2, 3\], which is no class; .* \[220, 60, 60\]"
     ):
         data.source("train").read(1)
+    for void, declared in (("void: [255, 255]", {255}), ("void: 0", {0}), ("void:", set())):
+        (root / "classes.yaml").write_text(f"classes: {{background: 3, disc: 1}}\n{void}\n")
+        assert FolderSegmentation(str(root)).classes.void == declared
+    (root / "classes.yaml").write_text(classes.replace("]]", "], [255, 255, 255]]"))
+    assert FolderSegmentation(str(root)).classes.colors[255, 255, 255] == 255
     for wrong, match in (
         ("classes: {background: [0, 0, 0], disc: 1}", "so 'disc' must be one, too"),
         ("classes: {background: [0, 0, 0], disc: [0, 0, 0]}", "'background' and 'disc' have one colour"),
@@ -263,3 +268,12 @@ def test_images_that_cannot_be_predicted_are_all_named_before_any_is(tmp_path):
     assert said[0] == "data.images: 2 problems"
     assert said[1].endswith("b.png: it is broken, or no image of a kind that is known")
     assert said[2].endswith("c.png does not exist")
+
+
+def test_one_training_image_cannot_be_held_out_and_no_share_is_no_test(tmp_path):
+    root = lists(write(tmp_path, NAMES), train=NAMES[:1], test=NAMES[1:])
+    with pytest.raises(InputError, match="1 of its 1 training images would validate; give a validation split"):
+        FolderSegmentation(str(root)).source("train")
+    for split in ("train", "test"):
+        (root / f"{split}.txt").unlink()
+    assert [FolderSegmentation(str(root), test_fraction=share).has_test for share in (0.2, 0.0)] == [True, False]

@@ -73,3 +73,16 @@ def test_real_files(real):
     assert found == [{"laptop", "chair"}, {"cat"}, {"keyboard", "mouse"}, {"bus"}]
     assert len(data.labels("val")) == 79
     assert LVIS(str(real("fixtures", "lvis")), categories="all", **files).num_classes == 1230
+
+
+def test_broken_files_are_told_before_anything_is_trained(tmp_path, write_lvis):
+    root = write_lvis(tmp_path)
+    path = root / "lvis_v1_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = [[1, 2, "x", 4, 5, 6]]
+    path.write_text(json.dumps(content))
+    (root / "train2017" / "002.jpg").unlink()
+    with pytest.raises(
+        InputError, match=r"2 problems(.|\n)*annotation 1 cannot be decoded(.|\n)*002\.jpg does not exist"
+    ):
+        LVIS(str(root), partial=True).check("train")
