@@ -1,4 +1,4 @@
-"""Deep level-set segmentation: three differentiable level-set methods on the same backbones, data and metrics."""
+"""Provides three differentiable methods of deep level-set segmentation on the same backbones, data and metrics."""
 
 from importlib.metadata import version
 from typing import Any
@@ -7,7 +7,7 @@ __version__ = version("lsseg")
 
 
 def __getattr__(name: str) -> Any:
-    """Give what imports torch, which ``lsseg --help`` must not, when it is asked for."""
+    """Import the names that need torch only when they are used, so that ``lsseg --help`` does not import torch."""
     if name == "load_run":
         from lsseg.load import load_run
 

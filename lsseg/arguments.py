@@ -1,4 +1,4 @@
-"""Options by their whole names: no abbreviation is taken, and an unknown name is answered with the nearest."""
+"""Parses options by their full names: abbreviations are refused, and errors name the nearest known option."""
 
 import argparse
 import difflib
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What to add to a message that a word is unknown; nothing where no known one resembles it.
+    """Return a hint that names the known word nearest to an unknown one, or an empty text if none resembles it.
 
     >>> nearest("--trainer.max_step", ["--trainer.max_epochs", "--trainer.max_steps"])
     '; did you mean --trainer.max_steps?'
@@ -22,7 +22,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[str]:
-    """The options of a parser and of those of its subcommands, such as ``--config``."""
+    """Return the long options of a parser and of its subcommands, such as ``--config``."""
     found: list[str] = []
     for action in parser._actions:
         found.extend(action.option_strings)
@@ -33,20 +33,20 @@ def options_of(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def unknown_option(message: str, parser: argparse.ArgumentParser) -> str:
-    """Argparse's message of an option that there is not, with the nearest that there is."""
+    """Add the nearest known option to argparse's message about an unknown option."""
     words = re.match(r"unrecognized arguments: (.*)", message)
     option = next((word for word in words[1].split() if word.startswith("-")), "") if words else ""
     return message + nearest(option.partition("=")[0], options_of(parser)) if option else message
 
 
 class Arguments(argparse.ArgumentParser):
-    """Argparse without abbreviations, whose errors are one line."""
+    """Parses arguments without abbreviations and prints an error as one line."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
+        """Print the error as one line and exit with status 2."""
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choice:
             message += nearest(choice[1], re.findall(r"[\w-]+", choice[2]))

@@ -1,4 +1,4 @@
-"""What a library raises that nobody expected: one line on the screen, and the traceback in a file."""
+"""Reports an unexpected error of a library: one line goes to the screen, and the traceback goes to a file."""
 
 import logging
 import os
@@ -21,16 +21,16 @@ CHATTERS = (
 # The keys that name no class in a configuration, by the class that each belongs to.
 OWN_KEYS = {"WandbRun": "wandb", "Panels": "panels", "SavePredictions": "predictions", "DenseCRF": "model.crf"}
 PLAIN = (bool, int, float, str)
-LONGEST = 500  # characters of a library's message
+LONGEST = 500  # characters of a message about a library's error
 
 
 @dataclass
 class Place:
-    """Where a command is.
+    """Holds the run folder and the configuration of a command, which messages about errors need.
 
     Args:
-        folder: Folder of the run, once it is known.
-        config: The resolved configuration in plain values, once it is known.
+        folder: The run folder; None until it is known.
+        config: The resolved configuration in plain values; None until it is known.
     """
 
     folder: Path | None = None
@@ -38,15 +38,15 @@ class Place:
 
 
 def told(error: BaseException, place: Place) -> str:
-    """Keep the traceback of an exception, and say in one line what it is.
+    """Write the traceback of an exception to a file and describe the exception in one line.
 
     Args:
-        error: Whatever was raised.
-        place: Where the command is: ``log.txt`` of the run's folder takes the traceback, a temporary file where there
-            is no folder.
+        error: The exception.
+        place: The run folder and the configuration. The traceback goes to ``log.txt`` in the folder, or to a temporary
+            file if the folder is None.
 
     Returns:
-        The key that led there where one is known, class, message, and the file.
+        The configuration key if one is known, the exception's class, its message, and the file with the traceback.
     """
     key = key_of(error, place.config)
     log = _keep("".join(traceback.format_exception(error)), place.folder)
@@ -55,18 +55,18 @@ def told(error: BaseException, place: Place) -> str:
 
 
 def located(error: ArgumentError, place: Place) -> InputError:
-    """An error that names an argument, with the key of its class in front."""
+    """Put the configuration key of the argument's class in front of the error's message."""
     key, message = key_of(error, place.config), original(error)
     return InputError(f"{key}.{message}" if key else message)
 
 
 def original(error: InputError) -> str:
-    """The message itself: a loader's worker process sends it wrapped in its traceback."""
+    """Return the message without the traceback in which a worker process of a data loader wraps it."""
     return re.split(r"(?:Input|Argument)Error: ", str(error).strip())[-1]
 
 
 def described(error: BaseException) -> str:
-    r"""Class and message in one line; of an exception of a loader's process, those of the original.
+    r"""Return class and message in one line; for an error in a loader's process, those of the original error.
 
     >>> described(KeyError("a\n  b"))
     "KeyError: 'a\\n b'"
@@ -80,10 +80,12 @@ def described(error: BaseException) -> str:
 
 
 def key_of(error: BaseException, config: Any) -> str | None:
-    """The key of the class, among those of a configuration, in which an exception was raised.
+    """Return the configuration key of the class in which an exception was raised, or None if no class is found.
+
+    A class whose import path is in the message comes first, then the innermost class in the traceback.
 
     Args:
-        error: It is the innermost of the classes that its traceback passes, or one that its message names.
+        error: The exception.
         config: The resolved configuration.
     """
     classes = _classes(config, "")
@@ -128,19 +130,19 @@ def _classes(config: Any, key: str) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _keep(text: str, folder: Path | None) -> Path | None:
-    """Append to the folder's log, or write a file of its own; None where nothing can be written."""
+    """Append the text to the folder's log or write a temporary file; return the path, or None if writing fails."""
     try:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             log = folder / "log.txt"
-            with log.open("a") as file:  # which another process may be writing, too
+            with log.open("a") as file:  # another process may write to this file, too
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}")
             return log
         descriptor, name = tempfile.mkstemp(prefix="lsseg-", suffix=".log.txt", text=True)
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
         return Path(name)
-    except OSError:  # a full or read-only disk, perhaps the very one that failed
+    except OSError:  # the disk is full or read-only, which may itself be the error to report
         return None
 
 
@@ -150,18 +152,18 @@ def _clipped(text: str) -> str:
 
 
 def raised_by_lightning(error: Exception) -> bool:
-    """Whether Lightning itself refused a value (a trainer option, the seed), so that no traceback is needed."""
+    """Return whether Lightning itself refused a value (a trainer option, the seed): then no traceback is needed."""
     return any(f"/{package}/" in place_of(error) for package in ("pytorch_lightning", "lightning_fabric"))
 
 
 def place_of(error: Exception) -> str:
-    """The file that raised it."""
+    """Return the path of the source file that raised the error."""
     return traceback.extract_tb(error.__traceback__)[-1].filename
 
 
 def of_a_lost_process(error: RuntimeError) -> bool:
-    """Whether a message to another process of a distributed run failed."""
-    import torch  # not where a command is only dispatched
+    """Return whether the communication with another process of a distributed run failed."""
+    import torch  # not at the top, because the dispatch of a command must not import torch
 
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return distributed and bool(re.search("gloo|NCCL|[Cc]onnection (reset|closed)|[Pp]rocess group", str(error)))
@@ -174,17 +176,17 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 
 def silence_chatter() -> None:
-    """Leave out what libraries say that is no news to a user of this command."""
+    """Print warnings as one line, and hide messages of libraries that do not help a user of this command."""
     warnings.formatwarning = lambda message, *_: f"lsseg: warning: {message}\n"
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # a hint, wrong where data is generated
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # resuming
-    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own use of torch
-    warnings.filterwarnings(
-        "ignore", ".*callbacks used to create the checkpoint need to be provided.*"
-    )  # tests save none
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged is the same on all ranks already
-    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # frozen batch-norm
-    warnings.filterwarnings("ignore", ".*srun. command is available on your system but is not used.*")  # by submitit
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # this hint is wrong for generated data
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # normal for a resumed run
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")  # caused by Lightning, not by the user
+    # A test has no checkpoint callbacks, because it saves no checkpoint.
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # logged values are already equal on all ranks
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # normal for frozen batch-norm
+    # Jobs of submitit do not start their processes with srun, on purpose.
+    warnings.filterwarnings("ignore", ".*srun. command is available on your system but is not used.*")
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended.*")
     for name in CHATTERS:
         logging.getLogger(name).addFilter(_worth_saying)

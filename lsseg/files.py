@@ -12,20 +12,21 @@ from lsseg.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name, then rename: the file is whole or not there."""
+    """Write a temporary file and rename it, so that a reader never sees an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # other machines may write the same file
+    # The name is random, because processes of several computers may write the same file.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-    except OSError as error:  # with the name of the file, which a full disk's error lacks
+    except OSError as error:  # the error of a full disk does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON so that a reader never sees an incomplete file."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -46,7 +47,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of an append-only log; of rows with the same step and keys the last counts, what is no row is skipped."""
+    """Return the rows of an append-only log, sorted by step; a missing file has none.
+
+    Of several rows with the same step and keys only the last one is returned. Lines that are not rows are skipped.
+    """
     rows: dict[Any, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:

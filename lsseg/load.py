@@ -1,4 +1,4 @@
-"""A finished run in Python: its task with the trained weights, and its data."""
+"""Loads a finished run in Python: its task with the trained weights, and its data."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from lsseg.tasks.start import read_checkpoint, refuse_other_classes
 
 
 class LoadedRun(NamedTuple):
-    """What a run was made of.
+    """Holds the task and the data of a run.
 
     Attributes:
         task: The task with its weights, in evaluation mode.
-        data: The data, as the run's configuration says.
+        data: The data set of the run's configuration.
     """
 
     task: Task
@@ -34,11 +34,11 @@ class LoadedRun(NamedTuple):
             image: Path of the image.
 
         Returns:
-            Of label maps ``labels`` (H×W) and ``phi`` (C×H×W, positive inside); of instances ``masks`` (n×H×W bool),
-            ``boxes`` (n×4: left, top, right, bottom), ``scores`` and ``labels``, the best first. At the file's size.
+            For label maps ``labels`` (H×W) and ``phi`` (C×H×W, positive inside). For instances ``masks`` (n×H×W bool),
+            ``boxes`` (n×4: left, top, right, bottom), ``scores`` and ``labels``, best first. H×W is the file's size.
 
         Raises:
-            InputError: If there is no such image.
+            InputError: If the path is not a file.
         """
         if not Path(image).is_file():
             raise InputError(f"{image} is no image file")
@@ -53,14 +53,14 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
-    """Load a run from its folder, as notebooks and figures want it.
+    """Load a run from its folder, for use in notebooks and figures.
 
     Args:
-        folder: Folder of a run, with its ``config.yaml``.
-        checkpoint: The file of weights in it.
+        folder: The run folder, which holds ``config.yaml``.
+        checkpoint: Name of the checkpoint in the folder.
 
     Raises:
-        InputError: If a file is missing or broken, the data cannot be found, or has other classes.
+        InputError: If a file is missing or broken, or if the data cannot be found or has other classes.
     """
     folder = Path(folder)
     wanted = run_config(folder, checkpoint)
@@ -80,14 +80,14 @@ def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
 
 
 def run_config(folder: Path, checkpoint: str = "last.ckpt") -> dict[str, Any]:
-    """The keys ``model`` and ``data`` of a run's configuration, as they were saved.
+    """Return the keys ``model`` and ``data`` of a run's configuration, as they were saved.
 
     Args:
-        folder: Folder of a run.
-        checkpoint: A file that a finished run has.
+        folder: The run folder.
+        checkpoint: Name of the checkpoint that must be in the folder.
 
     Raises:
-        InputError: If a file is missing, or is no configuration.
+        InputError: If a file is missing, or if ``config.yaml`` is not the configuration of a run.
     """
     for name in ("config.yaml", checkpoint):
         if not (folder / name).is_file():

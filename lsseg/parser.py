@@ -1,4 +1,4 @@
-"""The command line's parser, which says in one line what is wrong, and what is refused of a configuration."""
+"""Defines the command line's parser, which reports an error in one line, and checks of configurations."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# Lightning still calls a method that jsonargparse has renamed; the notice is not the user's business.
+# Lightning still calls a method that jsonargparse has renamed. Users can do nothing about the warning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import yaml
@@ -22,11 +22,11 @@ from lsseg.errors import ArgumentError, InputError
 from lsseg.failures import Place, located
 from lsseg.files import read_yaml
 
-# What jsonargparse says of every attempt to read a value, whatever is wrong with it.
+# jsonargparse prints these phrases for every attempt to read a value; they do not say what is wrong.
 BOILERPLATE = re.compile(
     r"Does not validate against|Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but"
 )
-# Python's names of what a value may be, in words.
+# Python's names of types, and the words that messages use instead.
 WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -36,12 +36,12 @@ WORDS = {
     "list": "a list such as [A, B]",
     "dict": "keys and values",
 }
-LONGEST_LIST = 2000  # characters of the classes that help names
+LONGEST_LIST = 2000  # characters of a list of classes in the help; a longer list is shortened
 CLASS_FIRST = "; it belongs to a class, which must be named first"
 
 
 class Help(DefaultHelpFormatter):
-    """Names the classes of one room for a key, not all that torch has."""
+    """Shortens a long list of known classes in the help to this project's own classes that fit the key."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         help = super()._get_help_string(action)
@@ -55,26 +55,26 @@ class Help(DefaultHelpFormatter):
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line instead of a page of usage."""
+    """Parses configurations and reports an error in one line instead of a page of usage."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": Help, **options})
         self.allow_abbrev = False
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        """Raise ``InputError`` instead of printing; answer an unknown key with the nearest one that there is."""
+        """Raise ``InputError`` instead of printing the usage; for an unknown key, name the nearest known key."""
         parser = getattr(ex, "subcommand_parser", self)
         raise InputError(concise(unknown_key(str(message), parser)))
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
-        """Read a null for a nested class as null: jsonargparse hands it on as the word that Python prints."""
+        """Replace ``None`` by ``null``, because jsonargparse passes on a nested class's null as Python prints it."""
         if args is not None:
             args = [re.sub(r"^(--[\w.]+=)None$", r"\1null", arg) for arg in args]
         return super().parse_args(args, *others, **options)
 
 
 def unknown_key(message: str, parser: LightningArgumentParser) -> str:
-    """The parser's message of a key, or an option, that there is not, with the nearest that there is."""
+    """Add the nearest known key or option to the parser's message about an unknown one."""
     found = re.search(
         r"(?:Group '(?P<group>[^']+)' does not accept o|[Oo])ption '(?P<key>[^']+)'(?: is not accepted)?", message
     )
@@ -84,14 +84,14 @@ def unknown_key(message: str, parser: LightningArgumentParser) -> str:
     known = {action.dest for action in parser._actions if action.dest.split(".")[-1] != "help"}
     hint = nearest(key, known) or nearest(key.partition(".")[0], {name.partition(".")[0] for name in known})
     if not known:
-        hint = CLASS_FIRST  # nothing but a base is known yet
+        hint = CLASS_FIRST  # no keys are known before the class is named
     elif CLASS_FIRST in message:
         hint = ""
     return f"{message[: found.end()]}{hint}{message[found.end() :]}"
 
 
 def concise(message: str) -> str:
-    r"""Reduce jsonargparse's account of all it has tried to the key and what is wrong with it.
+    r"""Reduce jsonargparse's report on all its attempts to the key and what is wrong with its value.
 
     >>> wrong = "Expected a <class 'float'>. Got value: a"
     >>> concise(f'Parser key "model": Does not validate against ...\n  - Parser key "lr": {wrong}')
@@ -101,7 +101,7 @@ def concise(message: str) -> str:
     reasons: list[str] = []
     for line in message.splitlines():
         text = line.strip(" -")
-        # The second form is what an inner parser has already reduced.
+        # The second form is a message that an inner parser has already reduced.
         while not reasons and (
             found := re.match(r'Parser key "([^"]+)":\s*|([a-z_][\w.]*): (?=[Ee]xpected|Option|Problem|Not a|\')', text)
         ):
@@ -121,14 +121,14 @@ def concise(message: str) -> str:
 
 
 def unknown_class(found: re.Match[str]) -> str:
-    """What to say of a class that there is not."""
+    """Return the message about an unknown class, with the nearest known class."""
     rooms = map(import_module, ("lsseg.data", "lsseg.losses", "lsseg.models", "lsseg.tasks"))
     hint = nearest(found[1], (name for room in rooms for name in room.__all__ if name[0].isupper()))
     return f"'{found[1]}' is no known class{hint or '; give a class of lsseg by its name, or yours by its import path'}"
 
 
 def in_words(reason: str) -> str:
-    """What jsonargparse expected, without Python's types.
+    """Say in words what jsonargparse expected, without Python's types.
 
     >>> in_words("Expected a <class 'float'>. Got value: x")
     'expected a number, not x'
@@ -152,10 +152,11 @@ def in_words(reason: str) -> str:
 
 @contextmanager
 def own_errors(config: Any = None) -> Iterator[None]:
-    """Raise what a class raises as it is, not wrapped in jsonargparse's account of what it tried.
+    """Raise the error of a class itself, without jsonargparse's report on all its attempts.
 
     Args:
-        config: The configuration in plain values, where the command has no other place that names its keys.
+        config: The configuration in plain values, which gives an ``ArgumentError`` the key of its class; None leaves
+            the key to the caller.
     """
     try:
         yield
@@ -180,7 +181,7 @@ class ConfigDumper(yaml.SafeDumper):
     """Quotes text that the command line's parser would read as a number, such as the id 2e372009."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """A text, in quotes where it needs them."""
+        """Represent a text, in quotes if Python can read it as a number."""
         try:
             float(data)
         except ValueError:
@@ -192,13 +193,15 @@ ConfigDumper.add_representer(str, ConfigDumper.represent_str)
 
 
 def check_files(argv: list[str]) -> None:
-    """Name the configuration file that is no YAML, or misspells a class's keys; the parser's own message does not.
+    """Refuse a configuration file that is not YAML or misspells a class's keys.
+
+    The parser's own message does not name the file.
 
     Args:
         argv: The arguments of the command line.
 
     Raises:
-        InputError: Naming the file.
+        InputError: If there is such a file; the message names it.
     """
     for name, value in zip(argv, [*argv[1:], ""], strict=True):
         path = Path(value if name in ("--config", "-c") else name.partition("--config=")[2])
@@ -207,15 +210,15 @@ def check_files(argv: list[str]) -> None:
 
 
 def check_class_keys(content: Any, path: Path, key: str = "") -> None:
-    """Refuse what a configuration file has beside a class and its arguments.
+    """Refuse keys of a class other than ``class_path``, ``init_args`` and ``dict_kwargs``.
 
     Args:
-        content: What the file, or a part of it, holds.
-        path: The file.
+        content: Content of the file, or of a part of it.
+        path: Path of the file.
         key: Key of the part.
 
     Raises:
-        InputError: Naming the key.
+        InputError: If there is such a key; the message names it.
     """
     if isinstance(content, list):
         for value in content:
@@ -230,7 +233,7 @@ def check_class_keys(content: Any, path: Path, key: str = "") -> None:
 
 
 def drop_weights(config: Any) -> None:
-    """Set every ``encoder_weights``, and ``start``, below a configuration to null: a checkpoint replaces them."""
+    """Set every ``encoder_weights`` and ``start`` in a configuration to null, because a checkpoint replaces them."""
     for key in list(config.keys(branches=True)):
         if key.split(".")[-1] in ("encoder_weights", "start"):
             config[key] = None

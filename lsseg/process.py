@@ -1,25 +1,25 @@
-"""Processes that must not outlive the one that started them."""
+"""Ends processes when the process that started them ends."""
 
 import ctypes
 import os
 import signal
 import sys
 
-# Set by what starts processes of its own (the runner of a suite, the first process of a run): its process id.
+# The runner of a suite and the first process of a run set this variable to their process id.
 DIE_WITH_PARENT = "LSSEG_DIE_WITH_PARENT"
 
 
 def die_with_parent() -> None:
-    """In a process that a runner, or the first process of a run, started: have the kernel end it with that one.
+    """Let Linux kill this process when its parent, the runner of a suite or the first process of a run, ends.
 
-    However that one went: a killed one tells nobody, and the others would wait for its messages. Before anything heavy
-    is imported, so that no moment is left in which it could go unnoticed.
+    A killed parent tells nobody that it ends, and its children would wait for its messages. The command line calls this
+    before any heavy import, so that a parent that ends during the imports is noticed, too.
     """
     parent = os.environ.get(DIE_WITH_PARENT)
     if parent and int(parent) != os.getpid() and sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        # Processes further down (DDP's ranks) have another parent: they follow it, not the runner.
+        # Processes that this one starts (DDP's ranks) must follow this process and not the runner.
         os.environ[DIE_WITH_PARENT] = str(os.getpid())
         if os.getppid() != int(parent):
             sys.exit(1)

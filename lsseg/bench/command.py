@@ -1,4 +1,4 @@
-"""``lsseg bench NAME``: one benchmark, or all of them."""
+"""Runs ``lsseg bench NAME``: one benchmark, or all of them."""
 
 import argparse
 import contextlib
@@ -18,11 +18,11 @@ from lsseg.errors import InputError
 from lsseg.files import write_json
 
 BENCHMARKS = core.BENCHMARKS | networks.BENCHMARKS | data.BENCHMARKS
-ON_CPU = {"segment", "data"}  # against what knows no other device
+ON_CPU = {"segment", "data"}  # Their rivals run on no other device.
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print; returns the exit status."""
+    """Measure, print the figures, and return the exit status."""
     parser = _parser()
     options_only = not argv[1:] or (argv[1].startswith("-") and argv[1] not in ("-h", "--help"))
     given = ["losses", *argv[1:]] if options_only else argv[1:]
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    """Refuse what cannot be done; set the number of threads."""
+    """Refuse options that cannot be used, and set the number of threads."""
     if options.busy < 0:
         raise InputError(f"--busy must be 0 or more, not {options.busy}")
     for key in ("repeats", "threads"):

@@ -1,4 +1,4 @@
-"""Benchmarks of the numeric core: the losses, the evolution, distances, and the classical segmentation."""
+"""Benchmarks the numeric core: the losses, the evolution, distances, and the classical segmentation."""
 
 import functools
 import math
@@ -24,12 +24,12 @@ from lsseg.functional import (
 )
 from lsseg.functional.distance import windowed_signed_distance
 
-STRIDE = 4  # of the feature head of LevelSet R-CNN
+STRIDE = 4  # stride of the feature head of LevelSet R-CNN
 
 
 @functools.cache
 def _labelled(shape: tuple[int, ...], dtype: str, void: float, device: str) -> tuple[Any, Any]:
-    """Logits with a gradient, and labels."""
+    """Return logits that require a gradient, and labels."""
     g = torch.Generator().manual_seed(0)
     images, classes, *space = shape
     logits = torch.randn(images, classes, *space, generator=g).to(device, getattr(torch, dtype)).requires_grad_()
@@ -39,7 +39,7 @@ def _labelled(shape: tuple[int, ...], dtype: str, void: float, device: str) -> t
 
 
 def _loss(name: str, options: Any) -> Case:
-    """Forward and backward pass of a loss."""
+    """Return the forward and backward pass of a loss."""
     logits, target = _labelled(tuple(options.shape), options.dtype, options.void, options.device)
 
     def fused(kernels: Any = "auto") -> Any:
@@ -67,7 +67,10 @@ def _loss(name: str, options: Any) -> Case:
 
 
 def _bandwidth(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Bytes a second of a GPU's copy, and the share of it at which the losses read the logits twice, write once."""
+    """Print and return the bandwidth of a copy on a GPU, and the share of it that the losses reach.
+
+    The share assumes that a loss reads the logits twice and writes their gradient once.
+    """
     if options.device == "cpu":
         return {}
     source = torch.empty(2**28, dtype=getattr(torch, options.dtype), device="cuda")
@@ -81,7 +84,7 @@ def _bandwidth(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _evolution(name: str, options: Any) -> Case:
-    """Forward and backward pass of an evolution, with gradients for everything."""
+    """Return the forward and backward pass of an evolution, with gradients for all inputs."""
     objects, steps, size = options.objects, options.steps, (options.size, options.size)
     g = torch.Generator().manual_seed(0)
     phi = F.interpolate(torch.randn(objects, 1, 6, 6, generator=g), size, mode="bicubic")[:, 0].clamp(-1, 1)
@@ -106,7 +109,7 @@ def _evolution(name: str, options: Any) -> Case:
 
 
 def partition(classes: int, size: Any, device: str) -> Any:
-    """Smooth scores, 1×C×H×W, in whose partition every class has a few regions, as in a picture."""
+    """Return smooth scores, 1×C×H×W, that give every class a few regions, as in a picture."""
     coarse = torch.randn(1, classes, 12, 12, generator=torch.Generator().manual_seed(0))
     return F.interpolate(coarse, size, mode="bicubic").mul(4).to(device)
 
@@ -119,7 +122,7 @@ def _distances(name: str, options: Any) -> Case:
 
 @functools.cache
 def _disc(height: int, width: int, spread: float) -> Any:
-    """A noisy disc, 1×1×H×W."""
+    """Return a noisy disc, 1×1×H×W."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     inside = (y - height / 2) ** 2 + (x - 0.4 * width) ** 2 < (0.3 * min(height, width)) ** 2
     noise = torch.randn(height, width, generator=torch.Generator().manual_seed(0))
@@ -135,7 +138,7 @@ def _segment(name: str, options: Any) -> Case:
 
 
 def _energies(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """The energies at which both end."""
+    """Return the energies of both results, and print the ratios of time and energy."""
     image = _disc(*options.size, options.noise)
     energies = {name: float(chan_vese_energy(image, _segment(name, options)(), options.mu)) for name in seconds}
     faster = ratio(seconds["scikit_image"], seconds["ours"])

@@ -1,4 +1,4 @@
-"""A benchmark of the data path: images a second, against decoding the same files and nothing else."""
+"""Benchmarks the data path: its images per second beside those of only decoding the same files."""
 
 import functools
 import statistics
@@ -18,7 +18,7 @@ from lsseg.data import FolderSegmentation
 
 @functools.cache
 def _written(count: int, height: int, width: int) -> tempfile.TemporaryDirectory[str]:
-    """Smooth pictures and label maps of blocks, which compress about as real ones do; gone when the process ends."""
+    """Write smooth pictures and blocky label maps, which compress about like real ones, and delete them at exit."""
     made = tempfile.TemporaryDirectory(prefix="lsseg-bench-")
     folder, g = Path(made.name), np.random.default_rng(0)
     for part in ("images", "masks"):
@@ -34,7 +34,7 @@ def _written(count: int, height: int, width: int) -> tempfile.TemporaryDirectory
 
 
 def _data(options: Any, cache: Any = None) -> FolderSegmentation:
-    """A folder of images as a user has it, all of which are trained on."""
+    """Return the data module of a folder of images as a user has it, with all images in the training split."""
     folder = options.data or _written(options.images, *options.size).name
     shares: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0, "scale": (0.5, 1.5)}
     sizes: dict[str, Any] = {"crop_size": tuple(options.crop), "batch_size": options.batch}
@@ -42,7 +42,7 @@ def _data(options: Any, cache: Any = None) -> FolderSegmentation:
 
 
 def _pass(name: str, options: Any) -> Case:
-    """One pass over all images."""
+    """Return one pass over all images."""
     data = _data(options, "ram" if name == "cached" else None)
     source = data.source("train")
     if name == "decoding":

@@ -1,4 +1,4 @@
-"""What a benchmark is, and how the time and the memory of its cases are measured, side by side, and shown."""
+"""Defines a benchmark, measures the time and the memory of its cases side by side, and shows them."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lsseg.errors import InputError
 
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # where CUDA might be is no news here
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # It would warn that there is no CUDA runtime.
 
 from torch.utils.benchmark.utils.timer import timer  # noqa: E402  waits for a GPU
 
@@ -24,25 +24,25 @@ Case = Callable[[], Any]
 
 
 class Benchmark(NamedTuple):
-    """Cases that are compared.
+    """Measures cases and compares them.
 
     Attributes:
-        about: What is compared, in a few words.
-        cases: What is shown of each case, by its name.
-        baseline: The case that the others are multiples of.
-        make: A case, of its name and the options, as a function without arguments.
-        options: Options beside those that all have, with their defaults; a tuple makes as many numbers, a list any.
-        least: The least value of an option, and of each of several numbers; 1 where nothing is said.
-        most: The largest value.
-        choices: What an option may be, where that is little.
+        about: A short description of what is compared.
+        cases: The text that the table shows for each case, by the case's name.
+        baseline: The case by which the time and the memory of the others are divided.
+        make: Makes a case, a function without arguments, from its name and the options.
+        options: The benchmark's own options, with defaults. A tuple takes as many numbers as it has, a list any number.
+        least: The least value of an option, and of each of several numbers; 1 for options that are not listed.
+        most: The largest value, in the same form; 10⁹ for options that are not listed.
+        choices: The allowed values of options that have few.
         on_gpu: Options that ``lsseg bench all`` gives on a GPU.
-        title: What stands over the table, with the options' names in braces.
-        repeats: Timed rounds, if nothing else is asked for.
-        gpu_cases: The cases that there are on a GPU only, because a CPU has nothing else.
-        late: The cases that are timed after the others, for what they leave in memory would make those behind faster.
+        title: The title of the table, with the options' names in braces.
+        repeats: Default number of timed rounds.
+        gpu_cases: Cases for a GPU only; on a CPU another case already measures the same operations.
+        late: Cases that are timed after the others, because the memory that they leave would make later cases faster.
         memory: Whether memory is measured.
-        small: Options of a first call, before memory is measured: what is allocated at first use is no case's cost.
-        more: What else is measured, of the options and the seconds of all cases; it prints, and returns figures.
+        small: Makes the options of a small first call, so that what is allocated at first use is not measured.
+        more: Measures and prints more, from the options and the seconds of all cases, and returns further figures.
     """
 
     about: str
@@ -63,7 +63,7 @@ class Benchmark(NamedTuple):
     more: Callable[[Any, dict[str, list[float]]], dict[str, Any]] | None = None
 
     def run(self, options: Any, argv: list[str]) -> dict[str, Any]:
-        """Measure all cases and print a table; returns the figures."""
+        """Measure all cases, print a table, and return the figures."""
         names = [name for name in self.cases if options.device == "cuda" or name not in self.gpu_cases]
         seconds: dict[str, list[float]] = {}
         for late in (False, True):
@@ -87,7 +87,7 @@ class Benchmark(NamedTuple):
             parser.add_argument(f"--{name}", type=kind, default=default, help=f"default: {default}", **more)
 
     def check(self, options: Any) -> None:
-        """Raise ``InputError`` for an option below its least value."""
+        """Raise ``InputError`` for an option out of its range, or for a shape with too few numbers or classes."""
         for name, default in self.options.items():
             given, least = getattr(options, name), self.least.get(name, 1)
             values, most = given if isinstance(given, tuple | list) else [given], self.most.get(name, 1e9)
@@ -97,13 +97,13 @@ class Benchmark(NamedTuple):
                 raise InputError(f"--shape must be B, C and one size or more, C at least 2, not {given}")
 
     def memory_of(self, name: str, options: Any) -> int:
-        """Peak memory of one case in this process, in bytes."""
+        """Return the peak memory of one case in this process, in bytes."""
         if self.small is not None:
             self.make(name, argparse.Namespace(**vars(options) | self.small(options)))()
         return peak_memory(self.make(name, options), options.device)
 
     def _peak(self, name: str, options: Any, argv: list[str]) -> int:
-        """On a CPU in a process of its own; a GPU counts its bytes."""
+        """Return the peak memory of a case: of a new process on a CPU, of this process on a GPU."""
         return self.memory_of(name, options) if options.device == "cuda" else in_fresh_process(argv, name)
 
     def _show(self, seconds: Any, ratios: dict[str, float], peaks: dict[str, int], options: Any) -> None:
@@ -122,7 +122,7 @@ class Benchmark(NamedTuple):
 
 
 def multiple(factor: float) -> str:
-    """A factor, or the inverse of one below 1.
+    """Format a factor; one below 1 is shown as 1 divided by its inverse.
 
     >>> multiple(1.143), multiple(0.0625), multiple(0)
     ('1.14×', '1/16.0', '0×')
@@ -131,10 +131,10 @@ def multiple(factor: float) -> str:
 
 
 def in_turn(cases: Mapping[str, Case], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of every case, all of them in turn in every round, after a warm-up.
+    """Return the seconds of every case; after a warm-up, each round calls all cases in turn.
 
-    A GPU is waited for at the end of several calls, as in a training, where it works while the next are prepared; its
-    kernels are compiled, and its algorithms chosen, in the first calls.
+    On a GPU the timer waits only after several calls, because in a training the GPU works while the next calls are
+    prepared. The warm-up compiles kernels and chooses algorithms.
     """
     calls, warm = (5, 2) if device == "cuda" else (1, 1)
     seconds: dict[str, list[float]] = {name: [] for name in cases}
@@ -149,26 +149,26 @@ def in_turn(cases: Mapping[str, Case], repeats: int, device: str = "cpu") -> dic
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
-    """The median of the rounds' ratios."""
+    """Return the median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def peak_memory(run: Case, device: str = "cpu") -> int:
-    """Bytes that a run takes at its peak above what is there before it; on a CPU of the whole process (Linux)."""
+    """Return a run's peak memory less that in use before it, in bytes; on a CPU that of the whole process (Linux)."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return int(torch.cuda.max_memory_allocated() - before)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # The 5 resets the peak (VmHWM).
     before = _status("VmRSS")
     run()
     return _status("VmHWM") - before
 
 
 def in_fresh_process(argv: list[str], case: str) -> int:
-    """What ``lsseg bench ARGV --memory-of CASE`` prints: one case's peak memory, with nothing else in the process."""
+    """Return the peak memory of one case, which ``lsseg bench ARGV --memory-of CASE`` prints in a new process."""
     command = [sys.executable, "-P", "-m", "lsseg", "bench", *argv, "--memory-of", case]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -177,7 +177,7 @@ def in_fresh_process(argv: list[str], case: str) -> int:
 
 
 def _status(key: str) -> int:
-    """A figure of this process, in bytes."""
+    """Return a figure of this process from ``/proc/self/status``, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Benchmarks of the methods: training steps of all, DMLS by steps and size, LevelSet R-CNN's inference."""
+"""Benchmarks the methods: training steps of all, steps and costs of DMLS, and inference of LevelSet R-CNN."""
 
 import statistics
 from functools import partial
@@ -24,7 +24,7 @@ MASK_RCNN = {"target": "binary", "evolution": "none", "resolution": 28}
 
 
 def _training_step(name: str, options: Any) -> Case:
-    """Forward pass, losses and backward pass of a method; no optimiser, which is the same for all."""
+    """Return a method's forward pass, losses and backward pass, without the optimiser, which is the same for all."""
     torch.manual_seed(0)
     images, classes, height, width = options.shape
     network: Any = partial(SmpNet, encoder_name=options.encoder)
@@ -57,7 +57,7 @@ def _dmls(options: Any, **settings: Any) -> DMLS:
 
 
 def _dmls_step(name: str, options: Any) -> Case:
-    """Forward and backward pass of a batch of one, each step supervised by one cross-entropy."""
+    """Return the forward and backward pass of a batch of one image, with one cross-entropy for each step."""
     settings: dict[str, Any] = {
         "without": {"level_set": False},
         "one": {"steps": 1},
@@ -66,9 +66,10 @@ def _dmls_step(name: str, options: Any) -> Case:
     net = _dmls(options, **settings.get(name, {})).train()
     image, regions = torch.rand(1, 3, *options.size).to(options.device), partition(options.classes, options.size, "cpu")
     regions = regions.to(options.device)
-    # Not the partition itself: nothing to learn makes gradients so small that CPUs take them at a tenth of the speed.
+    # The target is a shifted partition, because the unshifted one leaves nothing to learn. The gradients would then be
+    # so small that a CPU computes with them at a tenth of the speed.
     target, criterion = regions.argmax(1).roll((9, 13), (1, 2)), CrossEntropyLoss()
-    # An untrained network's own partition is nothing like a picture's: regions are added to its scores.
+    # The partition of an untrained network does not look like a picture's, so the hook adds regions to its scores.
     net.network.register_forward_hook(lambda module, inputs, output: output._replace(logits=output.logits + regions))
 
     def step() -> None:
@@ -79,7 +80,7 @@ def _dmls_step(name: str, options: Any) -> Case:
 
 
 def _dmls_costs(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Frames per second, GFLOPs and million parameters at inference."""
+    """Print and return frames per second, GFLOPs and million parameters at inference."""
     nets = {
         "DMLS": _dmls(options),
         "DMLS, one step": _dmls(options, steps=1),
@@ -105,7 +106,10 @@ def _dmls_costs(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]
 
 
 def _inference(name: str, options: Any) -> Case:
-    """From an image to masks at its size. All detections are kept, so that both have as many objects."""
+    """Return the inference from an image to masks of its size.
+
+    All detections are kept, so that both networks have equally many objects.
+    """
     torch.manual_seed(0)
     settings: dict[str, Any] = MASK_RCNN if name == "plain" else {}
     shared: dict[str, Any] = {"score_threshold": 0.0, "detections": options.objects}

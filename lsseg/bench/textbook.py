@@ -1,4 +1,4 @@
-"""The papers' equations as they are printed, for autograd: what the fast forms are measured and tested against."""
+"""Computes the papers' equations as printed, with autograd; tests and benchmarks compare the fast forms with them."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from lsseg.functional import curvature
 def level_set_energies(
     logits: Tensor, truth: Tensor, valid: Tensor, epsilon: float = 1 / 20, kind: str = "mahf", mode: str = "multiclass"
 ) -> Tensor:
-    """Kim 2019, eq. 4-6, summed over the valid pixels.
+    """Return the energies of Kim 2019, eq. 4-6, summed over the valid pixels.
 
     Args:
         logits: B×C×spatial.
@@ -21,10 +21,10 @@ def level_set_energies(
         valid: B×spatial bool.
         epsilon: ε.
         kind: ``mahf`` or ``ahf``.
-        mode: ``multiclass`` (softmax), or a sigmoid of each class.
+        mode: ``multiclass`` takes a softmax; any other value takes a sigmoid of each class.
 
     Returns:
-        B×C, 0 of a class that is absent.
+        B×C; 0 for a class that is absent.
     """
     phi = (torch.softmax(logits, 1) if mode == "multiclass" else torch.sigmoid(logits)).flatten(2) - 0.5
     h = 0.5 + torch.atan(phi / epsilon) / math.pi if kind == "ahf" else 0.5 * (1 + torch.tanh(phi / epsilon))
@@ -37,7 +37,7 @@ def level_set_energies(
 
 
 def level_set_energy(logits: Tensor, target: Tensor, epsilon: float = 1 / 20, kind: str = "mahf") -> Tensor:
-    """The same of B×spatial labels, of which 255 is void, per valid pixel: a mean over images, a sum over classes."""
+    """Return the energy of B×spatial labels (255 is void) per valid pixel, summed over classes, mean over images."""
     valid = target != 255
     truth = F.one_hot(target.masked_fill(~valid, 0), logits.shape[1]).movedim(-1, 1)
     energies = level_set_energies(logits, truth * valid.unsqueeze(1), valid, epsilon, kind)
@@ -45,7 +45,7 @@ def level_set_energy(logits: Tensor, target: Tensor, epsilon: float = 1 / 20, ki
 
 
 def chan_vese(phi: Any, features: Any, lambda1: Any, lambda2: Any, mu: Any, epsilon: Any, dt: Any) -> Any:
-    """Homayounfar 2020, eq. 4 and 7-9; arguments as of :func:`~lsseg.functional.chan_vese_evolve`."""
+    """Evolve φ by Homayounfar 2020, eq. 4 and 7-9, with the arguments of :func:`~lsseg.functional.chan_vese_evolve`."""
     for e, t in zip(epsilon.T[..., None, None], dt.T[..., None, None], strict=True):
         h = (0.5 * (1 + 2 / math.pi * (phi / e).atan()))[:, None]
         c1 = (features * h).sum((2, 3), keepdim=True) / h.sum((2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""What draws, saves and watches a run."""
+"""Defines the loggers, and the callbacks that draw, save and measure a run."""
 
 from lsseg.callbacks.checkpoints import BestCheckpoint, PeriodicCheckpoint, WholeCheckpoints
 from lsseg.callbacks.loggers import JsonlLogger, WandbRun

@@ -1,4 +1,4 @@
-"""Pictures of segmentations and of Chan-Vese evolutions.
+"""Draws segmentations and evolutions of level sets.
 
 Legend: H×W pixels, C classes. Images are uint8 RGB or floats in [0, 1], H×W×3.
 """
@@ -21,30 +21,30 @@ from lsseg.tasks.base import EvolvingObject
 Color = tuple[int, int, int]
 Array = npt.NDArray[Any]
 VOID_COLOR = (255, 255, 255)
-ROWS = 1024  # of an overlay at a time
-DARK = 64  # the brightest channel of a colour that an overlay leaves out
-# Of the axes of pictures: to make ticks and hide them takes longer than all else.
+ROWS = 1024  # rows of an overlay that are computed at a time
+DARK = 64  # colours whose channels are all below this are not drawn in overlays
+# Axes of pictures get no ticks, because making and hiding ticks takes longer than the rest of the drawing.
 BARE: dict[str, Any] = {"xticks": [], "yticks": []}
 
 
 def colorize(labels: Array, palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
-    """Labels in their display colours, H×W×3; void is white."""
+    """Return the labels in their display colours, H×W×3; void is white."""
     table = np.full((256, 3), VOID_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[labels]
 
 
 def overlay(image: Array, labels: Array, palette: Sequence[Color], opacity: float = 0.5) -> npt.NDArray[np.uint8]:
-    """The image under its colourised labels, with the contours between labels drawn in full colour.
+    """Draw the labels over the image in half-transparent colours, and the contours between labels in full colour.
 
-    Classes of a dark colour, as backgrounds have, leave it as it is: what was missed can be seen.
+    Classes with a dark colour, such as backgrounds, are not drawn, so that missed objects stay visible.
     """
     height = len(labels)
     dark = np.zeros(256, bool)
     dark[: len(palette)] = [max(color) < DARK for color in palette]
     out = np.empty((*labels.shape, 3), np.uint8)
-    for top in range(0, height, ROWS):  # of a large scan floating point copies would not fit
-        first, last = max(0, top - 1), min(height, top + ROWS + 1)  # contours look one row up and down
+    for top in range(0, height, ROWS):  # floats of a whole large scan would not fit into memory
+        first, last = max(0, top - 1), min(height, top + ROWS + 1)  # a contour depends on one row above and below
         part = labels[first:last]
         share = np.where(dark[part], 0.0, np.where(_boundary(part), 1.0, opacity))[..., None]
         blend = (1 - share) * bytes_of(image[first:last]) + share * colorize(part, palette)
@@ -54,16 +54,16 @@ def overlay(image: Array, labels: Array, palette: Sequence[Color], opacity: floa
 
 
 def with_contours(image: Array, labels: Array) -> npt.NDArray[np.uint8]:
-    """The image with the contours between labels in white."""
+    """Draw the contours between labels in white on the image."""
     drawn = np.where(_boundary(labels)[..., None], 255, bytes_of(image).round())
     return drawn.astype(np.uint8)
 
 
 def boundary_errors(image: Array, truth: Array, prediction: Array, radius: int = 2) -> npt.NDArray[np.uint8]:
-    """Where the contours disagree: found in green, missed in blue, invented in red, over the faded grey image.
+    """Draw the found contours in green, missed ones in blue and invented ones in red, over the faded grey image.
 
-    A contour pixel counts as found where the other map has a contour pixel of any class within ``radius`` pixels:
-    which classes meet there is not looked at.
+    A contour pixel counts as found if the other map has a contour pixel within ``radius`` pixels. The classes that meet
+    there do not matter.
     """
     void = truth == IGNORE_INDEX
     prediction = np.where(void, IGNORE_INDEX, prediction)
@@ -87,7 +87,7 @@ def panel(
     phi_class: int,
     title: str,
 ) -> Figure:
-    """One row of pictures: image, truth, prediction, errors at boundaries, φ of a class with its zero contour.
+    """Draw one row: image, truth, prediction, errors at boundaries, and φ of a class with its zero contour.
 
     Args:
         image: H×W×3 floats in [0, 1].
@@ -96,8 +96,8 @@ def panel(
         phi: C×H×W level-set functions, positive inside.
         class_names: C names.
         palette: C colours.
-        phi_class: The class of which φ is shown.
-        title: Above the row.
+        phi_class: The class whose φ is shown.
+        title: Text above the row.
     """
     height, width = truth.shape
     figure = Figure(figsize=(15, 3.1 * height / width + 0.9), layout="constrained", dpi=110)
@@ -136,17 +136,17 @@ def steps_panel(
     title: str,
     first: int = 1,
 ) -> Figure:
-    """How a prediction evolves: above the labels after every step, below φ of one class with its zero contour.
+    """Draw two rows: the labels after every step, and below them φ of one class with its zero contour.
 
     Args:
         image: H×W×3 floats in [0, 1], or uint8.
-        truth: H×W labels, 255 for void; None where there is none.
+        truth: H×W labels, 255 for void; None if there is no truth.
         predictions: H×W labels after each of K steps.
         phi: H×W level-set functions of ``phi_class`` after each step, positive inside.
-        phi_class: The class of which φ is shown.
+        phi_class: The class whose φ is shown.
         class_names: C names.
         palette: C colours.
-        title: Above the rows.
+        title: Text above the rows.
         first: Number of the first step.
     """
     height, width = image.shape[:2]
@@ -173,7 +173,10 @@ def steps_panel(
 
 
 def hardest_class(truth: Array, prediction: Array, num_classes: int) -> int:
-    """The class worth looking at: of the lowest IoU among those of at least 0.5 % of the picture that were found."""
+    """Return the class with the lowest IoU above 0 among the classes with at least 0.5 % of the truth's pixels.
+
+    If there is no such class, return the predicted class of the first pixel.
+    """
     best, lowest = int(prediction.flat[0]), 2.0
     for label in range(num_classes):
         inside = truth == label
@@ -188,7 +191,7 @@ def hardest_class(truth: Array, prediction: Array, num_classes: int) -> int:
 def _draw_phi(axis: Any, phi: Array, truth: Array, name: str) -> None:
     reach = float(np.abs(phi).max()) or 1.0
     axis.imshow(phi, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
-    drawable = min(phi.shape) > 1  # a contour needs two pixels each way
+    drawable = min(phi.shape) > 1  # a contour needs two pixels along each axis
     if drawable and truth.any() and not truth.all():
         axis.contour(truth, levels=[0.5], colors="k", linewidths=0.6, linestyles="dotted")
     if drawable and phi.min() < 0 < phi.max():
@@ -197,7 +200,7 @@ def _draw_phi(axis: Any, phi: Array, truth: Array, name: str) -> None:
 
 
 def bytes_of(image: Array) -> npt.NDArray[np.float32]:
-    """An image of any kind as floats from 0 to 255."""
+    """Return an image, uint8 or floats in [0, 1], as floats from 0 to 255."""
     scale = 1.0 if image.dtype == np.uint8 else 255.0
     return np.clip(image.astype(np.float32) * scale, 0, 255)
 
@@ -214,12 +217,12 @@ def _dilate(mask: npt.NDArray[np.bool_], radius: int) -> npt.NDArray[np.bool_]:
 
 
 def evolution_panel(image: Array, objects: Sequence[EvolvingObject], title: str) -> Figure:
-    """A row for each object: zero contours of φ⁰ to φᴺ on the image, principal components of F, hyperparameters.
+    """Draw a row for each object: zero contours of φ⁰ to φᴺ on the image, principal components of F, hyperparameters.
 
     Args:
         image: H×W×3 floats in [0, 1], or uint8.
-        objects: What to show.
-        title: Above the rows.
+        objects: The objects to draw.
+        title: Text above the rows.
     """
     figure = Figure(figsize=(12, 3.1 * len(objects) + 0.7), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
@@ -233,7 +236,7 @@ def evolution_panel(image: Array, objects: Sequence[EvolvingObject], title: str)
 
 
 def principal_components(features: Array) -> npt.NDArray[np.float64]:
-    """The three strongest principal components of D×R×S features as colours, R×S×3 in [0, 1]."""
+    """Return the three strongest principal components of D×R×S features as colours, R×S×3 in [0, 1]."""
     depth, rows, columns = features.shape
     flat = features.reshape(depth, -1).astype(np.float64)
     flat = flat - flat.mean(1, keepdims=True)
@@ -242,7 +245,7 @@ def principal_components(features: Array) -> npt.NDArray[np.float64]:
     strongest *= np.where(strongest.sum(1, keepdims=True) < 0, -1, 1)
     low, high = np.percentile(strongest, [2, 98], axis=1, keepdims=True)
     scaled = np.clip((strongest - low) / np.maximum(high - low, 1e-12), 0, 1)
-    colors = np.zeros((3, rows * columns))  # fewer than three features leave the others black
+    colors = np.zeros((3, rows * columns))  # with fewer than three features, the other channels stay 0
     colors[: len(scaled)] = scaled
     result: npt.NDArray[np.float64] = colors.reshape(3, rows, columns).transpose(1, 2, 0)
     return result
@@ -275,7 +278,7 @@ def _draw_features(axis: Any, thing: EvolvingObject) -> None:
         axis.set_title("final φ", fontsize=9)
     else:
         colors = principal_components(thing.features.detach().float().cpu().numpy())
-        # On a grid that may be coarser than φ's; the last cells of it may reach beyond.
+        # The grid of the features may be coarser than φ's. Its last cells may then extend beyond φ.
         bottom, right = (cells * -(-side // cells) for cells, side in zip(colors.shape, values.shape, strict=False))
         axis.imshow(colors, extent=(-0.5, right - 0.5, bottom - 0.5, -0.5), interpolation="nearest")
         axis.set(xlim=(-0.5, values.shape[1] - 0.5), ylim=(values.shape[0] - 0.5, -0.5))

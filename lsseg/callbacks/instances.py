@@ -1,4 +1,4 @@
-"""Pictures and files of detected objects, and predictions as the servers of Cityscapes and ADE20K take them.
+"""Draws and saves detected objects, and saves predictions in the formats of the Cityscapes and ADE20K servers.
 
 Legend: n objects, H×W pixels. ``file_values`` are the classes' numbers in those files, in the order of the labels.
 """
@@ -22,7 +22,7 @@ from lsseg.files import write_text
 from lsseg.functional.instances import subpixel_contours
 
 Array = npt.NDArray[Any]
-# Neighbouring objects of one class are told apart by colour.
+# The colours distinguish neighbouring objects of one class.
 COLORS = (
     *((230, 75, 53), (77, 187, 213), (0, 160, 135), (247, 198, 67), (126, 97, 172), (243, 155, 127)),
     *((60, 84, 136), (145, 209, 194), (220, 0, 115), (126, 166, 30), (176, 150, 105), (0, 114, 178)),
@@ -30,7 +30,7 @@ COLORS = (
 
 
 def draw_objects(image: Array, masks: Array, opacity: float = 0.45) -> npt.NDArray[np.uint8]:
-    """The image with each object in a colour of its own and its contour in full colour, later ones on top.
+    """Draw each object on the image in its own colour, with its contour in full colour and the best object on top.
 
     Args:
         image: H×W×3 floats in [0, 1], or uint8.
@@ -48,13 +48,13 @@ def draw_objects(image: Array, masks: Array, opacity: float = 0.45) -> npt.NDArr
 
 
 def objects_panel(image: Array, truth: Array, found: Sequence[tuple[str, Array]], title: str) -> Figure:
-    """One row of pictures: the true objects, and what was found, by each name.
+    """Draw one row of pictures: the image, the true objects, and the found objects under each name.
 
     Args:
         image: H×W×3 floats in [0, 1], or uint8.
         truth: m×H×W bool.
-        found: Name and n×H×W bool masks.
-        title: Above the row.
+        found: Pairs of a name and n×H×W bool masks.
+        title: Text above the row.
     """
     height, width = image.shape[:2]
     columns = 2 + len(found)
@@ -72,7 +72,7 @@ def objects_panel(image: Array, truth: Array, found: Sequence[tuple[str, Array]]
 
 
 def object_map(masks: Array, size: tuple[int, int]) -> npt.NDArray[np.uint16]:
-    """H×W map in which object k has the value k + 1; where objects overlap, the better (earlier) one."""
+    """Return an H×W map in which object k has the value k + 1; where objects overlap, the first (best) one counts."""
     ids = np.zeros(size, np.uint16)
     for number in reversed(range(len(masks))):
         ids[masks[number]] = number + 1
@@ -82,15 +82,15 @@ def object_map(masks: Array, size: tuple[int, int]) -> npt.NDArray[np.uint16]:
 def object_records(
     objects: dict[str, Any], phi: Any, class_names: Sequence[str], contours: bool
 ) -> list[dict[str, Any]]:
-    """Objects as in COCO's result files, with names; on request their contours to a fraction of a pixel.
+    """Return objects as in COCO's result files, with names and, on request, subpixel contours.
 
-    An object that no pixel shows (nothing inside its contour) is left out.
+    An object whose mask has no pixel is left out.
 
     Args:
         objects: ``masks`` (n×H×W bool), ``boxes``, ``scores``, ``labels``.
-        phi: n×R×R on the grids of the boxes.
-        class_names: C.
-        contours: Whether to add them: lists of x, y, x, y, … by marching squares on φ.
+        phi: n×R×R on the grids of the boxes; only contours need it.
+        class_names: C names.
+        contours: Whether to add contours, as lists of x, y, x, y, … by marching squares on φ.
     """
     records = []
     boxes = objects["boxes"].double().cpu().numpy()
@@ -115,14 +115,14 @@ def object_records(
 
 
 def true_masks(found: dict[str, Tensor], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The true objects at the size of a picture (in evaluation they come at the file's size), m×H×W."""
+    """Return the true objects at the size of a picture, m×H×W; evaluation batches have them at the file's size."""
     layers = F.interpolate(found["layers"][None].float(), size, mode="nearest-exact")[0].to(found["layers"].dtype)
     masks: npt.NDArray[np.bool_] = object_masks({**found, "layers": layers}).cpu().numpy()
     return masks
 
 
 def _eroded(mask: Array) -> npt.NDArray[np.bool_]:
-    """Without the pixels of which a 4-neighbour is outside; the image's edge is inside."""
+    """Remove the pixels with a 4-neighbour outside the mask; the image's edge removes none."""
     padded = np.pad(mask, 1, mode="edge")
     inner: npt.NDArray[np.bool_] = (
         padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -131,19 +131,19 @@ def _eroded(mask: Array) -> npt.NDArray[np.bool_]:
 
 
 def save_server_labels(labels: npt.NDArray[np.integer], file_values: Sequence[int], path: Path) -> None:
-    """An H×W map of labels as an 8-bit PNG of official numbers."""
+    """Save an H×W map of labels as an 8-bit PNG of the classes' official numbers."""
     Image.fromarray(np.array(file_values, np.uint8)[labels]).save(path)
 
 
 def save_server_objects(objects: dict[str, Any], file_values: Sequence[int], folder: Path, stem: str) -> None:
-    """Objects as Cityscapes wants them: ``STEM.txt`` lists a mask's file, the class and the confidence of each.
+    """Save objects for Cityscapes: ``STEM.txt`` lists the file of the mask, the class and the confidence of each.
 
-    An object that no pixel shows is left out.
+    An object whose mask has no pixel is left out.
 
     Args:
         objects: ``masks`` (n×H×W bool), ``scores``, ``labels``.
         file_values: The classes' official numbers.
-        folder: Gets the text, and the masks in its folder ``masks``.
+        folder: Folder for the text file; the masks go into its folder ``masks``.
         stem: Name of the image.
     """
     (folder / "masks").mkdir(parents=True, exist_ok=True)

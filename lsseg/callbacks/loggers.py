@@ -1,4 +1,4 @@
-"""The two logs of a run: JSON lines, only ever appended to, and Weights & Biases, without prompts, hangs or junk."""
+"""Writes the two logs of a run: JSON lines, which are only appended to, and Weights & Biases without prompts."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from lsseg.files import read_jsonl, write_text
 
 
 class JsonlLogger(Logger):
-    """``metrics.jsonl`` in the run's folder, and ``metrics.csv``, a view of it, when the run ends.
+    """Writes ``metrics.jsonl`` into the run folder and, when the run has succeeded, the same rows as ``metrics.csv``.
 
-    A killed run loses at most the line it was writing; a resumed run appends, and of rows with the same step and keys
-    the last one counts.
+    A killed run loses at most the line that it was writing. A resumed run appends rows. Of several rows with the same
+    step and keys, the last one counts.
 
     Args:
-        save_dir: The run's folder.
+        save_dir: The run folder.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -35,22 +35,22 @@ class JsonlLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the run's folder is the name."""
+        """Return an empty name, because the run folder names the log."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty: a run has one log."""
+        """Return an empty version, because a run has only one log."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The run's folder."""
+        """Return the run folder."""
         return str(self.path.parent)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the resolved configuration is saved as YAML beside the log."""
+        """Do nothing, because the resolved configuration is saved as YAML beside the log."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -59,16 +59,16 @@ class JsonlLogger(Logger):
             self._start()
         row = {"step": step or 0, **{name: float(value) for name, value in metrics.items()}}
         try:
-            with self.path.open("r+") as file:  # not "a", which would make a new one
+            with self.path.open("r+") as file:  # mode "a" would create a missing file
                 if self._identity(file.fileno()) != self._file:
                     raise FileNotFoundError
                 file.seek(0, os.SEEK_END)
                 file.write(json.dumps(row) + "\n")
-        except FileNotFoundError as error:  # what followed would look like a whole run, or be another run's
+        except FileNotFoundError as error:  # a new file would look like a whole run's log
             raise InputError(f"{self.path} is gone: it was deleted or moved during the run") from error
 
     def _start(self) -> None:
-        """Make the file; end the line that a kill cut short, so that the next row is not lost with it."""
+        """Create the file, or end a line that a kill cut short, so that the next row starts on a new line."""
         self._started = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
@@ -80,13 +80,13 @@ class JsonlLogger(Logger):
 
     @staticmethod
     def _identity(descriptor: int) -> tuple[int, int]:
-        """Which file it is, whatever its name."""
+        """Return the device and inode numbers, which identify a file under any name."""
         status = os.fstat(descriptor)
         return status.st_dev, status.st_ino
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the CSV view of a run that ended well: a row per step, a column per metric."""
+        """Write the CSV file of a successful run, with a row per step and a column per metric."""
         rows = read_jsonl(self.path)
         if rows and status == "success":
             table = pd.DataFrame(rows).groupby("step", sort=True).last()
@@ -94,20 +94,20 @@ class JsonlLogger(Logger):
 
 
 class WandbRun(WandbLogger):
-    """A W&B run: offline unless the user is logged in.
+    """Logs to W&B, offline unless the user is logged in.
 
     Args:
-        save_dir: The folder into which the ``wandb`` folder goes.
+        save_dir: The folder in which the ``wandb`` folder is made.
         project: W&B project.
         name: Name of the run; null takes the name of the run's folder.
-        id: Id of the run; a run started again under the same id goes on. Null lets W&B choose.
-        group: Runs of one suite share it.
-        job_type: Shown in W&B's tables.
-        tags: Shown in W&B's tables.
-        mode: ``auto`` is what ``WANDB_MODE`` says, else online where a key is stored, else offline.
+        id: Id of the run; a run that is started again with the same id continues. Null lets W&B choose an id.
+        group: Group of the run; runs of one suite share it.
+        job_type: Job type in W&B's tables.
+        tags: Tags in W&B's tables.
+        mode: ``auto`` takes ``WANDB_MODE`` if it is set, else ``online`` if the user is logged in, else ``offline``.
 
     Raises:
-        InputError: If it is to be online, and nobody is logged in.
+        InputError: If the mode is ``online`` and the user is not logged in.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class WandbRun(WandbLogger):
             raise InputError(
                 "wandb.mode online needs a login: run `wandb login` or set WANDB_API_KEY, or give --wandb.mode offline"
             )
-        # Offline rows reach the disk within 2 s instead of 15, so that a killed run keeps them; without a network an
+        # Offline rows reach the disk within 2 s instead of 15, so that a killed run keeps them. Without a network an
         # online run gives up after 20 s instead of 100.
         settings = wandb.Settings(init_timeout=20, console="off", x_transaction_log_flush_interval=2)
         super().__init__(
@@ -141,11 +141,11 @@ class WandbRun(WandbLogger):
             resume="allow",
             settings=settings,
         )
-        self._wandb_init.pop("anonymous", None)  # set by Lightning, deprecated by wandb
+        self._wandb_init.pop("anonymous", None)  # Lightning sets it, but wandb has deprecated it
         Path(save_dir).mkdir(parents=True, exist_ok=True)
 
     def where(self) -> str:
-        """Where the run's log is, in a line for people; empty where there is none."""
+        """Return a sentence that says where the run's log is, or an empty text if W&B is disabled."""
         settings = self.experiment.settings
         if settings.mode == "disabled":
             return ""
@@ -163,9 +163,10 @@ def _mode(mode: str) -> str:
 
 
 def logged_in() -> bool:
-    """Whether there is a key for W&B, in the environment or in the netrc file, or a token in a file."""
+    """Return whether W&B has a key in the environment or the netrc file, or an identity token in a file."""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     own = os.environ.get("WANDB_BASE_URL")
-    host = urlsplit(own).hostname if own else "wandb"  # `wandb login --host` names it in settings of its own
+    # `wandb login --host` stores another host in wandb's own settings, which are not read here.
+    host = urlsplit(own).hostname if own else "wandb"
     given = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
     return bool(given) or (netrc.is_file() and str(host) in netrc.read_text())

@@ -1,4 +1,4 @@
-"""The scores of a data set's own evaluation, beside those of the project."""
+"""Computes the scores of a data set's own evaluation, in addition to this project's scores."""
 
 import json
 import shutil
@@ -18,11 +18,11 @@ from lsseg.metrics.coco import lvis_scores
 
 
 class Official(ABC):
-    """One data set's evaluation.
+    """Defines the evaluation of one data set.
 
     Args:
-        data: The data set.
-        folder: Gets a file, or several, for each image of the test, from all processes.
+        data: The data module.
+        folder: Folder in which all processes save one or several files for each test image.
     """
 
     def __init__(self, data: Any, folder: Path) -> None:
@@ -31,22 +31,22 @@ class Official(ABC):
         self.check()
 
     def check(self) -> None:  # noqa: B027, most need nothing
-        """Raise ``InputError`` for what the evaluation will lack."""
+        """Raise an ``InputError`` if something that the evaluation needs is missing."""
 
     @abstractmethod
     def save(self, outputs: Any, i: int, index: int) -> None:
-        """Write what was predicted for image i of a batch, which has a place in the split."""
+        """Save the prediction for image ``i`` of a batch, whose place in the split is ``index``."""
 
     @abstractmethod
     def scores(self, images: int) -> dict[str, float]:
-        """Score the first images of the split, all of which are written."""
+        """Score the first ``images`` images of the split, whose predictions are all saved."""
 
 
 class CityscapesPixels(Official):
-    """IoU and iIoU of classes and categories."""
+    """Computes Cityscapes' IoU and iIoU of classes and categories."""
 
     def check(self) -> None:
-        """The scripts and both files of every image."""
+        """Check that the scripts and both truth files of every image exist."""
         require_scripts()
         for _, truth in self.source.pairs:
             instances = truth.with_name(truth.name.replace("_labelIds", "_instanceIds"))
@@ -54,29 +54,29 @@ class CityscapesPixels(Official):
                 raise InputError(f"Cityscapes' own scores need *_labelIds.png and *_instanceIds.png, unlike {truth}")
 
     def save(self, outputs: Any, i: int, index: int) -> None:
-        """The labels under their official numbers."""
+        """Save the labels as official numbers."""
         labels = outputs["prediction"][i].cpu().numpy()
         save_server_labels(labels, self.data.file_values, self.folder / f"{self.source.name(index)}.png")
 
     def scores(self, images: int) -> dict[str, float]:
-        """Score by the official scripts."""
+        """Compute the scores by the official scripts."""
         pairs = self.source.pairs[:images]
         return cityscapes_pixel_scores([(self.folder / f"{image.stem}.png", truth) for image, truth in pairs])
 
 
 class CityscapesObjects(Official):
-    """AP and AP50 of objects."""
+    """Computes Cityscapes' AP and AP50 of objects."""
 
     def check(self) -> None:
-        """The scripts."""
+        """Check that the scripts are installed."""
         require_scripts()
 
     def save(self, outputs: Any, i: int, index: int) -> None:
-        """Text and masks."""
+        """Save the text file and the masks of an image."""
         save_server_objects(outputs["objects"][i], self.data.file_values, self.folder, self.source.name(index))
 
     def scores(self, images: int) -> dict[str, float]:
-        """Score by the official scripts."""
+        """Compute the scores by the official scripts."""
         pairs = self.source.pairs[:images]
         return cityscapes_object_scores(
             [(self.folder / f"{image.stem}.txt", truth) for image, truth in pairs], self.folder
@@ -84,20 +84,20 @@ class CityscapesObjects(Official):
 
 
 class LvisObjects(Official):
-    """AP, of COCO's categories AP*."""
+    """Computes LVIS's AP, which is called AP* if the categories are COCO's."""
 
     def save(self, outputs: Any, i: int, index: int) -> None:
-        """The objects as in COCO's result files."""
+        """Save the objects as in COCO's result files."""
         number = {label: category for category, label in self.data.labels(self.data.test_split).items()}
         records = []
         for record in object_records(outputs["objects"][i], None, self.data.class_names, contours=False):
-            if record["category_id"] in number:  # not all of COCO's categories need be in the file
+            if record["category_id"] in number:  # the file may lack some of COCO's categories
                 image = self.source.images[index]["id"]
                 records.append({**record, "image_id": image, "category_id": number[record["category_id"]]})
         write_json(self.folder / f"{index}.json", records)
 
     def scores(self, images: int) -> dict[str, float]:
-        """Score by faster-coco-eval."""
+        """Compute the scores by faster-coco-eval."""
         file, known = self.data.annotations(self.data.test_split), self.data.labels(self.data.test_split)
         shown = self.source.images[:images]
         truth = {
@@ -117,10 +117,11 @@ OFFICIAL: dict[type[DataModule[Any]], type[Official]] = {
 
 
 class OfficialScores(pl.Callback):
-    """Adds the official scores to ``test``: ``official_miou`` and so on, beside the project's in ``test.json``.
+    """Adds official scores, such as ``official_miou``, to the scores that ``test`` writes into ``test.json``.
 
-    Cityscapes: IoU and iIoU of classes and categories, or AP of instances, by its scripts (extra ``cityscapes``). LVIS:
-    its AP, which of COCO's categories is AP*. In a configuration: ``trainer: {callbacks: [OfficialScores]}``.
+    Cityscapes has IoU and iIoU of classes and categories, or AP of instances, by its scripts (extra ``cityscapes``).
+    LVIS has its AP, which is AP* for COCO's categories. A configuration needs
+    ``trainer: {callbacks: [OfficialScores]}``.
     """
 
     def __init__(self) -> None:
@@ -128,7 +129,7 @@ class OfficialScores(pl.Callback):
         self._images = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Choose the evaluation, and check before any training that it will be possible."""
+        """Choose the evaluation of the data set, and check before any training that it is possible."""
         if stage not in ("fit", "test"):  # predictions need no truth
             return
         data = trainer.datamodule
@@ -141,7 +142,7 @@ class OfficialScores(pl.Callback):
         self._official = kind(data, Path(trainer.default_root_dir) / "official")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Make the folder of the files."""
+        """Make an empty folder for the predictions."""
         assert self._official is not None
         if trainer.is_global_zero:
             shutil.rmtree(self._official.folder, ignore_errors=True)
@@ -152,7 +153,7 @@ class OfficialScores(pl.Callback):
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Write the predictions of a batch."""
+        """Save the predictions of a batch."""
         assert self._official is not None
         for i, index in enumerate(batch["index"].tolist()):
             if index >= 0:
@@ -160,7 +161,7 @@ class OfficialScores(pl.Callback):
                 self._images = max(self._images, index + 1)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Score all of them on one process; all processes hear of the result."""
+        """Score all predictions on one process, and send the scores or the error to all processes."""
         assert self._official is not None
         most = torch.tensor(self._images, device=pl_module.device)
         images = int(trainer.strategy.reduce(most, reduce_op="max"))
@@ -179,7 +180,7 @@ class OfficialScores(pl.Callback):
         pl_module.log_dict({f"test/official_{name}": value for name, value in scores.items()})
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Leave no files of a test that did not come to its end."""
+        """Remove the files of a test that was interrupted."""
         if trainer.is_global_zero:
             self._clear(trainer)
 

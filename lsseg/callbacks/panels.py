@@ -1,4 +1,4 @@
-"""Panels of a few images: image, truth, prediction, errors at boundaries, φ with its zero contour; its steps."""
+"""Draws panels of a few images: truth, prediction, errors at boundaries, φ with its zero contour, and all steps."""
 
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,22 @@ from lsseg.errors import InputError, require
 from lsseg.functional.instances import paste_masks
 from lsseg.tasks.base import EvolvingObject
 
-OBJECTS = 3  # in a picture of evolutions
+OBJECTS = 3  # objects in a picture of evolutions
 SURE = 0.5  # least score of an object that is drawn
 
 
 class Panels(pl.Callback):
-    """Saves the panels of the first images of a split as PNG in the run's folder, and to W&B where it is on.
+    """Saves panels of the first images of a split as PNG in the run folder, and in W&B if it is on.
 
-    In validation one image is drawn, over the last one in the folder (W&B keeps the history). For every test panel the
-    plain image, truth and prediction are saved too, for the report's comparison of methods. A network that refines its
-    prediction gets a second picture, ``…-steps.png`` (Zhang 2019, figure 7), and a Chan-Vese evolution a third,
-    ``…-evolution.png``: contours by iteration, features, hyperparameters. Of instances the true and the found ones.
+    Each validation draws one image and replaces its last panel in the folder (W&B keeps the history). For every test
+    panel the plain image, truth and prediction are saved, too, for the report's comparison of methods. A network that
+    refines label maps has a second picture of its steps, ``…-steps.png`` (Zhang 2019, figure 7). Evolutions of objects
+    or by Chan-Vese have another picture, ``…-evolution.png``, with contours by iteration, features and hyperparameters.
+    Panels of instances show the true and the found objects.
 
     Args:
-        images: How many test images; 0 draws none of the validation, either.
-        phi_class: Name of the class of which φ is shown; null picks the one that is segmented worst in each image.
+        images: Number of test images; 0 draws no validation image, either.
+        phi_class: Name of the class whose φ is shown; null picks the class that is segmented worst in each image.
     """
 
     def __init__(self, images: int = 4, phi_class: str | None = None) -> None:
@@ -46,7 +47,7 @@ class Panels(pl.Callback):
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Draw the first validation images."""
+        """Draw the first validation image."""
         if not trainer.sanity_checking:
             self._draw(trainer, pl_module, outputs, batch, "val", min(1, self.images))
 
@@ -101,7 +102,7 @@ class Panels(pl.Callback):
     def _draw_instances(
         self, trainer: pl.Trainer, task: Any, outputs: Any, batch: Any, stage: str, chosen: list[int]
     ) -> None:
-        """Objects with a score of at least one half, on the image as the network saw it."""
+        """Draw the objects with a score of at least ½ on the image as the network saw it."""
         folder = Path(trainer.default_root_dir) / "panels"
         for i in chosen:
             found = outputs["detections"][i]
@@ -143,12 +144,12 @@ class Panels(pl.Callback):
 
 
 def _file_name(name: str) -> str:
-    """An image's name, which may be a path, as part of a file's name."""
+    """Turn an image's name, which may be a path, into a part of a file name."""
     return name.replace("/", "__")
 
 
 def _save(figure: Figure, path: Path, key: str, title: str, trainer: pl.Trainer) -> None:
-    """To the run's folder, and to W&B where it is on."""
+    """Save a figure in the run folder, and in W&B if it is on."""
     figure.savefig(path)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -156,6 +157,6 @@ def _save(figure: Figure, path: Path, key: str, title: str, trainer: pl.Trainer)
 
 
 def _save_plain(parts: dict[str, Any], folder: Path, file: str) -> None:
-    """The pictures by themselves, for the report's comparison of methods."""
+    """Save each picture in its own file, for the report's comparison of methods."""
     for part, picture in parts.items():
         Image.fromarray(picture).save(folder / f"plain-{file}-{part}.png")

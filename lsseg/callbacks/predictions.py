@@ -1,4 +1,4 @@
-"""Predictions as files."""
+"""Saves predictions in files."""
 
 import re
 from pathlib import Path
@@ -17,28 +17,28 @@ from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError
 from lsseg.files import write_json
 
-OBJECTS = 4  # in a picture of evolutions
+OBJECTS = 4  # objects in a picture of evolutions
 
 
 class SavePredictions(pl.Callback):
-    """For every image of ``predict``: ``NAME.png`` (palette PNG of labels), ``NAME_overlay.png``, and φ on request.
+    """Saves ``NAME.png`` (palette PNG of labels), ``NAME_overlay.png`` and, on request, φ of every image.
 
-    Of instances: ``NAME.png`` (a number for each object, the best first), ``NAME_overlay.png``, and ``NAME.json``, the
-    objects as in COCO's result files.
+    For instances it saves ``NAME.png`` (a number for each object, the best object is 1), ``NAME_overlay.png``, and
+    ``NAME.json``, which holds the objects as in COCO's result files.
 
     Args:
-        output: Folder to write into; null is ``predictions`` in the folder of this command, RUN/predict-TIME.
-        phi: Names of classes whose level-set function is written too, as ``NAME_phi_CLASS.npy`` (float32, H×W, positive
-            inside) and a picture of it, ``NAME_phi_CLASS.png``; ``[all]`` for every class.
-        steps: Whether a network that refines its prediction also writes the labels after every step, ``NAME_step1.png``
-            …, and a picture of all steps with the zero contour of φ, ``NAME_steps.png``, for the first class of
-            ``phi``, or else for the one that the steps change most. The image passes the network a second time. Of a
-            Chan-Vese evolution also ``NAME_evolution.png``: contours by iteration, features, hyperparameters.
-        contours: Whether to add the contours of instances to ``NAME.json``, to a fraction of a pixel, by marching
-            squares on φ.
-        score: Least score of an object that is written.
-        submission: Write the files that the data set's server takes and nothing else (Cityscapes, CityscapesInstances,
-            ADE20K), of instances whatever their score.
+        output: Folder for the files; null is ``predictions`` in the folder of this command, RUN/predict-TIME.
+        phi: Names of classes whose level-set function is saved, too, as ``NAME_phi_CLASS.npy`` (float32, H×W, positive
+            inside) and as a picture, ``NAME_phi_CLASS.png``; ``[all]`` saves every class.
+        steps: Whether to save the steps of a network that refines its prediction: the labels after every step,
+            ``NAME_step1.png`` …, and ``NAME_steps.png``, a picture of all steps with the zero contour of φ. It shows
+            the first class in ``phi`` or, by default, the class that the steps change most. The image passes through
+            the network a second time. Instances, and labels with a Chan-Vese evolution, have ``NAME_evolution.png``
+            with contours by iteration, features and hyperparameters; instances have no pictures of labels.
+        contours: Whether to add the subpixel contours of instances to ``NAME.json``, by marching squares on φ.
+        score: Least score of an object that is saved.
+        submission: Whether to save only the files that the data set's server takes (Cityscapes, CityscapesInstances,
+            ADE20K), with instances of any score.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SavePredictions(pl.Callback):
         self.contours = contours
         self.score = score
         self.submission = submission
-        self._names: dict[str, str] = {}  # path of an image → what its files are called
+        self._names: dict[str, str] = {}  # path of an image → name of its files
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Check the class names and the files' names before anything runs."""
@@ -88,11 +88,11 @@ class SavePredictions(pl.Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Write the files of one batch."""
+        """Save the files of one batch."""
         for i, path in enumerate(map(Path, outputs["path"])):
             steps = self._steps_of(pl_module, outputs, batch, i) if self.steps and pl_module.kind == "semantic" else []
             stem = self._folder(trainer) / (path.stem if self.submission else self._names[str(path)])
-            stem.parent.mkdir(parents=True, exist_ok=True)  # not before there is something to write
+            stem.parent.mkdir(parents=True, exist_ok=True)  # made only now, so that a failure leaves no empty folder
             if self.submission:
                 self._submit(pl_module, outputs, i, path.stem, trainer.datamodule.file_values, self._folder(trainer))
             elif pl_module.kind == "instances":
@@ -109,7 +109,7 @@ class SavePredictions(pl.Callback):
 
     @staticmethod
     def _steps_of(task: Any, outputs: Any, batch: Any, i: int) -> list[Any]:
-        """The scores of every step at the size of the image's file."""
+        """Return the scores of every step at the size of the image's file."""
         image, size = as_numbers(batch["image"][i : i + 1]), outputs["prediction"].shape[-2:]
         scores = [F.interpolate(s.float(), size, mode="bilinear", align_corners=False) for s in task.evolution(image)]
         if not scores:
@@ -148,7 +148,7 @@ class SavePredictions(pl.Callback):
                 evolution_panel(pixels, moved, stem.name).savefig(beside(stem, "_evolution.png"))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say where the files are."""
+        """Print where the files are."""
         if trainer.is_global_zero:
             count = len(trainer.predict_dataloaders.dataset)
             print(f"{count} prediction(s) in {self._folder(trainer)}")
@@ -198,12 +198,12 @@ class SavePredictions(pl.Callback):
 
 
 def beside(stem: Path, ending: str) -> Path:
-    """A file of an image: its name, which may hold dots, and an ending."""
+    """Return the path of an image's file: the name, which may contain dots, and an ending."""
     return stem.with_name(stem.name + ending)
 
 
 def _most_changed(labels: list[Any]) -> int:
-    """The class that gains and loses the most pixels between the first and the last step."""
+    """Return the class that gains and loses most pixels from the first to the last step, else the most common one."""
     first, last = labels[0], labels[-1]
     moved = np.bincount(np.concatenate([first[first != last], last[first != last]]), minlength=1)
     return int(moved.argmax()) if moved.any() else int(np.bincount(last.ravel()).argmax())

@@ -1,4 +1,4 @@
-"""What happens step by step: progress lines and bars, the time that training takes, the state of random generators."""
+"""Defines callbacks for every step: progress lines and bars, the time of training, and seeds of random generators."""
 
 import sys
 import time
@@ -13,10 +13,10 @@ from lsseg.metrics.scores import SCORES
 
 
 class PlainProgress(ProgressBar):
-    """One line at every epoch's end, and every ``seconds`` in between.
+    """Prints one line after every validation, and one every ``seconds`` of training.
 
     Args:
-        seconds: Least time between two lines of an epoch.
+        seconds: Least time between two lines during training.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
@@ -26,7 +26,7 @@ class PlainProgress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Print nothing (ranks above 0)."""
+        """Stop printing, as on ranks above 0."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -36,7 +36,7 @@ class PlainProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print where the epoch is, now and then."""
+        """Print the progress if ``seconds`` have passed since the last line."""
         if time.monotonic() - self._last >= self.seconds:
             self._say(trainer, pl_module)
 
@@ -59,7 +59,10 @@ class PlainProgress(ProgressBar):
 
 
 class Bars(RichProgressBar):
-    """Lightning's rich bars, told how long a training lasts that is measured in steps (they would show epoch 1/-2)."""
+    """Shows Lightning's rich bars with the number of training steps.
+
+    If a training is limited by steps, Lightning's own bars would show "epoch 1/-2".
+    """
 
     _fetched = 0.0
 
@@ -68,24 +71,24 @@ class Bars(RichProgressBar):
         return f"Epoch {current_epoch}, step {self.trainer.global_step}/{steps}"
 
     def _update_metrics(self, *arguments: Any, **options: Any) -> None:
-        """A few times a second: every number shown has to be fetched from the device."""
+        """Update the numbers only a few times a second, because each has to be fetched from the device."""
         if time.monotonic() - self._fetched >= 0.3:
             self._fetched = time.monotonic()
             super()._update_metrics(*arguments, **options)
 
 
 def progress_bar() -> ProgressBar:
-    """Rich bars on a terminal, plain lines elsewhere."""
+    """Return rich bars on a terminal, and plain lines elsewhere."""
     return Bars() if sys.stdout.isatty() else PlainProgress()
 
 
-EVENTS = 200  # kept at most before a GPU is asked what they took
+EVENTS = 200  # number of steps after which their times are read from the GPU
 
 
 class Stopwatch(pl.Callback):
-    """Seconds spent in training steps (forward, backward, optimiser; not waiting for data) and the images they took.
+    """Measures the seconds in training steps (forward, backward, optimiser; without waits for data) and counts images.
 
-    The first steps of a process, which allocate and warm up, are not counted. The sums travel with the checkpoint.
+    The first steps of a process, which allocate and warm up, are not counted. The sums are saved in checkpoints.
     """
 
     WARM_UP = 3
@@ -99,13 +102,13 @@ class Stopwatch(pl.Callback):
 
     @property
     def seconds(self) -> float:
-        """Sum over the counted steps; asking for it waits for a GPU."""
+        """Return the sum over the counted steps; this waits for a GPU."""
         self._collect()
         return self._seconds
 
     @property
     def seconds_per_image(self) -> float:
-        """Mean over the counted steps of this process's images; NaN before the first."""
+        """Return the mean over the images of this process in the counted steps; NaN before the first."""
         return self.seconds / self.images if self.images else float("nan")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -115,18 +118,18 @@ class Stopwatch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop the clock."""
+        """Add the time and the images of the step, unless it is one of the first."""
         self._steps += 1
         if self._steps > self.WARM_UP:
             self._add(self._start, self._now(pl_module))
             self.images += len(batch["image"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums so far."""
+        """Return the sums so far."""
         return {"seconds": self.seconds, "images": self.images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the sums of the interrupted run."""
+        """Continue from the sums of the interrupted run."""
         self._seconds, self.images = state_dict["seconds"], state_dict["images"]
 
     def _add(self, start: Any, end: Any) -> None:
@@ -145,7 +148,7 @@ class Stopwatch(pl.Callback):
 
     @staticmethod
     def _now(module: pl.LightningModule) -> Any:
-        """An event of the GPU, which is not waited for at every step; the time elsewhere."""
+        """Return an event on a GPU, so that no step waits for the GPU; on other devices return the time."""
         if module.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -156,14 +159,14 @@ class Stopwatch(pl.Callback):
 class StepSeed(pl.Callback):
     """Seeds torch before every training step from (seed, step, rank).
 
-    What dropout and its like draw then does not depend on what happened before the step, so a resumed run repeats the
-    uninterrupted one.
+    The random numbers of dropout and similar layers then do not depend on what happened before the step, so that a
+    resumed run repeats the uninterrupted one.
     """
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Seed this step."""
         loop = trainer.fit_loop.epoch_loop
-        # The step under which Lightning logs; going on from a run that had ended, it counts one too many.
+        # Lightning logs under this number of steps. It is one too high if the run resumes from a finished one.
         loop._batches_that_stepped = trainer.global_step
         step = loop.total_batch_idx
         torch.manual_seed(derived_seed(global_seed(), step, trainer.global_rank))

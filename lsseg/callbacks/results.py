@@ -1,4 +1,4 @@
-"""What a test leaves behind: its scores, counts of every image, and the best and worst images as pictures.
+"""Saves the results of a test: its scores, the counts of every image, and pictures of the best and worst images.
 
 Legend: N images, C classes, H×W pixels, K steps.
 """
@@ -35,10 +35,10 @@ class TestResults(pl.Callback):
     ``test.json`` appears whole or not at all, so its presence means that the run is finished.
 
     Args:
-        gallery: How many of the best and of the worst test images are kept as pictures.
+        gallery: Number of the best, and of the worst, test images that are saved as pictures.
     """
 
-    __test__ = False  # not a test class, whatever its name begins with
+    __test__ = False  # pytest would take this class for a test because of its name
 
     def __init__(self, gallery: int = 0) -> None:
         require(gallery >= 0, "gallery", gallery, "must not be negative")
@@ -48,7 +48,7 @@ class TestResults(pl.Callback):
         self._batches = 0
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting."""
+        """Reset the time and the number of images."""
         self.seconds, self.images, self._batches = 0.0, 0, 0
 
     def on_test_batch_end(
@@ -68,9 +68,9 @@ class TestResults(pl.Callback):
         self.images += len(batch["image"])
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write both files, and a table to W&B where it is on."""
+        """Write all files, log a table to W&B if it is on, and print the scores."""
         counts = {name: part.cpu().numpy() for name, part in pl_module.test_counts().items()}
-        counts["index"] = counts["index"].reshape(-1)  # torchmetrics makes a scalar of a single number
+        counts["index"] = counts["index"].reshape(-1)  # torchmetrics turns a single number into a scalar
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -114,7 +114,7 @@ class TestResults(pl.Callback):
 
 
 def _table(scores: dict[str, float], classes: list[str]) -> Table:
-    """Scores of every class in percent, and their means."""
+    """Return a table of every class's scores and their means, in percent."""
     columns = [score for score in of_kind("semantic") if score.classes]
     table = Table("class", title=f"pixel accuracy {100 * scores.get('accuracy', float('nan')):.2f} %")
     for score in columns:
@@ -127,7 +127,7 @@ def _table(scores: dict[str, float], classes: list[str]) -> Table:
 
 
 def _instance_table(scores: dict[str, float], classes: list[str]) -> Table:
-    """The scores of the final masks, beside those of the initial ones where there are both."""
+    """Return a table of the scores of the final masks and, if there are any, of the initial masks."""
     both = "initial_mask_ap" in scores
     table = Table("", title="masks, %")
     for title in ("final", "initial") if both else ("",):
@@ -152,22 +152,22 @@ def _device(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-LONGEST = 640  # pixels of a picture's side
+LONGEST = 640  # largest side of a picture, in pixels
 SURE = 0.5  # least score of an object that is drawn and counted
 Frame = tuple[str, npt.NDArray[np.uint8]]
 
 
 def save_gallery(trainer: pl.Trainer, task: Any, counts: dict[str, npt.NDArray[Any]], count: int) -> None:
-    """Write ``gallery/`` and, last, ``gallery/gallery.json`` into the run's folder.
+    """Write ``gallery/`` and, last, ``gallery/gallery.json`` into the run folder.
 
     Args:
-        trainer: After a test.
-        task: What was tested.
-        counts: Counts of every test image, as :meth:`test_counts` gives them.
-        count: How many of the best, and of the worst.
+        trainer: The trainer, after a test.
+        task: The tested task.
+        counts: Counts of every test image, from the task's ``test_counts``.
+        count: Number of the best, and of the worst, images.
     """
     folder = Path(trainer.default_root_dir) / "gallery"
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier test
+    shutil.rmtree(folder, ignore_errors=True)  # the gallery of an earlier test
     scores = image_scores(task.kind, counts)
     order = np.argsort(scores, kind="stable")
     order = order[~np.isnan(scores[order])]
@@ -194,10 +194,10 @@ def save_gallery(trainer: pl.Trainer, task: Any, counts: dict[str, npt.NDArray[A
 
 
 def image_scores(kind: str, counts: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    """How well every image is segmented, N, in [0, 1]; NaN where there was nothing to segment.
+    """Return the score of every image, N numbers in [0, 1]; NaN if there was nothing to segment.
 
-    Label maps: the mean IoU of the classes that are in its truth or prediction. Instances: F1 of the objects found with
-    a score of at least one half, mean over the IoU thresholds .50:.05:.95.
+    For label maps it is the mean IoU of the classes in the image's truth or prediction. For instances it is the F1 of
+    the detections with a score of at least ½, averaged over the IoU thresholds .50:.05:.95.
     """
     if kind == "semantic":
         iou = class_iou(torch.from_numpy(counts["overlap"])).double()
@@ -212,7 +212,7 @@ def image_scores(kind: str, counts: dict[str, npt.NDArray[Any]]) -> npt.NDArray[
 
 
 def _frames(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> list[Frame]:
-    """A picture of every step of the only image of a batch, or of its prediction alone."""
+    """Draw every step of the only image of a batch, or only its prediction if there are no steps."""
     task.eval()
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         return (_label_frames if task.kind == "semantic" else _object_frames)(trainer, task, batch)
@@ -223,7 +223,7 @@ def _label_frames(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> list
     final = task.infer(batch["image"])[0].argmax(0).cpu().numpy()
     maps = [step[0].argmax(0).cpu().numpy() for step in task.evolution(batch["image"])]
     named = [(f"step {number}", labels) for number, labels in enumerate(maps, start=task.first_step)] if maps else []
-    if not maps or (maps[-1] != final).any():  # with other views, or behind a CRF
+    if not maps or (maps[-1] != final).any():  # other views or a CRF have changed the labels
         named.append(("prediction", final))
     palette = trainer.datamodule.palette
     return [(label, overlay(with_contours(image, truth), labels, palette, 0.4)) for label, labels in named]

@@ -1,4 +1,4 @@
-"""The ``lsseg`` command: dispatches before anything heavy is imported."""
+"""Runs the ``lsseg`` command: it imports only the module of the requested subcommand."""
 
 import argparse
 import importlib
@@ -13,7 +13,7 @@ from lsseg.errors import InputError
 from lsseg.failures import Place, original, told
 from lsseg.process import die_with_parent
 
-# name: (module with a main(argv) -> exit status, what it does)
+# Each command has a module, whose main(argv) returns the exit status, and a description.
 COMMANDS = {
     "fit": ("lsseg.cli.lightning", "train (and test with --test_after_fit true)"),
     "validate": ("lsseg.cli.lightning", "score a checkpoint on the validation split"),
@@ -28,7 +28,7 @@ COMMANDS = {
     "init": ("lsseg.cli.init", "write a configuration for a folder of images and masks"),
     "bench": ("lsseg.bench.command", "time the numeric core and measure its memory"),
 }
-# For bash: the commands first, names of files behind them. Of `eval "$(lsseg --completion bash)"`.
+# `eval "$(lsseg --completion bash)"` makes bash complete first the command and then names of files.
 COMPLETION = """\
 _lsseg() {
     COMPREPLY=()
@@ -42,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: Arguments without the program's name; None takes the process's.
+        argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads its output any more.
+        The exit status: 0 for success, 1 for an error, 130 for an interrupt, 141 if nobody reads the output any more.
+
+    Raises:
+        SystemExit: With status 2 for wrong usage, and with status 0 after ``--help``.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Arguments(
@@ -72,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [argument for argument in argv if argument != "--debug"]
     die_with_parent()
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that a user's own classes are found where the command is typed
+        sys.path.append(os.getcwd())  # makes the user's own classes in this folder importable
     module = importlib.import_module(COMMANDS[command][0])
     try:
         status: int = module.main(argv)
-        if sys.stdout:  # None where it was closed
+        if sys.stdout:  # it is None if it was closed
             sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -84,27 +87,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            return 141  # of `lsseg … | head`: what a shell gives a program that ends of it
+            return 141  # as in `lsseg … | head`: a shell reports 141 for a program that SIGPIPE has ended
         if debug:
             traceback.print_exc()
         return _fail(_one_line(error))
 
 
 def _one_line(error: Exception) -> str:
-    """A user's mistake, the operating system's words, or whatever a library has raised."""
+    """Describe in one line an error of the user, of the operating system or of a library."""
     if isinstance(error, InputError):
         return original(error)
     if isinstance(error, OSError) and error.strerror:
-        # A full or read-only disk, a missing file: the operating system's words say which.
+        # The operating system's words say, for example, that the disk is full or read-only, or that a file is missing.
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     return told(error, Place())
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more; then nothing is written to it at the end, either."""
+    """Return whether nobody reads standard output any more; if so, discard what is still written to it."""
     try:
         output = sys.stdout.fileno()
-    except (AttributeError, OSError):  # there is none
+    except (AttributeError, OSError):  # there is no standard output
         return False
     poll = select.poll()
     poll.register(output, 0)

@@ -1,4 +1,4 @@
-"""``lsseg data``: which data sets are there, how to get those that are not, fetching one, and checking all files."""
+"""Runs ``lsseg data``, which lists the data sets and how to get them, fetches one, or checks all its files."""
 
 import json
 import warnings
@@ -30,20 +30,20 @@ FILES = (".png", ".jpg", ".json", ".mat")
 
 
 def data_sets() -> dict[str, type[DataModule[Any]]]:
-    """The data sets that say where they come from, by the names that this command has for them."""
+    """Return the data sets that have an ``origin``, by the names that this command uses for them."""
     exported = (getattr(lsseg.data, name) for name in lsseg.data.__all__)
     known = [one for one in exported if isinstance(one, type) and vars(one).get("origin")]
     return {vars(one)["origin"].name: one for one in known}
 
 
 def origin_of(data: type[DataModule[Any]]) -> Origin:
-    """What a data set says of itself."""
+    """Return where a data set comes from and what a complete copy holds."""
     assert data.origin is not None
     return data.origin
 
 
 def main(argv: list[str]) -> int:
-    """List the data sets, fetch one, or check one; returns the exit status."""
+    """List the data sets, fetch one, or check one; return the exit status."""
     if argv[1:2] == ["check"]:
         return check(argv[2:])
     parser = Arguments(
@@ -101,7 +101,10 @@ def _overview() -> Table:
 
 
 def _incomplete(known: Origin, root: Path) -> str | None:
-    """What is wrong with a copy, or None; of two layouts, the first one's."""
+    """Return what is missing from a copy, or None if it is complete in one of its layouts.
+
+    An incomplete copy is described by the files of the first layout.
+    """
     root = next((root / inner for inner in known.unpacked if (root / inner).is_dir()), root)
     problem = _lacking(known.counts, root)
     return None if problem and known.layout and not _lacking(known.layout, root) else problem
@@ -109,7 +112,7 @@ def _incomplete(known: Origin, root: Path) -> str | None:
 
 def _lacking(counts: dict[str, int], root: Path) -> str | None:
     for part, expected in counts.items():
-        # A file, files of a pattern (beside this folder, too), or what a folder holds.
+        # A part is a pattern, a file or a folder. With ../ in front it lies beside this folder.
         place, name = (root.parent, part[3:]) if part.startswith("../") else (root, part)
         files = (
             place.glob(name) if "*" in name else [place / name] if name.endswith(FILES) else (place / name).glob("*")
@@ -120,21 +123,21 @@ def _lacking(counts: dict[str, int], root: Path) -> str | None:
     return None
 
 
-SHOWN = 50  # problems
+SHOWN = 50  # problems that are printed
 
 
 @dataclass
 class Found:
-    """What a split holds.
+    """Counts what a split holds.
 
     Attributes:
         images: Number of images that could be read.
         sizes: How often each size (height, width) occurs.
-        counts: Pixels of each label, void included; of instances, objects of each label.
-        with_class: Images in which each label occurs.
-        crowds: Objects that are not told apart.
-        bare: Images without any object, or with void pixels only.
-        problems: What is wrong.
+        counts: Number of pixels of each label, including void; for instances, objects of each label, without crowds.
+        with_class: Number of images in which each label occurs.
+        crowds: Number of crowds, which are groups of objects with one common mask.
+        bare: Number of images without any object, or with void pixels only.
+        problems: Messages about what is wrong.
     """
 
     images: int = 0
@@ -147,7 +150,7 @@ class Found:
 
 
 def check(argv: list[str]) -> int:
-    """Check a data set; returns the exit status: 1 where something is wrong."""
+    """Check a data set; return the exit status, which is 1 if something is wrong."""
     parser = Arguments(
         prog="lsseg data check",
         description="Read every file of every split, and show what is in them and all that is wrong with them.",
@@ -162,7 +165,7 @@ def check(argv: list[str]) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        for split in SPLITS[: 2 if data.test_split == "val" else 3]:  # there may be no test images
+        for split in SPLITS[: 2 if data.test_split == "val" else 3]:  # there may be no test images then
             found[split] = _look(data, split, place)
         said = list(dict.fromkeys(str(warning.message) for warning in caught))
     _show(console, data, found)
@@ -179,7 +182,7 @@ def check(argv: list[str]) -> int:
 
 
 def _data(config: Path, keys: list[str]) -> tuple[DataModule[Any], Place]:
-    """The data set of a configuration, or of a folder, with the keys of the command line, and where its keys stand."""
+    """Make the data set of a configuration or a folder with the given keys; return it and its keys' ``Place``."""
     if config.is_dir():
         kind = "CocoFolder" if (config / "train" / FILE).is_file() else "FolderSegmentation"
         wanted: Any = {"class_path": kind, "init_args": {"root": str(config)}}
@@ -198,7 +201,7 @@ def _data(config: Path, keys: list[str]) -> tuple[DataModule[Any], Place]:
 
 
 def _look(data: DataModule[Any], split: Split, place: Place) -> Found:
-    """Read a split; what is known to be wrong from the heads of its files comes first."""
+    """Read every file of a split; the problems that ``data.check`` finds come first."""
     found = Found()
     try:
         source = data.source(split)

@@ -1,4 +1,4 @@
-"""``lsseg export``: a trained network as one file, for inference without its configuration."""
+"""Runs ``lsseg export``, which writes a trained network as one file for inference without its configuration."""
 
 import importlib.util
 import warnings
@@ -11,24 +11,25 @@ from lsseg.arguments import Arguments
 from lsseg.errors import InputError
 from lsseg.load import load_run, run_config
 
-TOLERANCE = 1e-4  # between the file's scores and the network's, of the largest score
+# The file's scores may differ from the network's by this number times the largest score (times 1 if that is larger).
+TOLERANCE = 1e-4
 
 
 class Scores(nn.Module):
-    """A network as a file has it: B×3×H×W images in [0, 1] → B×C×H×W scores."""
+    """Wraps a network for export: B×3×H×W images in [0, 1] → B×C×H×W scores."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """The final scores."""
+        """Return the final scores."""
         scores: Tensor = self.network(image).logits
         return scores
 
 
 def main(argv: list[str]) -> int:
-    """Write the file; returns the exit status."""
+    """Write the file and return the exit status."""
     parser = Arguments(
         prog="lsseg export",
         description="Write a trained network as one file: B×3×H×W images in [0, 1] to B×C×H×W scores. FILE.onnx runs "
@@ -56,17 +57,18 @@ def main(argv: list[str]) -> int:
 
 
 def size_of(run: Path, checkpoint: str = "last.ckpt") -> tuple[int, int]:
-    """Height and width of the images that a run's network was trained on.
+    """Return the height and width of a run's resized images, or else of its training crops or its generated scenes.
 
     Args:
-        run: The run's folder.
+        run: The run folder.
         checkpoint: A file that the run must have.
 
     Raises:
-        InputError: If it was trained on images of their own sizes.
+        InputError: If the run was trained on images of their own sizes.
     """
     data = run_config(run, checkpoint)["data"].get("init_args") or {}
-    # Resized images are what it predicts, too; a crop is at least a size that it knows; generated scenes have a size.
+    # Prediction resizes images, too, so `resize` comes first. A crop has a size that the network knows. The key `size`
+    # belongs to generated scenes.
     for key in ("resize", "crop_size", "size"):
         size = data.get(key)
         if isinstance(size, list) and len(size) == 2:
@@ -80,16 +82,16 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
     """Write ``file`` for B×3×H×W images.
 
     Args:
-        run: The run's folder.
-        file: ``.onnx`` or ``.pt2``.
+        run: The run folder.
+        file: The file to write, whose name ends in ``.onnx`` or ``.pt2``.
         shape: B, H, W.
-        checkpoint: File in the run's folder.
+        checkpoint: Name of the checkpoint in the run folder.
 
     Returns:
-        The largest difference of its scores from the network's, on a random image.
+        The largest difference between the scores of the file and of the network, on random images.
 
     Raises:
-        InputError: If the network cannot be written in this form, or computes something else when it is.
+        InputError: If an argument is wrong, the network cannot be written in this form, or the file's scores differ.
     """
     if file.suffix not in (".onnx", ".pt2"):
         raise InputError(f"{file}: give a file that ends in .onnx or .pt2")
@@ -125,7 +127,7 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
 
 
 def _write_pt2(program: torch.export.ExportedProgram, file: Path, image: Tensor) -> Tensor:
-    """Write, read again, and run."""
+    """Write the file, read it again, and return its scores."""
     torch.export.save(program, file)
     with torch.no_grad():
         scores: Tensor = torch.export.load(file).module()(image)
@@ -133,7 +135,7 @@ def _write_pt2(program: torch.export.ExportedProgram, file: Path, image: Tensor)
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, image: Tensor) -> Tensor:
-    """Write, and run by ONNX Runtime."""
+    """Write the file and return the scores that ONNX Runtime computes with it."""
     graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
     targets = {str(node.target) for graph in graphs for node in graph.nodes}
     own = {target for target in targets if target.startswith("lsseg.")}
@@ -145,7 +147,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, image: Tensor
     import onnxruntime
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own
+        warnings.simplefilter("ignore")  # warnings of torch's exporter
         torch.onnx.export(
             program,
             f=str(file),

@@ -1,4 +1,4 @@
-"""``lsseg init``: a commented configuration for the images and masks of a folder, and the commands that use it."""
+"""Runs ``lsseg init``, which writes a commented configuration for images and masks and prints commands that use it."""
 
 import warnings
 from pathlib import Path
@@ -19,11 +19,11 @@ from lsseg.models.encoder import packaged_weights
 
 DEFAULTS = {"images_folder": "images", "masks_folder": "masks"}
 VOID = "255 occurs in the masks and is taken for void; if it is a class, list it in {file}"
-MASKS = 200  # of which the values are looked at, to guess the classes
-MOST_CLASSES = 64  # different values in masks; more are no labels
-SHORT = 512  # pixels of a crop's side, at most
+MASKS = 200  # masks that are read, at most, to guess the classes from their values
+MOST_CLASSES = 64  # different values in the masks; if there are more, they are not labels
+SHORT = 512  # pixels; the longest side of a crop
 EPOCHS = 60
-LITE = "tu-tf_efficientnet_lite0"  # whose weights may lie in a package
+LITE = "tu-tf_efficientnet_lite0"  # an installed package may hold the weights of this encoder
 TEMPLATE = """# A U-Net for the images in {root}, made by `lsseg init`.
 # Train and test:  lsseg fit --config {file} --test_after_fit true
 # Segment photos:  lsseg predict --config {run}/config.yaml --ckpt_path {run}/last.ckpt --data.images PHOTOS
@@ -61,13 +61,13 @@ data:
 
 
 class Layout(NamedTuple):
-    """What a folder holds.
+    """Describes what a folder holds.
 
     Attributes:
-        data: Made of it.
-        lines: What to tell of it, for the head of the configuration.
-        keys: Lines of the data's keys that are not the default ones.
-        size: Height and width of its smallest training image, each for itself.
+        data: The data set of the folder.
+        lines: Lines about the folder, for the head of the configuration and for the screen.
+        keys: Lines of YAML with the data's keys that differ from the defaults.
+        size: Smallest height and smallest width of the training images (of the first 50 for COCO's format).
         images: Number of training images.
     """
 
@@ -79,7 +79,7 @@ class Layout(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Look at a folder and write its configuration; returns the exit status."""
+    """Look at a folder, write its configuration, and return the exit status."""
     parser = Arguments(
         prog="lsseg init",
         description="Look at a folder of images and masks, or at an export in COCO's format; write a configuration.",
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
         layout = _look(root, folders)
         write_text(output, _filled(layout, root, output))
     except BaseException:
-        if made is not None:  # nothing is left of what failed
+        if made is not None:  # a failed command leaves no file behind
             made.unlink()
         raise
     for line in (*said, *layout.lines):
@@ -151,7 +151,7 @@ def _look(root: Path, folders: dict[str, str]) -> Layout:
 
 
 def _exports(root: Path) -> str:
-    """What to add where a folder without images/ holds annotations in COCO's format, as far as one can tell."""
+    """Return a hint if a folder without images/ holds a JSON file, which may be in COCO's format, else nothing."""
     found = next((path for path in sorted(root.rglob("*.json")) if path.name != FILE), None)
     if found is None:
         return ""
@@ -182,7 +182,7 @@ def _filled(layout: Layout, root: Path, output: Path) -> str:
 
 
 def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, list[str]]:
-    """Write ``classes.yaml`` where there is none, from the values in the masks; returns it and what to say of it."""
+    """Write ``classes.yaml`` from the values in the masks if it is missing; return its path and lines to print."""
     file = root / "classes.yaml"
     if file.exists():
         return None, []

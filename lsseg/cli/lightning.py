@@ -1,4 +1,4 @@
-"""``lsseg fit | validate | test | predict``: LightningCLI with this project's classes, loggers and run folder."""
+"""Runs ``lsseg fit | validate | test | predict`` by LightningCLI, with lsseg's classes, loggers and run folder."""
 
 import fcntl
 import itertools
@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lsseg.ablation import command
 
-# Importing these modules is what makes their classes known by their short names.
+# Importing these modules makes their classes known by their short names.
 from lsseg.callbacks import (
     BestCheckpoint,
     JsonlLogger,
@@ -54,14 +54,15 @@ from lsseg.tasks import Task
 from lsseg.tasks.start import read_checkpoint, refuse_other_classes
 
 RUN_FOLDER = "LSSEG_RUN_FOLDER"
-RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")  # of processes that nothing else tells apart so early
+# Before the trainer exists, only these variables tell the processes of some launchers apart.
+RANKS = ("NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 class LssegCLI(LightningCLI):
-    """LightningCLI with the run folder, loggers, callbacks and checkpoints that every run has."""
+    """Adds to LightningCLI the run folder, loggers, callbacks and checkpoints that every run has."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Keys beside ``model``, ``data`` and ``trainer``."""
+        """Add the keys other than ``model``, ``data`` and ``trainer``."""
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.add_class_arguments(WandbRun, "wandb", skip={"save_dir"}, instantiate=False)
         parser.add_lightning_class_args(Panels, "panels")
@@ -81,34 +82,34 @@ class LssegCLI(LightningCLI):
 
     def __init__(self, *args: Any, command: str, held: ExitStack, place: Place, **options: Any) -> None:
         self._command = command
-        self._new: Path | None = None  # the run's folder, where this command is the one to make it
+        self._new: Path | None = None  # the run folder, if this command makes it
         self._held = held
-        self._place = place  # where this command is, for what goes wrong
-        self._resumed: dict[str, Any] | None = None  # the checkpoint that a training goes on from
+        self._place = place  # the run folder and configuration, for messages about errors
+        self._resumed: dict[str, Any] | None = None  # content of the checkpoint from which the training resumes
         with ExitStack() as on_failure:
             on_failure.callback(self._leave_nothing_half_done)
             super().__init__(*args, **options)
             on_failure.pop_all()
 
     def subcommands(self) -> dict[str, set[str]]:
-        """The one that is asked for: to make the parser of each takes as long as all that follows."""
+        """Return only the requested subcommand, because making all parsers takes as long as everything after it."""
         return {self._command: super().subcommands()[self._command]}
 
     def _leave_nothing_half_done(self) -> None:
         """Remove the folder of a command that failed before it had any result."""
         if self._new is None or not self._new.is_dir() or rank_zero_only.rank:
             return
-        # Below the folder only: its own path may well hold a folder of that name.
+        # The paths are relative, because a folder above the run folder may also be called wandb.
         inside = [path.relative_to(self._new) for path in self._new.rglob("*") if path.is_file()]
         made = [path for path in inside if path.parts[0] != "wandb"]
         if all(path.name in ("config.yaml", "environment.json", ".lock") for path in made):
             shutil.rmtree(self._new, ignore_errors=True)
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would let the checkpoint's hyperparameters silently beat the command line."""
+        """Do nothing, because Lightning would silently prefer the checkpoint's hyperparameters to the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder, check the checkpoint, and fetch no encoder weights that it will replace."""
+        """Choose the run folder, check the checkpoint, and drop the initial weights that the checkpoint replaces."""
         config = self.config[self.subcommand]
         self._place.config = yaml.safe_load(self._parser(self.subcommand).dump(config, **AS_SAVED))
         self.config_dump = self._place.config  # for the hyperparameters: Lightning would make the same once more
@@ -146,29 +147,29 @@ class LssegCLI(LightningCLI):
             self._hold(folder)
 
     def _hold(self, folder: Path) -> None:
-        """Lock the run's folder until this command ends, however it does: no other may train into it."""
+        """Lock the run folder until this command ends or crashes, so that no other command trains in it."""
         if rank_zero_only.rank or any(os.environ.get(name, "0") != "0" for name in RANKS):
             return
         folder.mkdir(parents=True, exist_ok=True)
         lock = self._held.enter_context((folder / ".lock").open("w"))
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which a loader's processes do not inherit
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # processes of a data loader do not inherit this lock
         except (BlockingIOError, PermissionError):
-            self._new = None  # it is the other's
+            self._new = None  # the folder belongs to the other process
             raise InputError(f"another process is training in {folder}: choose another folder") from None
         except OSError:
             warnings.warn(f"{folder} cannot be locked: nothing keeps another process from training in it", stacklevel=2)
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
-        # Processes of one run must agree on the name: those that DDP starts find it in their environment, those of a
-        # SLURM step take its number for the time.
+        # All processes of a run must choose the same name. Processes that DDP starts find it in their environment.
+        # Processes of a SLURM step use the numbers of the job and the step instead of the time.
         if RUN_FOLDER in os.environ:
             return os.environ[RUN_FOLDER]
         files = [Path(str(path)) for path in config.get("config") or []]
         if self.subcommand == "fit" and checkpoint:
             own = Path(checkpoint).parent
             if any(path.name.startswith("config") and path.resolve().parent == own.resolve() for path in files):
-                return str(own)  # a run that goes on from its own configuration stays where it is
+                return str(own)  # a run that is resumed with its own configuration keeps its folder
         now = time.strftime("%Y%m%d-%H%M%S")
         if SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:
             now = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
@@ -179,20 +180,23 @@ class LssegCLI(LightningCLI):
             name = f"{files[-1].stem if files else 'fit'}-{name.partition('-')[2]}"
         parent = Path(checkpoint).parent if checkpoint and self.subcommand != "fit" else Path("runs")
         folder = parent / name
-        if "." not in now and not config.trainer.fast_dev_run:  # a SLURM step comes back to its own folder
+        if "." not in now and not config.trainer.fast_dev_run:  # a SLURM step keeps its folder
             others = (parent / f"{name}-{number}" for number in itertools.count(2))
-            while not _made(folder):  # another was started in the same second
+            while not _made(folder):  # another command started in the same second
                 folder = next(others)
             self._new = folder
         os.environ[RUN_FOLDER] = str(folder)
         return str(folder)
 
     def instantiate_classes(self) -> None:
-        """Raise an ``InputError`` of a class as it is, not wrapped in jsonargparse's account of what it tried."""
+        """Make the task and the data, check that they fit together and fit the checkpoint, and prepare the network.
+
+        An error of a class is raised without jsonargparse's report on all its attempts.
+        """
         with own_errors():
             super().instantiate_classes()
         self._check_kinds()
-        if self._resumed is not None:  # before anything is written
+        if self._resumed is not None:  # checked before anything is written
             refuse_other_classes(self._resumed, self.datamodule.class_names)
             self.model.on_load_checkpoint(self._resumed)
             self.model.refuse_other_training(self._resumed)
@@ -204,7 +208,7 @@ class LssegCLI(LightningCLI):
                 raise InputError("compile is for networks of label maps: a detector's shapes change with every image")
             if getattr(self.model.network, "checkpoint", False):
                 raise InputError("compile does not go with model.network.checkpoint: choose one")
-            self.model.network.compile()  # in place: the names in checkpoints stay what they are
+            self.model.network.compile()  # compiled in place, so that the names in checkpoints stay the same
 
     def _check_kinds(self) -> None:
         task, data = type(self.model), type(self.datamodule)
@@ -215,7 +219,7 @@ class LssegCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Add the loggers and callbacks that every run has to those of the configuration."""
+        """Make the trainer with the callbacks that every run has, and with the usual loggers if none is configured."""
         trainer = self._get(self.config_init, "trainer")
         folder = trainer["default_root_dir"]
         callbacks = [StepSeed(), Stopwatch(), TestResults(self._get(self.config_init, "gallery"))]
@@ -224,7 +228,7 @@ class LssegCLI(LightningCLI):
         if self.subcommand == "fit" and trainer["enable_checkpointing"] is not False and not trainer["fast_dev_run"]:
             every = self._get(self.config_init, "checkpoint_every_n_steps")
             keep = {"dirpath": folder, "enable_version_counter": False, "save_top_k": 1}
-            # The best first: the state that the other saves knows of it.
+            # BestCheckpoint comes first, so that the state in last.ckpt includes its newest score.
             monitor = self.model.monitor
             mode = "max" if better_is_higher(monitor.removeprefix("val/")) else "min"
             callbacks.append(BestCheckpoint(filename="best", monitor=monitor, mode=mode, **keep))
@@ -246,33 +250,33 @@ class LssegCLI(LightningCLI):
         return [JsonlLogger(folder), *([WandbRun(save_dir=folder, **settings)] if mirrored else [])]
 
     def before_fit(self) -> None:
-        """Check the test split, too, where it will be needed after the training."""
+        """Check all splits, including the test split, if the run will be tested after the training."""
         if self._get(self.config, "test_after_fit"):
             self.datamodule.check("train", "val", self.datamodule.test_split)
 
     def after_fit(self) -> None:
-        """Test the weights of the last step where asked to; say where everything is."""
+        """Test the weights of the last step if ``test_after_fit`` is set, and print where the run is."""
         tested = self._get(self.config, "test_after_fit")
         if tested:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            if not tested:  # or the test has said it
+            if not tested:  # the test prints the folder itself
                 print(f"the run is in {self.trainer.default_root_dir}")
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbRun) and (where := logger.where()):
                     print(where)
 
     def predict(self, **arguments: Any) -> None:
-        """Predict and forget: Lightning would keep what every image gave in memory until the last is done."""
+        """Predict without keeping the results, which Lightning would hold in memory until the last image is done."""
         self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def test(self, **arguments: Any) -> None:
-        """Test without Lightning's table of scores, which the project's own, class by class, replaces."""
+        """Test without Lightning's table of scores, because the project prints its own table of classes."""
         self.trainer.test(**{**arguments, "verbose": False})
 
 
 def _made(folder: Path) -> bool:
-    """Make a folder; False where it is there already."""
+    """Make a folder; return False if it exists already."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -281,7 +285,7 @@ def _made(folder: Path) -> bool:
 
 
 def _requeued(folder: Path) -> bool:
-    """Whether Lightning goes on by itself: from what it saved when the time of this SLURM job was up."""
+    """Return whether Lightning itself resumes from the checkpoint that it saved when the SLURM job's time was up."""
     saved = [path.stat().st_mtime for path in folder.glob("hpc_ckpt_*.ckpt")]
     last = folder / "last.ckpt"
     return SLURMEnvironment.detect() and bool(saved) and (not last.exists() or max(saved) >= last.stat().st_mtime)
@@ -291,7 +295,7 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
-# What every command of this module makes its LightningCLI with.
+# Every command of this module passes these arguments to its LightningCLI.
 SETTINGS: dict[str, Any] = {
     "subclass_mode_model": True,
     "subclass_mode_data": True,
@@ -305,14 +309,18 @@ SETTINGS: dict[str, Any] = {
 
 
 def main(argv: list[str]) -> int:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``, or ``ablate``, which reads the arguments of many ``fit``."""
+    """Run ``fit``, ``validate``, ``test``, ``predict`` or ``ablate``; return the exit status.
+
+    ``ablate`` is here because it checks the arguments of many ``fit`` commands first.
+    """
     silence_chatter()
     if argv[0] == "ablate":
         return command.main(argv, refuse_unreadable)
     os.environ.setdefault("WANDB_SILENT", "true")
     check_files(argv)
     held, place = ExitStack(), Place()
-    first = os.environ.setdefault(DIE_WITH_PARENT, str(os.getpid())) == str(os.getpid())  # DDP's others end with it
+    # The other processes of DDP end together with the first one.
+    first = os.environ.setdefault(DIE_WITH_PARENT, str(os.getpid())) == str(os.getpid())
     try:
         LssegCLI(
             Task,
@@ -322,7 +330,7 @@ def main(argv: list[str]) -> int:
             place=place,
             **SETTINGS,
             save_config_kwargs={"save_to_log_dir": False, "overwrite": True},
-            # Only where it differs, as in tests: DDP starts further processes with the arguments of this one.
+            # args is None by default, because DDP starts further processes with sys.argv. Tests pass other arguments.
             args=None if argv == sys.argv[1:] else argv,
         )
     except MisconfigurationException as error:
@@ -335,7 +343,7 @@ def main(argv: list[str]) -> int:
         known = raised_by_lightning(error)
         raise InputError(" ".join(str(error).split()) if known else told(error, place)) from error
     except RuntimeError as error:
-        if "/plugins/environments/" in place_of(error):  # a cluster's job that was started in the wrong way
+        if "/plugins/environments/" in place_of(error):  # a cluster job was started in the wrong way
             raise InputError(" ".join(str(error).split())) from error
         if not of_a_lost_process(error):
             raise InputError(told(error, place)) from error
@@ -355,19 +363,19 @@ def main(argv: list[str]) -> int:
         held.close()
         if first:
             os.environ.pop(DIE_WITH_PARENT)
-        os.environ.pop(RUN_FOLDER, None)  # the next command of this process makes a folder of its own
+        os.environ.pop(RUN_FOLDER, None)  # the next command of this process chooses its own folder
     return 0
 
 
 class AllRead(Exception):
-    """Nothing is left to do."""
+    """Ends a ``Reader`` after it has read all arguments without an error."""
 
 
 class Reader(LssegCLI):
-    """Reads the arguments of several runs with one parser, and goes no further."""
+    """Reads the arguments of several runs with one parser, and instantiates no class."""
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Raise ``InputError`` with all that is wrong, else ``AllRead``."""
+        """Read all arguments; raise ``InputError`` with all problems, or ``AllRead`` if there are none."""
         problems = []
         for name, argv in args.items():
             try:
@@ -380,6 +388,6 @@ class Reader(LssegCLI):
 
 
 def refuse_unreadable(runs: dict[str, list[str]]) -> None:
-    """Read the arguments of runs of ``lsseg fit``, by their variants; raises ``InputError`` with all that is wrong."""
+    """Read the ``lsseg fit`` arguments of each variant; raise ``InputError`` with all problems, if there are any."""
     with suppress(AllRead):
         Reader(Task, DataModule, command="fit", held=ExitStack(), place=Place(), args=runs, **SETTINGS)

@@ -1,4 +1,4 @@
-"""``lsseg refine``: moves the contours of masks to those of their images, by a trained refiner or by colours alone."""
+"""Runs ``lsseg refine``, which moves mask contours to those of the images, by a trained refiner or colours alone."""
 
 import argparse
 from functools import partial
@@ -15,17 +15,17 @@ from lsseg.data.pixels import image_size, read_image, read_mask
 from lsseg.data.source import images_below, is_image, matched, other_size
 from lsseg.errors import InputError, refuse_all
 
-SHOWN = (1, 4)  # iterations of the model of colours, whose contours the picture has
+SHOWN = (1, 4)  # Chan-Vese iterations after which the picture shows the contour
 
 
 class Job(NamedTuple):
-    """One image and its mask.
+    """Holds one image and its mask.
 
     Attributes:
-        name: Name of what is written.
-        image: File.
-        mask: File.
-        values: What the mask file holds outside and inside.
+        name: Path of the written files below their folders, without the suffix.
+        image: Path of the image.
+        mask: Path of the mask.
+        values: Values in the mask's file outside and inside.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Check everything, then refine; returns the exit status."""
+    """Check all files, refine the masks, and return the exit status."""
     options = _options(argv[1:])
     jobs = _jobs(options.image, options.mask)
     refiner = _refiner(options.refiner) if options.refiner else None
@@ -81,7 +81,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
 
 
 def _jobs(image: Path, mask: Path) -> list[Job]:
-    """All pairs, once every file of them has been looked at; all that is wrong is said at once."""
+    """Check the files of all pairs and return the pairs; one ``InputError`` names all problems."""
     for path in (image, mask):
         if not path.exists():
             raise InputError(f"{path} does not exist")
@@ -106,7 +106,7 @@ def _jobs(image: Path, mask: Path) -> list[Job]:
 
 
 def _values(image: Path, mask: Path) -> tuple[int, int]:
-    """What a mask holds outside and inside; raises where it does not fit its image."""
+    """Return a mask's values outside and inside; refuse a mask that does not fit its image."""
     values = read_mask(mask)
     size = image_size(image)
     if size != values.shape:
@@ -118,7 +118,7 @@ def _values(image: Path, mask: Path) -> tuple[int, int]:
     low, high = int(found[0]), int(found[-1])
     if low < 0 or high > 65535:
         raise InputError(f"{mask} holds the values {low} and {high}; a mask to be refined has values in 0..65535")
-    if low == high:  # nothing is inside, or everything
+    if low == high:  # everything is outside (value 0) or inside
         return (0, 255) if low == 0 else (0, low)
     return low, high
 
@@ -141,7 +141,7 @@ def _refiner(path: Path):  # type: ignore[no-untyped-def]
 
 
 def _refine(job: Job, refiner, options: argparse.Namespace, output: Path) -> float:  # type: ignore[no-untyped-def]
-    """Refine one mask and write what came of it; returns the share of pixels that changed sides."""
+    """Refine one mask, write the result and a picture, and return the share of pixels that changed sides."""
     import torch
 
     from lsseg.callbacks.drawing import evolution_panel
@@ -155,7 +155,7 @@ def _refine(job: Job, refiner, options: argparse.Namespace, output: Path) -> flo
     with torch.no_grad():
         if refiner is None:
             segment = partial(chan_vese_segment, image, inside, options.mu, reach=options.reach)
-            # As the iterations are the same each time, shorter ones show the way of the last.
+            # Every call starts from the mask, so calls with fewer steps return the contours on the way to the last one.
             steps = [2 * inside.float() - 1, *(segment(steps=count) for count in SHOWN), segment()]
             after, labels = steps[-1] > 0, ["mask", *(f"after {count}" for count in SHOWN), "refined"]
         else:

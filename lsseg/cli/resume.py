@@ -1,4 +1,4 @@
-"""A run's configuration: what is refused of it, how it is saved, and what of it may change when the run goes on."""
+"""Saves a run's configuration, and refuses values that harm a run or that cannot change when a run is resumed."""
 
 import platform
 import subprocess
@@ -22,25 +22,26 @@ from lsseg.metrics.scores import of_kind
 from lsseg.parser import ConfigDumper
 from lsseg.tasks.start import refuse_changes
 
-# The optimiser's and the schedule's state, and the weights, are those of these keys.
+# The weights and the states of optimiser and schedule belong to the values of these keys.
 FIXED = (
     *("optimizer", "lr", "momentum", "weight_decay", "poly_power", "lr_milestones", "lr_warmup", "new_layers"),
     *("scale_lr", "network"),
 )
-WEIGHTS = ("criterion", "class_weights")  # where the checkpoint holds the weights of the classes
-FREE = ("encoder_weights", "start", "checkpoint")  # what a network started from, and how it saves memory
+WEIGHTS = ("criterion", "class_weights")  # fixed, too, if the checkpoint holds the weights of the classes
+FREE = ("encoder_weights", "start", "checkpoint")  # may change: the initial weights, and whether memory is saved
 
 
-AS_SAVED = {"skip_none": False, "skip_link_targets": True}  # a configuration with all that it was made of
+# A saved configuration keeps null values, and leaves out keys that are computed from others.
+AS_SAVED = {"skip_none": False, "skip_link_targets": True}
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the resolved configuration and the environment in the run's own folder.
+    """Saves the resolved configuration and the environment in the run folder.
 
     Args:
-        args: What Lightning gives.
-        resolved: The configuration in plain values, before a checkpoint replaced the encoder's weights in it.
-        options: What Lightning gives.
+        args: Lightning's own arguments.
+        resolved: The configuration in plain values, as it was before a checkpoint replaced the encoder's weights.
+        options: Lightning's own options.
     """
 
     def __init__(self, *args: Any, resolved: dict[str, Any], **options: Any) -> None:
@@ -48,12 +49,12 @@ class SaveConfig(SaveConfigCallback):
         self._resolved = resolved
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write ``config.yaml`` and ``environment.json``; a test inside a run's folder leaves the run's own alone."""
+        """Write ``config.yaml`` and ``environment.json``; any stage but ``fit`` keeps the files of an existing run."""
         folder = Path(trainer.default_root_dir)
         resumed = stage == "fit" and bool(self.config.get("ckpt_path"))
         if (folder / "config.yaml").exists() and stage != "fit":
             return
-        # Where a run was written and from what it was resumed is no part of what it is.
+        # The run folder and the resumed checkpoint do not describe the experiment.
         trainer_keys = self._resolved["trainer"] | {"default_root_dir": None}
         config = self._resolved | {"trainer": trainer_keys, "ckpt_path": None}
         again = f"-{time.strftime('%Y%m%d-%H%M%S')}" if resumed and (folder / "config.yaml").exists() else ""
@@ -61,12 +62,12 @@ class SaveConfig(SaveConfigCallback):
         write_json(folder / f"environment{again}.json", describe_environment())
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
-                # Under a key of its own: a sweep locks keys with the names of its parameters.
+                # The configuration has its own key, because a sweep locks the keys that its parameters name.
                 logger.experiment.config.update({"cfg": config}, allow_val_change=True)
 
 
 class KeepModel(pl.Callback):
-    """Keeps the model's configuration in the run's checkpoints, and compares them when a run goes on.
+    """Keeps the model's configuration in the run's checkpoints, and compares it with that of a resumed checkpoint.
 
     Args:
         model: The resolved configuration below ``model``.
@@ -78,24 +79,25 @@ class KeepModel(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the configuration."""
+        """Add the model's configuration to the checkpoint."""
         checkpoint["model"] = self.model
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Compare, whatever chose the checkpoint (Lightning finds that of a requeued job by itself)."""
+        """Compare the configurations, also if Lightning itself chose the checkpoint, as it does for a requeued job."""
         if trainer.state.fn == "fit" and "model" in checkpoint:
             refuse_other_keys(checkpoint, checkpoint["model"], self.model)
 
 
 def refuse_other_model(path: Path, checkpoint: dict[str, Any], model: dict[str, Any]) -> None:
-    """Refuse to go on with keys of ``model`` that the state in a checkpoint would silently overrule.
+    """Refuse to resume with changed keys of ``model`` that the state in a checkpoint would silently overrule.
 
     Args:
-        path: The checkpoint's file. One of an older version holds no configuration: the file beside it does.
+        path: Path of the checkpoint. If it is of an older version without a configuration, ``config.yaml`` beside it is
+            read.
         checkpoint: Content of the checkpoint.
-        model: The resolved configuration below ``model`` of the run that goes on.
+        model: The resolved configuration below ``model`` of the resumed run.
 
     Raises:
         InputError: If there are such keys.
@@ -110,12 +112,12 @@ def refuse_other_model(path: Path, checkpoint: dict[str, Any], model: dict[str, 
 
 
 def refuse_other_keys(checkpoint: dict[str, Any], trained: dict[str, Any], model: dict[str, Any]) -> None:
-    """Compare two configurations below ``model``.
+    """Compare two configurations below ``model`` and refuse differences that a resumed run cannot have.
 
     Args:
-        checkpoint: What it holds says whether the weights of the classes are among it.
-        trained: What the checkpoint was trained with.
-        model: What is given now.
+        checkpoint: Content of the checkpoint, which shows whether it holds the weights of the classes.
+        trained: The configuration with which the checkpoint was trained.
+        model: The configuration of the resumed run.
 
     Raises:
         InputError: If a key differs that cannot change.
@@ -125,15 +127,15 @@ def refuse_other_keys(checkpoint: dict[str, Any], trained: dict[str, Any], model
     fixed = (*FIXED, *(WEIGHTS if weighted else ()))
     found: list[tuple[str, Any, Any]] = []
     for key in fixed:
-        if key in before and key in now:  # versions differ in their keys
+        if key in before and key in now:  # other versions of lsseg have other keys
             found.extend(differences(f"model.{key}", before[key], now[key]))
     if any(key == "model.optimizer" for key, *_ in found) or now.get("optimizer") == "adamw":
-        found = [change for change in found if change[0] != "model.momentum"]  # AdamW has none
+        found = [change for change in found if change[0] != "model.momentum"]  # AdamW has no momentum
     refuse_changes(found)
 
 
 def differences(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The keys of two configurations that differ, with both values; of two classes only the classes.
+    """Yield the keys that differ between two configurations, with both values; different classes yield only their key.
 
     >>> net = {"class_path": "DMLS", "init_args": {"steps": 2, "encoder_weights": "imagenet"}}
     >>> list(differences("model.network", net, {"class_path": "DMLS", "init_args": {"steps": 3}}))
@@ -159,7 +161,7 @@ def _is_class(value: Any) -> bool:
 
 
 def _name(value: Any) -> Any:
-    """A class by its name: where this project keeps its classes differs between versions."""
+    """Return a class's name without its module, which may differ between versions; return another value as it is."""
     return str(value["class_path"]).rpartition(".")[2] if _is_class(value) else value
 
 
@@ -175,7 +177,7 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Command, time, machine, package versions and, in a git checkout, commit and whether files were changed."""
+    """Return the command, time, platform and package versions and, in a git checkout, the commit and changed files."""
     return {
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -198,13 +200,13 @@ def _git(*command: str) -> str | None:
 
 
 def refuse_forks(strategy: Any) -> None:
-    """Refuse processes that are copies of this one: they share the scores' memory and count every pixel again.
+    """Refuse forked or spawned processes, because they share the scores' memory and count every pixel again.
 
     Args:
         strategy: The name of a strategy, or a class and its arguments, in plain values.
 
     Raises:
-        InputError: If it starts its processes so.
+        InputError: If the strategy starts its processes in this way.
     """
     options = strategy.get("init_args") or {} if isinstance(strategy, dict) else {}
     method = options.get("start_method") or "popen"
@@ -214,14 +216,14 @@ def refuse_forks(strategy: Any) -> None:
 
 
 def refuse_own_names(callbacks: list[Any], folder: Path) -> None:
-    """Refuse a checkpoint of the configuration's that would write the files that a run itself writes.
+    """Refuse a configured ``ModelCheckpoint`` that would write the files that a run itself writes.
 
     Args:
-        callbacks: All that write checkpoints.
-        folder: The run's.
+        callbacks: All callbacks that write checkpoints.
+        folder: The run folder.
 
     Raises:
-        InputError: If there is one.
+        InputError: If there is such a callback.
     """
     for callback in callbacks:
         names = {str(callback.filename), *(["last"] if callback.save_last else [])} & {"best", "last"}
@@ -234,17 +236,17 @@ def refuse_own_names(callbacks: list[Any], folder: Path) -> None:
 
 
 def refuse_unknown_monitors(callbacks: list[Any], task: Any) -> None:
-    """Refuse a callback that waits for a validation score which no validation will have.
+    """Refuse a callback that monitors a validation score which no validation will have.
 
-    Lightning says so after the first validation only. Where a task or a callback of the user's own may log further
-    names, it is left to say it.
+    Lightning reports such a callback only after the first validation. Nothing is refused if the task or a callback is
+    not from this project or Lightning, because a user's own class may log further names.
 
     Args:
-        callbacks: All of the run's.
-        task: What is trained.
+        callbacks: All callbacks of the run.
+        task: The task that is trained.
 
     Raises:
-        InputError: Naming the callback, its key, and the nearest name that there is.
+        InputError: If there is such a callback; the message names the callback, its monitor, and the nearest score.
     """
     if not all(type(one).__module__.startswith(("lsseg.", "pytorch_lightning.")) for one in (task, *callbacks)):
         return
@@ -252,7 +254,7 @@ def refuse_unknown_monitors(callbacks: list[Any], task: Any) -> None:
     known += ["val/loss"] if task.kind == "semantic" else []
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if isinstance(callback, ModelCheckpoint) and monitor in ("epoch", "step"):  # which it knows by itself
+        if isinstance(callback, ModelCheckpoint) and monitor in ("epoch", "step"):  # it knows these two itself
             continue
         if monitor is not None and monitor not in known and not monitor.startswith("train/"):
             raise InputError(

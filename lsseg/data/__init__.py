@@ -1,4 +1,4 @@
-"""Data sets: what reads a disk and knows class names and colours."""
+"""Provides the data sets, which read or draw images and know the names and colours of their classes."""
 
 from lsseg.data.ade20k import ADE20K
 from lsseg.data.camvid import CamVid

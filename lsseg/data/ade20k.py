@@ -1,4 +1,4 @@
-"""ADE20K scene parsing (Zhou 2017), 150 classes, in the layout of the challenge of 2016."""
+"""Reads ADE20K scene parsing (Zhou 2017), 150 classes, in the layout of the challenge of 2016."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ from lsseg.data.module import SegmentationData, Split
 from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
 
-# The official names (the first of each) and colours, by label.
+# The table lists the official names (the first synonym of each class) and colours, by label.
 TABLE = """
     wall:787878, building:b47878, sky:06e6e6, floor:503232, tree:04c803, ceiling:787850, road:8c8c8c, bed:cc05ff,
     windowpane:e6e6e6, grass:04fa07, cabinet:e005ff, sidewalk:ebff07, person:96053d, earth:787846, door:08ff33,
@@ -36,16 +36,16 @@ COUNTS = {"training": 20210, "validation": 2000}
 
 
 class ADE20K(SegmentationData):
-    """ADE20K: ``images/training|validation/*.jpg`` beside ``annotations/training|validation/*.png``, value 0 void.
+    """Reads ``images/training|validation/*.jpg`` and ``annotations/training|validation/*.png`` of ADE20K; 0 is void.
 
-    The test split is the validation split, as everywhere: annotations of the official test images are not public. Test
-    numbers are those of the last weights, which nothing is selected by.
+    The test split and the validation split are both the official validation split, since the annotations of the test
+    images are not public. Test scores are those of the last weights, so nothing is selected on the test split.
 
     Args:
-        root: The folder ``ADEChallengeData2016``; null looks in ``$LSSEG_DATA/ADEChallengeData2016``, then
-            ``data/ADEChallengeData2016``.
-        train_set: ``train`` (20210 images), or ``trainval`` (22210; val is no test then).
-        partial: Accept a split that has not the official number of images.
+        root: The folder ``ADEChallengeData2016``; null takes ``$LSSEG_DATA/ADEChallengeData2016``, or
+            ``data/ADEChallengeData2016`` if ``LSSEG_DATA`` is not set.
+        train_set: ``train`` (20210 images), or ``trainval`` (22210; it includes the test images).
+        partial: Accept a split whose number of images is not the official one.
         **options: See :class:`SegmentationData`.
     """
 
@@ -75,7 +75,7 @@ class ADE20K(SegmentationData):
         self.root, self.train_set, self.partial = root, train_set, partial
 
     def source(self, split: Split) -> Source:
-        """The images of a split; raises ``InputError`` where folders or masks are missing."""
+        """Return the images of a split; raise ``InputError`` if folders or masks are missing."""
         root = existing_root(self.root, "ADEChallengeData2016", "`lsseg data ade20k` says how to get it")
         pairs = []
         for folder in ["validation"] if split != "train" else list(COUNTS)[: 1 + (self.train_set == "trainval")]:

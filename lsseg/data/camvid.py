@@ -1,4 +1,4 @@
-"""CamVid road scenes (Brostow 2009), 11 classes and void, in the SegNet layout."""
+"""Reads the road scenes of CamVid (Brostow 2009), 11 classes and void, in the SegNet layout."""
 
 from typing import Any, Literal
 
@@ -22,14 +22,14 @@ CLASSES = (
 
 
 class CamVid(SegmentationData):
-    """CamVid: ``train|val|test/*.png`` (or .jpg) beside ``trainannot|valannot|testannot/*.png``, value 11 void.
+    """Reads ``train|val|test/*.png`` (or .jpg) and ``trainannot|valannot|testannot/*.png`` of CamVid; 11 is void.
 
-    62 of the 233 test frames are from sequence 0001TP, which also gives 62 training frames: report the Seq05VD-only
-    number (171 frames) beside the usual one.
+    62 of the 233 test frames are from sequence 0001TP, which also has 62 training frames. Report the score on Seq05VD
+    alone (171 frames) besides the score on all test frames.
 
     Args:
-        root: The folder; null looks in ``$LSSEG_DATA/camvid``, then ``data/camvid``.
-        test_sequence: ``all`` (233 frames) or ``Seq05VD`` (the 171 frames of a sequence that training never saw).
+        root: The folder; null takes ``$LSSEG_DATA/camvid``, or ``data/camvid`` if ``LSSEG_DATA`` is not set.
+        test_sequence: ``all`` (233 frames), or ``Seq05VD`` (the 171 frames of a sequence without training frames).
         **options: See :class:`SegmentationData`.
     """
 
@@ -54,7 +54,7 @@ class CamVid(SegmentationData):
         self.test_sequence = test_sequence
 
     def source(self, split: Split) -> Source:
-        """The frames of a split; raises ``InputError`` where folders or masks are missing."""
+        """Return the frames of a split; raise ``InputError`` if folders or masks are missing."""
         root = existing_root(self.root, "camvid", "`lsseg data camvid` fetches it")
         images = list_images(root / split)
         if split == "test" and self.test_sequence != "all":

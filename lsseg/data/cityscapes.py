@@ -1,4 +1,4 @@
-"""Cityscapes (Cordts 2016): street scenes, 19 classes, 8 of objects, in the layout in which it is distributed."""
+"""Reads Cityscapes (Cordts 2016) as it is distributed: street scenes with 19 classes (8 classes of objects)."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, read_image, read_mask
 from lsseg.errors import ArgumentError, InputError
 
-# Name, number in the files of the official annotation, colour; in the order of the official training labels.
+# Each row is a class's name, number in the official annotation files and colour, in the order of the training labels.
 CLASSES = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),
@@ -35,23 +35,25 @@ CLASSES = (
     ("bicycle", 33, (119, 11, 32)),
 )
 OBJECTS = CLASSES[11:]  # person to bicycle
-NUMBERS = 34  # of the official labels, 0..33; the licence plate has -1, which 8-bit files hold as 255
+NUMBERS = 34  # official labels 0..33; the licence plate has -1, which 8-bit files hold as 255
 COUNTS = {"train": 2975, "val": 500, "train_extra": 19998}
 
 
 class Cityscapes(SegmentationData):
-    """Cityscapes: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` beside ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
+    """Reads ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
 
-    ``*_labelTrainIds.png``, which the official scripts write, will do as well. The test split is val (annotations of
-    the official test images are not public), and so is the validation split: test numbers are those of the last
-    weights, which nothing is selected by.
+    If a split has no ``*_labelIds.png``, the ``*_labelTrainIds.png`` of the official scripts are read. The test split
+    and the validation split are both val, since the annotations of the official test images are not public. Test scores
+    are those of the last weights, so nothing is selected on the test split.
 
     Args:
-        root: The folder that holds ``leftImg8bit``; null looks in ``$LSSEG_DATA/cityscapes``, then ``data/cityscapes``.
-        train_set: ``train`` (2975 images); ``trainval`` (3475; val is no test then); or with ``gtCoarse``
-            ``train_extra`` (19998) or ``train`` (2975), both coarse.
-        annotation: ``fine`` or ``coarse``, of the training split; val is always fine.
-        partial: Accept a split that has not the official number of images.
+        root: The folder that contains ``leftImg8bit``; null takes ``$LSSEG_DATA/cityscapes``, or ``data/cityscapes``
+            if ``LSSEG_DATA`` is not set.
+        train_set: ``train`` (2975 images), ``trainval`` (3475; it includes the test images), or ``train_extra`` (19998;
+            it has coarse annotations only).
+        annotation: Annotations of the training split, ``fine`` (``gtFine``) or ``coarse`` (``gtCoarse``); those of val
+            are always fine.
+        partial: Accept a split whose number of images is not the official one.
         **options: See :class:`SegmentationData`.
     """
 
@@ -86,7 +88,7 @@ class Cityscapes(SegmentationData):
         self.root, self.train_set, self.annotation, self.partial = root, train_set, annotation, partial
 
     def source(self, split: Split) -> Source:
-        """The images of a split; raises ``InputError`` where folders or annotations are missing."""
+        """Return the images of a split; raise ``InputError`` if folders or annotations are missing."""
         root = existing_root(self.root, "cityscapes", "`lsseg data cityscapes` says how to get it")
         if split != "train":
             return LabelIds(_pairs(root, "val", "gtFine", self.partial))
@@ -96,15 +98,16 @@ class Cityscapes(SegmentationData):
 
 
 class CityscapesInstances(InstanceData):
-    """The 8 classes of objects: ``leftImg8bit/SPLIT/CITY`` beside ``gtFine/SPLIT/CITY/*_gtFine_instanceIds.png``.
+    """Reads ``leftImg8bit/SPLIT/CITY`` and ``gtFine/SPLIT/CITY/*_gtFine_instanceIds.png`` for 8 classes of objects.
 
-    A region of a class of objects without a number of its own is a group: a crowd. As elsewhere the validation split
-    is the test, too.
+    A region of these classes that has no object number is a group of objects and becomes a crowd. The test split and
+    the validation split are both val.
 
     Args:
-        root: The folder that holds ``leftImg8bit``; null looks in ``$LSSEG_DATA/cityscapes``, then ``data/cityscapes``.
-        train_set: ``train`` (2975 images) or ``trainval`` (3475; val is no test then).
-        partial: Accept a split that has not the official number of images.
+        root: The folder that contains ``leftImg8bit``; null takes ``$LSSEG_DATA/cityscapes``, or ``data/cityscapes``
+            if ``LSSEG_DATA`` is not set.
+        train_set: ``train`` (2975 images) or ``trainval`` (3475; it includes the test images).
+        partial: Accept a split whose number of images is not the official one.
         **options: See :class:`InstanceData`.
     """
 
@@ -123,7 +126,7 @@ class CityscapesInstances(InstanceData):
         self.root, self.train_set, self.partial = root, train_set, partial
 
     def source(self, split: Split) -> InstanceSource:
-        """The objects of a split; raises ``InputError`` where folders or annotations are missing."""
+        """Return the objects of a split; raise ``InputError`` if folders or annotations are missing."""
         root = existing_root(self.root, "cityscapes", "`lsseg data cityscapes` says how to get it")
         parts = ["val"] if split != "train" else ["train", "val"] if self.train_set == "trainval" else ["train"]
         kinds = ("instanceIds",)
@@ -131,23 +134,23 @@ class CityscapesInstances(InstanceData):
 
 
 class InstanceIds(Pairs):
-    """Pairs whose maps hold 1000 · class + number for an object, and the class for what is none or a group."""
+    """Reads maps that hold 1000 · class + number for an object, and the class alone for a group or any other region."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
-        """Decode one pair; raises ``InputError`` if a file is corrupt."""
+        """Decode an image and its objects; raise ``InputError`` if a file is corrupt."""
         image_path, map_path = self.pairs[index]
         ids = read_mask(map_path).astype(np.int64)
         known = {number: label for label, (_, number, _) in enumerate(OBJECTS)}
         values, numbered = np.unique(ids, return_inverse=True)
         classes = np.where(values >= 1000, values // 1000, values)
         kept = np.isin(classes, list(known))
-        order = np.where(kept, np.cumsum(kept), 0)  # 0 is no object, 1, 2, … the objects
+        order = np.where(kept, np.cumsum(kept), 0)  # 0 is no object; 1, 2, … are the objects
         found = from_map(order[numbered.reshape(ids.shape)], [known[int(c)] for c in classes[kept]])
         return read_image(image_path), found._replace(crowd=values[kept] < 1000)
 
 
 class LabelIds(FilePairs):
-    """Pairs whose masks hold the official numbers, or the training labels."""
+    """Reads masks that hold the official numbers or the training labels; the name of the first mask decides."""
 
     def __init__(self, pairs: list[tuple[Path, Path]]) -> None:
         trained = pairs[0][1].name.endswith("labelTrainIds.png")
@@ -159,7 +162,7 @@ class LabelIds(FilePairs):
 def _pairs(
     root: Path, split: str, kind: str, partial: bool, endings: tuple[str, ...] = ("labelIds", "labelTrainIds")
 ) -> list[tuple[Path, Path]]:
-    """Image and annotation of a split, city by city; the annotation's folders are listed, no file is opened."""
+    """Return the image and annotation paths of a split, sorted by city; no file is opened."""
     images, truth = root / "leftImg8bit" / split, root / kind / split
     for folder in (images, truth):
         if not folder.is_dir():

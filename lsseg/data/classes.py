@@ -1,4 +1,4 @@
-"""``classes.yaml``: what stands for which class in masks; what is wrong with files; how often classes occur."""
+"""Reads the classes and their mask values from ``classes.yaml``, checks masks, and counts class frequencies."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ from lsseg.files import read_yaml, write_json
 
 
 class Classes(NamedTuple):
-    """What ``classes.yaml`` says.
+    """Holds the content of ``classes.yaml``.
 
     Attributes:
         names: Names of the classes, in the order of their labels.
-        palette: Their display colours.
-        labels: Mask value → label.
-        colors: Mask colour → label, where masks hold colours; then ``labels`` is not used.
-        void: The values that are declared void.
+        palette: Display colours of the classes.
+        labels: Mask value → label, for masks of values; void values have the label 255.
+        colors: Mask colour → label, for masks of colours (``labels`` is then empty); None for masks of values.
+        void: The values that are declared void; empty for masks of colours.
     """
 
     names: tuple[str, ...]
@@ -41,10 +41,10 @@ class Classes(NamedTuple):
 
 
 def read_classes(path: Path) -> Classes:
-    """Class names, display colours, and the map from what stands in masks to labels.
+    """Return the class names, the display colours, and the map from mask values or colours to labels.
 
     Raises:
-        InputError: If the file is missing or does not say what it should; names the file and the class.
+        InputError: If the file is missing or invalid; the message names the file and the class with the error.
     """
     if not path.exists():
         raise InputError(f"{path} is missing: it lists the classes, for example `classes: [background, cell]`")
@@ -85,7 +85,7 @@ def _by_value(path: Path, entries: dict[str, Any], void: list[Any]) -> Classes:
 
 
 def _by_color(path: Path, entries: dict[str, Any], coloured: dict[str, Any], void: list[Any]) -> Classes:
-    """Classes of which each is a colour in the masks."""
+    """Return the classes of a file that gives every class its colour in the masks."""
     for name in entries:
         if name not in coloured:
             raise InputError(
@@ -107,7 +107,7 @@ def _by_color(path: Path, entries: dict[str, Any], coloured: dict[str, Any], voi
 
 
 def _entries(path: Path, classes: Any) -> dict[str, Any]:
-    """Name → what is said of the class, from any of the forms that ``classes`` may have."""
+    """Return the entry of each class by name, from a mapping or a list of names (the entries are then None)."""
     if isinstance(classes, list):
         for name in classes:
             if classes.count(name) > 1:
@@ -134,7 +134,7 @@ def _is_value(value: Any) -> bool:
 
 
 def display_color(label: int) -> Color:
-    """A display colour for a label that was given none: PASCAL VOC's bit-reversal, distinct for small labels."""
+    """Return a default display colour, by PASCAL VOC's bit reversal; small labels have distinct colours."""
     channels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):
@@ -142,17 +142,18 @@ def display_color(label: int) -> Color:
     return channels[0], channels[1], channels[2]
 
 
-THREADS = 8  # decoding releases Python's lock
+THREADS = 8  # Threads decode in parallel, because decoding releases the interpreter lock.
 
 
 def look_at_pairs(source: FilePairs) -> tuple[Counter[int], list[str]]:
-    """Compare every mask with its image's size and with the classes.
+    """Check the size and the values of every mask, and count its labels.
 
     Args:
-        source: The pairs.
+        source: The pairs of image and mask.
 
     Returns:
-        How often each label occurs, and 255 as a mask's own value as -1; and what is wrong.
+        The number of pixels of each label, where the key -1 counts the pixels that are 255 in the mask files; and the
+        errors of the pairs that cannot be used.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(lambda index: _look(source, index), range(len(source))))
@@ -163,7 +164,7 @@ def look_at_pairs(source: FilePairs) -> tuple[Counter[int], list[str]]:
 
 
 def _look(source: FilePairs, index: int) -> tuple[Counter[int], list[str]]:
-    """Return what a mask holds, and all that is wrong with the pair."""
+    """Return the number of pixels of each label in a mask, and all problems of the pair."""
     image, path = source.pairs[index]
     found: Counter[int] = Counter()
     problems = []
@@ -187,15 +188,15 @@ def _look(source: FilePairs, index: int) -> tuple[Counter[int], list[str]]:
 
 
 def compare_classes(found: Counter[int], classes: Classes, said_in: Path) -> None:
-    """Compare the labels of the training split with the classes that are declared.
+    """Compare the training labels with the declared classes, and warn about absent classes or undeclared void pixels.
 
     Args:
-        found: By :func:`look_at_pairs`.
-        classes: What is declared.
-        said_in: The file that declares it.
+        found: The counts that :func:`look_at_pairs` returns.
+        classes: The declared classes.
+        said_in: The file that declares the classes.
 
     Raises:
-        InputError: Where a class without a pixel stands beside values of 255 that nobody has declared void.
+        InputError: If all pixels are void, or if a class has no pixel while pixels have the undeclared value 255.
     """
     absent = [name for label, name in enumerate(classes.names) if not found[label]]
     if len(absent) == len(classes.names):
@@ -217,22 +218,22 @@ def compare_classes(found: Counter[int], classes: Classes, said_in: Path) -> Non
         )
 
 
-VERSION = 1  # of how it is counted
+VERSION = 1  # version of the counting; a new one makes the remembered counts invalid
 
 
 def class_frequencies(source: Source, num_classes: int, progress: bool = False) -> npt.NDArray[np.float64]:
-    """f_c: pixels of class c ÷ valid pixels of the images in which c occurs; 0 for a class that never occurs.
+    """Return f_c = pixels of class c ÷ valid pixels of the images in which c occurs; 0 for a class that never occurs.
 
     Args:
-        source: A split; all of it is read once, and only its masks where they are files of their own.
-        num_classes: C.
-        progress: Show a bar.
+        source: A split. Its images and masks are read once; of a :class:`FilePairs` only the masks are read.
+        num_classes: C, the number of classes.
+        progress: Whether to show a progress bar.
 
     Returns:
         C frequencies.
 
     Raises:
-        InputError: If a mask cannot be used; names it.
+        InputError: If a mask cannot be used; the message names it.
     """
 
     def count(index: int) -> npt.NDArray[np.int64]:
@@ -241,7 +242,7 @@ def class_frequencies(source: Source, num_classes: int, progress: bool = False) 
         return np.bincount(mask[mask != IGNORE_INDEX].astype(np.int64).ravel(), minlength=num_classes)
 
     own, where = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-    with ThreadPoolExecutor(4) as pool:  # decoding releases the interpreter
+    with ThreadPoolExecutor(4) as pool:  # Decoding releases the interpreter lock.
         counts = pool.map(count, range(len(source)))
         for pixels in track(counts, "class frequencies", len(source), transient=True, disable=not progress):
             own += pixels
@@ -250,27 +251,27 @@ def class_frequencies(source: Source, num_classes: int, progress: bool = False) 
 
 
 def remembered_frequencies(source: Source, num_classes: int) -> npt.NDArray[np.float64]:
-    """:func:`class_frequencies` with a bar, counted once for the same files and classes on this machine.
+    """Return :func:`class_frequencies`; they are stored on disk, and counted only once for the same files and classes.
 
-    (Not of a user's own reader, which may read the same files in other ways.) Counts of large splits take minutes, and
-    every run of a suite needs them: they are kept in ``$XDG_CACHE_HOME/lsseg``, or ``~/.cache/lsseg``, under a name
-    made of the masks' paths, sizes and times of change.
+    Counting shows a progress bar and takes minutes for a large split, and every run of a suite needs the frequencies.
+    They are stored in ``$XDG_CACHE_HOME/lsseg`` or ``~/.cache/lsseg``, under a name made of the masks' paths, sizes and
+    modification times. A user's own source is counted every time, because it may read the same files in another way.
     """
     if not isinstance(source, FilePairs) or not type(source).__module__.startswith("lsseg."):
         return class_frequencies(source, num_classes, progress=True)
     name = f"frequencies-{_fingerprint(source, num_classes)}.json"
     try:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsseg" / name
-    except RuntimeError:  # no home
+    except RuntimeError:  # There is no home folder.
         return class_frequencies(source, num_classes, progress=True)
     try:
         known = np.array(json.loads(path.read_text()), np.float64)
         if known.shape == (num_classes,):
             return known
-    except (OSError, ValueError):  # not there, or not to be read: it is counted again
+    except (OSError, ValueError):  # The file is missing or cannot be read, so the masks are counted.
         pass
     found = class_frequencies(source, num_classes, progress=True)
-    with suppress(OSError):  # a home that cannot be written to
+    with suppress(OSError):  # The home folder may be read-only.
         write_json(path, found.tolist())
     return found
 
@@ -284,7 +285,7 @@ def _fingerprint(source: FilePairs, num_classes: int) -> str:
 
 
 def median_frequency_weights(frequencies: npt.NDArray[np.float64]) -> list[float]:
-    """w_c = median(f) / f_c over the classes that occur, 0 for the others (Zhang 2019, eq. 12; Eigen and Fergus 2015).
+    """Return w_c = median(f) / f_c over the classes that occur, else 0 (Zhang 2019, eq. 12; Eigen and Fergus 2015).
 
     >>> median_frequency_weights(np.array([0.5, 0.25, 0.125, 0.0]))
     [0.5, 1.0, 2.0, 0.0]

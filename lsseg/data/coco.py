@@ -1,4 +1,4 @@
-"""Instance data sets in COCO's format: one JSON file and one folder of images for each split; COCO's 80 categories."""
+"""Reads data sets in COCO's format (a JSON file and a folder of images per split); lists COCO's 80 categories."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ COUNTS_2017 = {"train": 118287, "val": 5000, "test": 5000}
 
 
 class CocoObjects:
-    """The images of a COCO file and their objects: polygons, run-length codes, crowds.
+    """Reads the images of a COCO file and their objects, which are polygons, run-length codes or crowds.
 
     Args:
         file: The annotations.
         folder: Folder of the images.
         labels: Category id → label; objects of other categories are left out.
-        images: Entries of the file's images; None is all of them.
-        value_range: Values of black and white in images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
+        images: Entries of the images to use; None uses all images of the file.
+        value_range: Pixel values that become black and white (see :func:`~lsseg.data.pixels.read_image`).
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class CocoObjects:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Stem of the image file, or as much of its path as makes it the only one of its name."""
+        """Return the stem of the image file, or its path below the folder if stems are not unique."""
         return self._names[index]
 
     def path(self, index: int) -> Path:
-        """The image's file; folders may be divided by backslashes, as Windows does."""
+        """Return the path of the image file; a COCO file from Windows may separate folders by backslashes."""
         name = str(self.images[index]["file_name"])
         path = self.folder / name
         return self.folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
@@ -62,8 +62,8 @@ class CocoObjects:
         """Decode one image and the masks of its objects.
 
         Raises:
-            InputError: If the image is missing or corrupt, or a segmentation cannot be decoded; names the file and the
-                annotation.
+            InputError: If the image is missing, corrupt or not of the stated size, or if a segmentation cannot be
+                decoded; the message names the file, and the annotation if one is wrong.
         """
         image = read_image(self.path(index), self.value_range)
         size = (image.shape[0], image.shape[1])
@@ -75,10 +75,10 @@ class CocoObjects:
         return image, from_masks([mask for _, mask in objects], labels, crowds, size)
 
     def check(self) -> None:
-        """Look at every image's file and every annotation, without decoding them; warn of those without a pixel.
+        """Check every image file and every annotation, without decoding the images; warn of empty annotations.
 
         Raises:
-            InputError: If anything is wrong; names all of it.
+            InputError: If anything is wrong; the message lists the problems.
         """
         problems: list[str] = []
         empty: list[Any] = []
@@ -125,23 +125,22 @@ class CocoObjects:
 
 
 class CocoInstances(InstanceData):
-    """Any data set in COCO's format; the defaults are the files of COCO 2017, whose validation split is its test.
+    """Reads any data set in COCO's format; the default files are COCO 2017, where val is also the test split.
 
-    (:class:`COCO2017` also knows its names, colours and counts.)
+    For COCO 2017 itself, :class:`COCO2017` also sets the class names and colours, and checks the numbers of images.
 
     Args:
-        root: The folder; null looks in ``$LSSEG_DATA/coco``, then ``data/coco``.
-        train: Annotations of the training split, below the root.
-        train_images: Folder of its images, below the root.
-        val: Annotations of the validation split; null holds out a share of the training split.
-        val_images: Folder of its images.
-        test: Annotations of the test split; null takes the validation images for the test images, too.
-        test_images: Folder of its images.
-        val_fraction: The share of the training images that validates where there is no split for it.
-        split_seed: Seed of that choice; it does not depend on the run's seed.
-        categories: Names of the categories to use, in this order; null is all, in the order of their ids.
-        value_range: The values that are black and white in images that are not 8-bit; null is the range of the files'
-            format.
+        root: The folder; null takes ``$LSSEG_DATA/coco``, or ``data/coco`` if ``LSSEG_DATA`` is not set.
+        train: Annotation file of the training split, below the root.
+        train_images: Folder of the training images, below the root.
+        val: Annotation file of the validation split, below the root; null holds out a share of the training split.
+        val_images: Folder of the validation images, below the root.
+        test: Annotation file of the test split, below the root; null tests on the validation images.
+        test_images: Folder of the test images, below the root.
+        val_fraction: Share of the training images that is held out for validation if ``val`` is null.
+        split_seed: Seed of the draw of these images; it does not depend on the run's seed.
+        categories: Names of the categories to use, in this order; null takes all, in the order of their ids.
+        value_range: Pixel values that become black and white; null takes the range of the files' format.
         **options: See :class:`InstanceData`.
     """
 
@@ -189,7 +188,7 @@ class CocoInstances(InstanceData):
         self.palette = tuple(display_color(label + 1) for label in range(len(names)))
 
     def source(self, split: Split) -> CocoObjects:
-        """The objects of a split; raises ``InputError`` where files are missing or broken."""
+        """Return the objects of a split; raise ``InputError`` if files are missing or broken, or there is no object."""
         name, folder = self.splits.get(split, self.splits["train"])
         file = self._file(name)
         if not (self.root / folder).is_dir():
@@ -207,10 +206,10 @@ class CocoInstances(InstanceData):
         return CocoObjects(file, self.root / folder, labels, images, self.value_range)
 
     def check(self, *splits: Split) -> None:
-        """Look at all files of the splits, before anything is spent on training.
+        """Check all files of the splits before training begins, and warn about annotations without a pixel.
 
         Raises:
-            InputError: If anything is wrong; names all of it.
+            InputError: If anything is wrong; the message lists the problems.
         """
         for split in splits:
             if split in self._checked:
@@ -220,7 +219,7 @@ class CocoInstances(InstanceData):
         super().check(*splits)
 
     def _all_names(self, test: str) -> list[str]:
-        """The names of the test file's categories; all files are asked whether a doubtful one has objects."""
+        """Return the names of the test file's categories, without supercategories that have no object in any split."""
         file = self._file(test)
         names = class_names(file, set())
         if len(names) == len(file.categories):
@@ -239,13 +238,13 @@ class CocoInstances(InstanceData):
 
 
 class COCO2017(CocoInstances):
-    """COCO 2017: ``train2017/``, ``val2017/`` and ``annotations/instances_{train,val}2017.json``; val is the test.
+    """Reads ``train2017/``, ``val2017/`` and ``annotations/instances_{train,val}2017.json`` of COCO 2017.
 
-    (The annotations of the official test images are not public.)
+    The test split and the validation split are both val, since the annotations of the test images are not public.
 
     Args:
-        root: The folder; null looks in ``$LSSEG_DATA/coco``, then ``data/coco``.
-        partial: Accept a split that has not the official number of images.
+        root: The folder; null takes ``$LSSEG_DATA/coco``, or ``data/coco`` if ``LSSEG_DATA`` is not set.
+        partial: Accept a split whose number of images is not the official one.
         **options: See :class:`InstanceData`.
     """
 
@@ -268,17 +267,17 @@ class COCO2017(CocoInstances):
         self.partial = partial
 
     def source(self, split: Split) -> CocoObjects:
-        """The objects of a split; raises ``InputError`` where files are missing, broken, or too few."""
+        """Return the objects of a split; raise ``InputError`` if files are missing or broken, or the count is wrong."""
         source = super().source(split)
         check_count(self.root, f"{split} (2017)", len(source), COUNTS_2017[split], self.partial)
         return source
 
 
 class CarParts(CocoInstances):
-    """Car parts (Pasupa et al. 2021), 18 classes: 400 training images, of which 60 validate, and 100 test images.
+    """Reads car parts (Pasupa et al. 2021), 18 classes: 400 training images (60 of them validate) and 100 test images.
 
     Args:
-        root: The folder; null looks in ``$LSSEG_DATA/car_parts``, then ``data/car_parts``.
+        root: The folder; null takes ``$LSSEG_DATA/car_parts``, or ``data/car_parts`` if ``LSSEG_DATA`` is not set.
         **options: See :class:`CocoInstances` and :class:`InstanceData`.
     """
 
@@ -312,8 +311,8 @@ class CarParts(CocoInstances):
         )
 
 
-# LVIS's own table of COCO's categories: the name in COCO and the WordNet synset, by which LVIS knows its categories
-# (or the nearest that it has).
+# LVIS's own table gives each category of COCO the WordNet synset that identifies it in LVIS, or the nearest synset.
+# Where it gives two, the first that the file has is used.
 TABLE = """
     person:person.n.01, bicycle:bicycle.n.01, car:car.n.01, motorcycle:motorcycle.n.01, airplane:airplane.n.01,
     bus:bus.n.01, train:train.n.01, truck:truck.n.01, boat:boat.n.01, traffic light:traffic_light.n.01, fire
@@ -336,7 +335,7 @@ TABLE = """
 """
 COCO_SYNSETS = dict(entry.split(":") for entry in " ".join(TABLE.split()).split(", "))
 COCO_NAMES = tuple(COCO_SYNSETS)
-# Of panoptic COCO, in the order of the names.
+# The colours are those of panoptic COCO, in the order of the names.
 COLORS = """
     dc143c 770b20 00008e 0000e6 6a00e4 003c64 005064 000046 0000c0 faaa1e 64aa1e dcdc00 af74af fa001e a52a2a ff4dff
     00e2fc b6b6ff 005200 78a69d 6e4c00 ae39ff c76400 480076 ffb3f0 007d5c d10097 bcd0b6 00dcb0 ff63a4 5c0049 8581ff

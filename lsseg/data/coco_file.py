@@ -1,4 +1,4 @@
-"""What a COCO annotation file says, checked: images, categories, and the masks of objects.
+"""Reads and checks COCO annotation files: images, categories, and the masks of objects.
 
 Legend: H×W pixels.
 """
@@ -22,24 +22,24 @@ FIELDS: dict[str, dict[str, type]] = {
     "categories": {"id": int, "name": str},
 }
 WORDS = {int: "a whole number", str: "text"}
-# A point farther out than this many image sides is a mistake; the library that fills polygons would not survive it.
+# A coordinate beyond this multiple of the longer image side is a mistake, and would crash the filling of polygons.
 FAR = 4
 
 
 class CocoFile:
-    """What a COCO annotation file says, checked for what is needed of it.
+    """Holds the content of a COCO annotation file, after checking the entries that lsseg needs.
 
     Args:
         path: The JSON file.
 
     Attributes:
         images: Entries of the images.
-        categories: Entries of the categories, by their ids.
-        annotations: Image id → its annotations.
+        categories: Entries of the categories, sorted by id.
+        annotations: Image id → annotations of the image.
 
     Raises:
-        InputError: If it is missing, no JSON, lacks images, annotations or categories, or contradicts itself; with all
-            that is wrong.
+        InputError: If the file is missing, is no JSON, lacks images, annotations or categories, or contradicts itself;
+            the message lists the problems.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,20 +63,22 @@ class CocoFile:
             self.annotations[annotation["image_id"]].append(annotation)
 
     def named(self, entry: Any) -> Any:
-        """An image's entry with ``file_name``, for formats that say it otherwise."""
+        """Return an image's entry with ``file_name``; a subclass overrides this if its format has another key."""
         return entry
 
     def used(self) -> set[int]:
-        """The ids of the categories that have an annotation."""
+        """Return the ids of the categories that have an annotation."""
         return {annotation["category_id"] for own in self.annotations.values() for annotation in own}
 
     def labels(self, names: Sequence[str]) -> dict[int, int]:
-        """Category id → label, by name: files of one data set may number their categories differently.
+        """Return category id → label, by name, because files of one data set may number categories differently.
 
-        A name may belong to several ids, of which one has annotations (some exports have a root of a class's name).
+        A name may have several ids if at most one of them has annotations: in some exports the root category has the
+        name of a class.
 
         Raises:
-            InputError: If the file lacks one of the names, or several ids of one name have annotations.
+            ArgumentError: If the file lacks one of the names.
+            InputError: If several ids of one name have annotations.
         """
         known: dict[str, list[int]] = defaultdict(list)
         for category in self.categories:
@@ -95,11 +97,11 @@ class CocoFile:
 
 
 def class_names(file: CocoFile, used: set[int]) -> list[str]:
-    """The names of a file's categories, each once, by their ids; not that of a root which no object is of.
+    """Return the distinct category names of a file in the order of their ids, without unused supercategories.
 
     Args:
-        file: The file.
-        used: Ids with annotations.
+        file: The annotation file.
+        used: Ids of the categories that have annotations.
     """
     above = {
         category.get("supercategory")
@@ -113,7 +115,7 @@ def class_names(file: CocoFile, used: set[int]) -> list[str]:
 
 
 def _improper(key: str, entries: list[Any]) -> Iterator[str]:
-    """What is wrong with the fields of single entries; whole numbers written with a point are put right."""
+    """Yield the errors in the fields of single entries; turn whole numbers that are written as 1.0 into integers."""
     for entry in entries:
         for field, kind in FIELDS[key].items():
             value = entry.get(field) if isinstance(entry, dict) else None
@@ -126,7 +128,7 @@ def _improper(key: str, entries: list[Any]) -> Iterator[str]:
 
 
 def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Ids and files that occur twice, and annotations of what is not listed."""
+    """Yield repeated ids and files, wrong sizes and crowd flags, and annotations of unlisted images or categories."""
     for key, field in (("images", "id"), ("images", "file_name"), ("categories", "id")):
         seen: set[Any] = set()
         for entry in content[key]:
@@ -151,18 +153,18 @@ def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 
 class BrokenSegmentation(ValueError):
-    """A segmentation that cannot be decoded; the message is the reason."""
+    """Reports a segmentation that cannot be decoded; the message is the reason."""
 
 
 def checked_code(annotation: dict[str, Any], size: tuple[int, int]) -> list[Any] | dict[str, Any] | None:
-    """An annotation's segmentation, cleaned: polygons of three points or more, or runs; None where it has no pixel.
+    """Return the checked segmentation: polygons of at least three points, a run-length code, or None if empty.
 
     Args:
         annotation: Annotation of an object.
-        size: H, W of its image.
+        size: H, W of the image.
 
     Raises:
-        BrokenSegmentation: If it is neither polygons nor a run-length code, or does not fit the image.
+        BrokenSegmentation: If the segmentation is neither polygons nor a run-length code, or does not fit the image.
     """
     code: Any = annotation.get("segmentation")
     if code is None or code in ([], {}, ""):
@@ -172,13 +174,13 @@ def checked_code(annotation: dict[str, Any], size: tuple[int, int]) -> list[Any]
     if not isinstance(code, list):
         raise BrokenSegmentation("it is neither a list of polygons nor a run-length code")
     if all(isinstance(part, int | float) for part in code):
-        code = [code]  # one polygon, without a list around it
+        code = [code]  # one polygon that is not in a list
     polygons = [line for line in code if _is_polygon(line, FAR * max(size))]
     return polygons or None
 
 
 def _is_polygon(line: Any, limit: float) -> bool:
-    """Whether it is x, y, x, y, … of three points or more; of fewer it has no pixel."""
+    """Return whether the list x, y, x, y, … has at least three points; a polygon with fewer has no pixel."""
     if not isinstance(line, list) or len(line) % 2:
         raise BrokenSegmentation("it is neither a list of polygons nor a run-length code")
     try:
@@ -209,7 +211,7 @@ def _checked_runs(code: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]
 
 
 def _runs(text: str | bytes) -> list[int]:
-    """The runs of COCO's compressed code: six bits a character, differences to the run before the last."""
+    """Decode COCO's runs of six bits per character; runs from the fourth on are differences to the run two before."""
     codes = [ord(letter) - 48 for letter in (text.decode("ascii", "replace") if isinstance(text, bytes) else text)]
     runs: list[int] = []
     value, shift = 0, 0
@@ -229,7 +231,7 @@ def _runs(text: str | bytes) -> list[int]:
 
 
 def has_pixel(code: list[Any] | dict[str, Any] | None, size: tuple[int, int]) -> bool:
-    """Whether a checked segmentation has a pixel; only doubtful ones are decoded for it."""
+    """Return whether a checked segmentation has a pixel; decode only if all polygons are tiny or leave the image."""
     if code is None or isinstance(code, dict):
         return code is not None and sum(code["counts"][1::2]) > 0
     for line in code:
@@ -242,7 +244,7 @@ def has_pixel(code: list[Any] | dict[str, Any] | None, size: tuple[int, int]) ->
 
 
 def decoded(code: list[Any] | dict[str, Any] | None, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The mask of a checked segmentation, H×W."""
+    """Decode a checked segmentation into a mask, H×W bool."""
     if code is None:
         return np.zeros(size, bool)
     if isinstance(code, dict):

@@ -1,4 +1,4 @@
-"""A user's own images and masks, without a line of Python."""
+"""Reads a user's own images and masks, so that a new data set needs no Python code."""
 
 import warnings
 from pathlib import Path
@@ -16,34 +16,35 @@ from lsseg.errors import ArgumentError, InputError, refuse_all
 
 
 class FolderSegmentation(SegmentationData):
-    """``images/``, ``masks/`` (index or palette PNG of the same names) and ``classes.yaml`` in one folder.
+    """Reads ``images/``, ``masks/`` (index or palette PNG of the same names) and ``classes.yaml`` in one folder.
 
     ``classes.yaml`` lists the class names in the order of their labels::
 
         classes: [background, cell, nucleus]
 
-    or gives each its value in the mask files and its display colour, or the colour that stands for it in the files::
+    or it gives each class its value in the mask files and its display colour, or its colour in the mask files::
 
         classes:
           background: {value: 0, color: [0, 0, 0]}    # or background: 0
           cell: {value: 128, color: [220, 60, 60]}    # or cell: [220, 60, 60], if the masks are coloured
-        void: [255]          # values (or colours) that count for nothing (255 always does, unless it is a class)
+        void: [255]          # values (or colours) that are void; the value 255 is void unless it is a class
 
-    Splits, the first that is there: subfolders ``images/train``, ``images/val``, ``images/test`` (and the same under
-    ``masks/``), or ``train/images``, ``train/masks`` and so on; lists ``train.txt``, ``val.txt``, ``test.txt`` of
-    names, one a line; or a seeded random split. Folders or lists without ``val`` hold out a share of ``train``. Images
-    may lie in deeper folders, and their masks in the same ones.
+    The splits are subfolders: ``images/train``, ``images/val``, ``images/test`` (and the same under ``masks/``), or
+    ``train/images``, ``train/masks`` and so on. Without subfolders, the lists ``train.txt``, ``val.txt``, ``test.txt``
+    give the splits, one name per line. Without lists, the split is random and seeded. If subfolders or lists lack
+    ``val``, a share of ``train`` validates. Images may lie in deeper folders, and their masks in folders of the same
+    names.
 
     Args:
         root: The folder.
-        val_fraction: Share of a random split that validates.
-        test_fraction: Share of a random split that is held out for the test.
-        split_seed: Of the random split; it does not depend on the run's seed.
-        images_folder: Of the images, below the root.
-        masks_folder: Of the masks.
-        mask_suffix: What the masks' names add to the images', such as ``_mask``; null finds out.
-        value_range: The values that are black and white in images that are not 8-bit, such as ``[0, 4095]`` of a 12-bit
-            camera; null is the range of the files' format (65535 of 16 bits, 1 of floating point numbers).
+        val_fraction: Share that validates: of all images in a random split, or of ``train`` if ``val`` is lacking.
+        test_fraction: Share of the images of a random split that is held out for the test.
+        split_seed: Seed of the random split; it does not depend on the run's seed.
+        images_folder: Name of the images' folder, below the root.
+        masks_folder: Name of the masks' folder, below the root.
+        mask_suffix: Text that the masks' names add to the images' names, such as ``_mask``; null finds it.
+        value_range: Pixel values that become black and white, such as ``[0, 4095]`` of a 12-bit camera; null takes the
+            range of the files' format (0..65535 for 16 bits, 0..1 for floating point numbers).
         **options: See :class:`SegmentationData`.
     """
 
@@ -78,19 +79,20 @@ class FolderSegmentation(SegmentationData):
 
     @property
     def has_test(self) -> bool:
-        """Whether there are test images: subfolders and lists may lack them."""
+        """Return whether there is a test split; subfolders, lists and random splits may lack it."""
         return "test" in (self._parts() or self._lists() or (SPLITS if self.test_fraction else SPLITS[:2]))
 
     def source(self, split: Split) -> FilePairs:
-        """The pairs of a split; raises ``InputError`` where folders, masks or listed images are missing."""
+        """Return the pairs of a split; raise ``InputError`` if folders, masks or listed images are missing."""
         found = self._pairs(split)
         return FilePairs(list(found.values()), self.classes.labels, list(found), self.classes.colors, self.value_range)
 
     def check(self, *splits: Split) -> None:
-        """Look at all files of the splits, before anything is spent on training.
+        """Check all files of the splits before training begins; warn about absent classes and shared images.
 
         Raises:
-            InputError: With all that is wrong: missing masks, other sizes, labels that are no class.
+            InputError: If a mask is missing, or if masks have other sizes or values of no class; the message names the
+                first missing mask, or lists the problems of all masks.
         """
         super().check(*splits)
         new = [split for split in splits if split not in self._checked]
@@ -117,14 +119,14 @@ class FolderSegmentation(SegmentationData):
         return matched(images_below(folder), masks, self.mask_suffix)
 
     def _folders(self, part: str) -> tuple[Path, Path]:
-        """Those of a split's images and masks: ``images/train`` and ``masks/train``, or ``train/images``, …."""
+        """Return a split's folders of images and masks: ``images/train``, ``masks/train``, or ``train/images``, …."""
         if self.images_folder.is_dir():
             return self.images_folder / part, self.masks_folder / part
         images, masks = self._names
         return self.root / part / images, self.root / part / masks
 
     def _parts(self) -> dict[str, str]:
-        """The subfolders of the splits, by split; none where the images are not divided so."""
+        """Return the names of the subfolders by split; the result is empty if no split has a subfolder."""
         names = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
         found = {
             split: next((name for name in known if self._folders(name)[0].is_dir()), None)
@@ -133,7 +135,7 @@ class FolderSegmentation(SegmentationData):
         return {split: name for split, name in found.items() if name is not None}
 
     def _lists(self) -> dict[str, Path]:
-        """The lists of the splits that there are."""
+        """Return the existing lists, by split."""
         return {split: self.root / f"{split}.txt" for split in SPLITS if (self.root / f"{split}.txt").is_file()}
 
     def _listed(self, split: Split, images: dict[str, Path]) -> dict[str, Path]:
@@ -149,7 +151,7 @@ class FolderSegmentation(SegmentationData):
                 f"{self.root / f'{split}.txt'} is missing: give all of train.txt, val.txt and test.txt, or none{hint}"
             )
         order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
-        # Of a share above 0 there is at least one image, if there are three.
+        # Every share above 0 gets at least one image, if there are three or more.
         least = int(len(images) >= 3)
         first, second = (
             max(least, round(len(images) * share)) if share else 0 for share in (self.val_fraction, self.test_fraction)
@@ -159,7 +161,7 @@ class FolderSegmentation(SegmentationData):
         return {names[i]: images[names[i]] for i in sorted(chosen[split])}
 
     def _held_out(self, images: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
-        """The training images without a share of them, and that share, which validates; said once."""
+        """Divide training images into those that train and a share that validates; warn about this once."""
         held = held_out(len(images), self.val_fraction, self.split_seed, self.root)
         names = list(images)
         if not self._said_held_out:
@@ -173,7 +175,7 @@ class FolderSegmentation(SegmentationData):
         return kept, taken
 
     def _named(self, listing: Path, images: dict[str, Path]) -> dict[str, Path]:
-        """The images that a list names, by stem, file name or path, in its order."""
+        """Return the images that a list names by stem, file name or path, in the order of the list."""
         by_stem: dict[str, list[str]] = {}
         for name in images:
             by_stem.setdefault(name.rpartition("/")[2], []).append(name)
@@ -204,7 +206,7 @@ class FolderSegmentation(SegmentationData):
         return by_stem.get(path.name) or by_stem.get(path.stem) or []
 
     def _compare_lists(self) -> None:
-        """Say where a list of the test or of the validation names training images."""
+        """Warn if the validation list or the test list names training images."""
         train = set(self._pairs("train"))
         for split in ("val", "test"):
             listing = self.root / f"{split}.txt"

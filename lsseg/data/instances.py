@@ -1,6 +1,6 @@
-"""Objects of an image, each with a mask of its own, and the data path of instance data sets.
+"""Defines the objects of an image, each with its own mask, and the data path of instance data sets.
 
-Legend: H×W pixels, n objects, L layers. Objects that overlap lie in different layers; most images need one.
+Legend: H×W pixels, n objects, L layers. Objects that overlap lie in different layers; most images need one layer.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,14 @@ from lsseg.errors import ArgumentError, InputError, require, require_size
 
 
 class Instances(NamedTuple):
-    """The objects of an image; object k is where ``layers[layer[k]] == k + 1``.
+    """Holds the objects of an image; the mask of object k is ``layers[layer[k]] == k + 1``.
 
     Attributes:
-        layers: L×H×W int32, L ≥ 1; 0 is no object.
-        layer: n, in which layer each object lies.
-        labels: n, 0..C-1.
-        crowd: n bool: a group that is not told apart, which is neither learnt nor counts as missed or invented.
+        layers: Maps of the objects, L×H×W int32, L ≥ 1; 0 is no object.
+        layer: Layer of each object, n.
+        labels: Label of each object, n, 0..C-1.
+        crowd: Whether each object is a crowd, n bool. A crowd is a group whose objects have no separate masks. It is
+            not learnt, and the scores ignore it.
     """
 
     layers: npt.NDArray[np.int32]
@@ -38,7 +39,7 @@ class Instances(NamedTuple):
 
 
 def from_map(ids: npt.NDArray[np.integer], labels: Sequence[int] | npt.NDArray[np.integer]) -> Instances:
-    """Objects that do not overlap, from an H×W map in which object k (of label ``labels[k]``) has the value k + 1."""
+    """Return objects that do not overlap from an H×W map; object k has the value k + 1 and the label ``labels[k]``."""
     count = len(labels)
     zeros = np.zeros(count, np.int64)
     return Instances(ids.astype(np.int32)[None], zeros, np.asarray(labels, np.int64), zeros.astype(bool))
@@ -47,11 +48,11 @@ def from_map(ids: npt.NDArray[np.integer], labels: Sequence[int] | npt.NDArray[n
 def from_masks(
     masks: Sequence[npt.NDArray[np.bool_]], labels: Sequence[int], crowd: Sequence[bool], size: tuple[int, int]
 ) -> Instances:
-    """Objects from H×W masks that may overlap: each goes into the first layer in which its place is free."""
+    """Return the objects of H×W masks that may overlap; each goes into the first layer in which its pixels are free."""
     layers = [np.zeros(size, np.int32)]
     chosen = []
     for number, mask in enumerate(masks, start=1):
-        window = _window(mask)  # most objects are small, and this is done for every image that is read
+        window = _window(mask)  # Most objects are small, so it is faster to use their windows only.
         inside = mask[window]
         free = (not (layer[window].astype(bool) & inside).any() for layer in layers)
         place = next((i for i, is_free in enumerate(free) if is_free), len(layers))
@@ -64,29 +65,29 @@ def from_masks(
 
 
 def _window(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Rows and columns that hold all of a mask."""
+    """Return the smallest window of rows and columns that contains the whole mask."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)) if len(rows) else (slice(0), slice(0))
 
 
 class InstanceSource(Protocol):
-    """The images and objects of one split, undecoded until asked for."""
+    """Gives the images and objects of one split, and decodes each only when it is read."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     def name(self, index: int) -> str:
-        """What to call the image in tables, file names and error messages."""
+        """Return the name of an image for tables, file names and error messages."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
-        """The image, H×W×3 uint8 RGB, and its objects."""
+        """Return an image, H×W×3 uint8 RGB, and its objects."""
 
 
 class Pairs:
-    """Image files and what belongs to each.
+    """Holds the paths of images and their annotations.
 
     Args:
-        pairs: (image, annotation) paths.
+        pairs: Paths (image, annotation).
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]]) -> None:
@@ -96,15 +97,15 @@ class Pairs:
         return len(self.pairs)
 
     def name(self, index: int) -> str:
-        """Stem of the image file."""
+        """Return the stem of the image file."""
         return self.pairs[index][0].stem
 
 
 class MapPairs(Pairs):
-    """Images and maps in which every object has a number of its own, all of one class."""
+    """Reads images and maps of objects; every object has its own number, and all have one class."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
-        """Decode one pair.
+        """Decode one image and its map.
 
         Raises:
             InputError: If a file is corrupt, or the map holds colours or negative numbers.
@@ -113,14 +114,14 @@ class MapPairs(Pairs):
         ids = read_mask(map_path)
         if ids.min(initial=0) < 0:
             raise InputError(f"{map_path} holds the number {ids.min()}; expected 0 for nothing and 1, 2, … for objects")
-        # Numbers may have gaps, and be large.
+        # The numbers may have gaps and be large, so they are replaced by 0, 1, 2, ….
         values, numbered = np.unique(ids, return_inverse=True)
         shift = 0 if values[0] == 0 else 1
         return read_image(image_path), from_map(numbered.reshape(ids.shape) + shift, [0] * (len(values) - 1 + shift))
 
 
 class MaskFolders(Pairs):
-    """Images, each with a folder of masks, one for each object, all of one class; any value but 0 is the object."""
+    """Reads images, each with a folder of one mask per object (nonzero on the object); all objects have one class."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
         """Decode one image and its masks.
@@ -141,18 +142,19 @@ class MaskFolders(Pairs):
 
 
 class InstanceSamples(Dataset[dict[str, Any]]):
-    """A source's images and objects, transformed and seeded item by item.
+    """Provides the images and objects of a source, each checked, and transformed with its own random seed.
 
     Args:
         source: The images and their objects.
-        num_classes: C.
-        transform: Called with image (3×H×W uint8) and layers (L×H×W int32), returns both.
-        training: Whether the objects follow the image's transform, and what vanishes is dropped. In evaluation they
-            stay at the size of the image's file, where predictions are compared with them.
+        num_classes: C, the number of classes.
+        transform: Takes an image (3×H×W uint8) and its layers (L×H×W int32), and returns both transformed.
+        training: Whether the objects are transformed, too; those that lose all pixels are dropped. In evaluation the
+            objects keep the size of the image file, at which predictions are compared with them.
 
-    Items are ``{"image": float 3×H×W in [0, 1], "instances": {...}, "size": (H, W) of the file, "index", "name"}``,
-    the objects as tensors ``layers``, ``layer``, ``labels``, ``crowd`` (see :class:`Instances`) and ``boxes`` (n×4: the
-    left, top, right, bottom edge in pixels). An index below 0 asks for a copy without objects that counts for nothing.
+    Items are ``{"image": float 3×H×W in [0, 1], "instances": {...}, "size": (H, W) of the file, "index", "name"}``.
+    ``instances`` has the tensors ``layers``, ``layer``, ``labels``, ``crowd`` (see :class:`Instances`) and ``boxes``
+    (n×4: left, top, right, bottom edge in pixels). The index ``-1 - i`` gives a copy of image i that has no objects and
+    the index -1; scores ignore it.
     """
 
     def __init__(self, source: InstanceSource, num_classes: int, transform: Pair, training: bool) -> None:
@@ -173,7 +175,7 @@ class InstanceSamples(Dataset[dict[str, Any]]):
         layers = torch.from_numpy(found.layers)
         pair = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)), tv_tensors.Mask(layers)
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that prepares CUDA's generators, too, and takes a millisecond for it.
+            # torch.manual_seed would also prepare CUDA's generators, which takes a millisecond.
             torch.default_generator.manual_seed(derived_seed(self.seed, epoch, real))
             image, moved = self.transform(*pair)
         return {
@@ -194,13 +196,13 @@ class InstanceSamples(Dataset[dict[str, Any]]):
 
 
 def object_masks(found: dict[str, Tensor]) -> Tensor:
-    """The mask of every object of a sample's ``instances``, n×H×W bool."""
+    """Return the mask of every object of a sample's ``instances``, n×H×W bool."""
     number = torch.arange(1, len(found["labels"]) + 1, device=found["layers"].device)
     return found["layers"][found["layer"]] == number[:, None, None]
 
 
 def _with_boxes(layers: Tensor, found: Instances) -> dict[str, Tensor]:
-    """Number anew the objects of which a pixel is left, and find their boxes."""
+    """Return the objects that still have a pixel as tensors, with new numbers and their boxes."""
     count = len(found.labels)
     planes = layers.numpy()
     low, high = np.full((count + 1, 2), 2**30), np.full((count + 1, 2), -1)
@@ -224,28 +226,28 @@ def _with_boxes(layers: Tensor, found: Instances) -> dict[str, Tensor]:
 
 
 def collate_instances(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Images of any sizes as a list, and so with the rest; ``index`` is a tensor."""
+    """Combine samples into a batch of lists, because images may differ in size; only ``index`` is a tensor."""
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
     return {**batch, "index": torch.tensor(batch["index"])}
 
 
 class InstanceData(DataModule[InstanceSource]):
-    """Base of the instance data sets: a subclass says its classes and gives an :class:`InstanceSource` for each split.
+    """Is the base of instance data sets: a subclass names its classes and gives an :class:`InstanceSource` per split.
 
     Args:
         batch_size: Images per training step and process.
         eval_batch_size: Images per validation and test step.
-        num_workers: Loader processes of each training process; null is one for each CPU core that it has, at most 8.
-        short_side: Length in pixels to which the shorter side of an image is brought, or the least and the largest of a
-            range from which training draws (evaluation takes the largest); null keeps each image's own size.
-        longest_side: Limit of the longer side.
+        num_workers: Loader processes of each training process; null takes one for each of its CPU cores, at most 8.
+        short_side: Length in pixels to which the shorter side of an image is resized, or the smallest and the largest
+            length for a random draw in training (evaluation takes the largest); null keeps each image's own size.
+        longest_side: Limit of the longer side in pixels, which needs ``short_side``; null sets no limit.
         crop_size: Height, width of the training crop; null trains on whole images.
         flip: Mirror half of the training images.
         photometric: Strength of the colour jitter in training, 0 to 1.
-        images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
-        test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
-        cache: ``ram``: each training process decodes the images of training and validation once and keeps them, for
-            files that take longer to decode than to augment; null decodes them anew each time.
+        images: Input of ``predict``: one image, or a folder of images, which may lie in subfolders.
+        test_split: The split that ``test`` scores: ``test``, or ``val`` to choose settings without the test images.
+        cache: ``ram`` decodes the training and validation images once in each training process and keeps them in
+            memory, which helps if decoding is slower than augmentation; null decodes an image at each use.
     """
 
     kind = "instances"
@@ -280,16 +282,16 @@ class InstanceData(DataModule[InstanceSource]):
         self.eval_transform = instance_eval_transform(None if sides is None else sides[1], longest_side)
 
     def samples(self, source: InstanceSource, training: bool) -> InstanceSamples:
-        """Images and objects, checked and seeded item by item."""
+        """Return the images and objects of a source; each item is checked and has its own random seed."""
         transform = self.train_transform if training else self.eval_transform
         return InstanceSamples(source, self.num_classes, transform, training)
 
     def predict_transform(self) -> Pair:
-        """Resize as in evaluation."""
+        """Return the resizing of evaluation."""
         return self.size
 
     def _filled(self, split: Split) -> InstanceSource:
         source = super()._filled(split)
-        if not any((~source.read(index)[1].crowd).any() for index in range(len(source))):  # the first one, mostly
+        if not any((~source.read(index)[1].crowd).any() for index in range(len(source))):  # usually needs one image
             raise InputError(f"the {split} split of {type(self).__name__} has no object in its {len(source)} images")
         return source

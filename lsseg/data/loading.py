@@ -1,7 +1,8 @@
-"""From a source to batches, and images without masks; stateless, so that a resumed run sees what it would have seen.
+"""Loads batches from a source, and images without masks.
 
-The order of an epoch is a function of (seed, epoch), the augmentation of an image a function of (seed, epoch, index):
-nothing depends on the number of workers, and nothing has to be saved.
+A resumed run sees the same batches as an uninterrupted one. The order of an epoch depends only on (seed, epoch), and
+the augmentation of an image only on (seed, epoch, index). Nothing depends on the number of workers, and no state has to
+be saved.
 """
 
 import copy
@@ -26,12 +27,12 @@ from lsseg.errors import ArgumentError, InputError, refuse_all
 
 
 def global_seed() -> int:
-    """The seed that ``seed_everything`` set for this run (0 where it was not called)."""
+    """Return the seed that ``seed_everything`` set for this run, or 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def derived_seed(*parts: int) -> int:
-    """One well-mixed seed from several small numbers.
+    """Return one well-mixed seed made from several small numbers.
 
     >>> derived_seed(0, 1) != derived_seed(1, 0)
     True
@@ -40,17 +41,17 @@ def derived_seed(*parts: int) -> int:
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """A source's images and masks, checked, transformed and seeded item by item.
+    """Provides the images and masks of a source, each checked, and transformed with its own random seed.
 
     Args:
         source: The images and their masks.
-        num_classes: C; a label outside 0..C-1 that is not 255 is an error.
-        transform: Called with image (3×H×W uint8) and mask (H×W), returns both.
+        num_classes: C, the number of classes; a label outside 0..C-1 that is not 255 is an error.
+        transform: Takes an image (3×H×W uint8) and its mask (H×W), and returns both transformed.
         seed: Seed of the augmentation.
 
-    Items are ``{"image": float 3×H×W in [0, 1], "mask": int64 H×W, "index": int, "name": str}``. They are asked for by
-    an index or, in training, by (epoch, index). The index ``-1 - i`` asks for a copy of item i that counts for nothing:
-    its mask is void and its index -1 (it fills the last batch when ranks have unequal shares).
+    Items are ``{"image": float 3×H×W in [0, 1], "mask": int64 H×W, "index": int, "name": str}``. The key of an item is
+    its index or, in training, (epoch, index). The index ``-1 - i`` gives a copy of item i that has a void mask and the
+    index -1; scores ignore it. Such copies fill up the ranks that have fewer images than others.
     """
 
     def __init__(self, source: Source, num_classes: int, transform: Callable[..., Any], seed: int) -> None:
@@ -69,10 +70,10 @@ class Samples(Dataset[dict[str, Any]]):
         check_pair(self.source.name(real), image, mask, self.num_classes)
         pair = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(mask))
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that prepares CUDA's generators, too, and takes a millisecond for it.
+            # torch.manual_seed would also prepare CUDA's generators, which takes a millisecond.
             torch.default_generator.manual_seed(derived_seed(self.seed, epoch, real))
             new_image, new_mask = self.transform(*pair)
-        # Plain tensors from here on: a tv_tensor pays for its type in every operation.
+        # Plain tensors are faster from here on, because a tv_tensor handles its type in every operation.
         x, y = new_image.as_subclass(Tensor), new_mask.as_subclass(Tensor)
         if index < 0:
             y = torch.full_like(y, IGNORE_INDEX)
@@ -98,7 +99,7 @@ def held_out(count: int, share: float, seed: int, where: Path) -> set[int]:
 
 
 def check_pair(name: str, image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], num_classes: int) -> None:
-    """Raise ``InputError`` where a mask does not fit its image or holds a label that is no class."""
+    """Raise ``InputError`` if a mask has another size than its image or holds a label that is no class."""
     if image.shape[:2] != mask.shape:
         (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
         raise InputError(f"{name}: the image is {height}×{width} but its mask is {mask_height}×{mask_width}")
@@ -106,7 +107,7 @@ def check_pair(name: str, image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any
 
 
 def check_labels(name: str, mask: np.ndarray[Any, Any], num_classes: int) -> None:
-    """Raise ``InputError`` where a mask holds a label that is no class."""
+    """Raise ``InputError`` if a mask holds a label that is no class."""
     wrong = ((mask < 0) | (mask >= num_classes)) & (mask != IGNORE_INDEX)
     if wrong.any():
         raise InputError(
@@ -116,15 +117,15 @@ def check_labels(name: str, mask: np.ndarray[Any, Any], num_classes: int) -> Non
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Every epoch a permutation that depends on (seed, epoch) only, dealt out to the ranks, the remainder dropped.
+    """Draws a permutation from (seed, epoch) for every epoch, and divides it among the ranks without the remainder.
 
     Args:
         size: Number of images.
         seed: Seed of the order.
-        rank: This process.
+        rank: Rank of this process.
         world_size: Number of processes.
-        position: Asked when an epoch begins: its number, and how many of this rank's items were used before an
-            interruption.
+        position: Called when an epoch begins; returns the epoch's number and how many of this rank's items were used
+            before an interruption.
     """
 
     def __init__(
@@ -144,9 +145,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class EvalSampler(Sampler[int]):
-    """Each image once over all ranks; ranks that would fall short get copies that count for nothing.
+    """Gives each image to one rank; a rank with fewer images also gets a copy, which scores ignore.
 
-    (The usual sampler repeats images, which are then counted twice; unequal lengths would leave ranks waiting.)
+    The usual sampler repeats images, which are then counted twice. Without copies, some ranks would wait for others.
     """
 
     def __init__(self, size: int, rank: int, world_size: int) -> None:
@@ -162,9 +163,9 @@ class EvalSampler(Sampler[int]):
 
 
 class TrainLoader(DataLoader[dict[str, Any]]):
-    """A loader whose position is the trainer's own count of batches.
+    """Loads training batches without a position of its own, since the trainer counts the batches.
 
-    The empty state tells Lightning that an epoch can be resumed in the middle; ``__iter__`` is a generator, so that the
+    The empty state tells Lightning that an epoch can be resumed in the middle. ``__iter__`` is a generator, so that the
     workers start at the first batch, after the checkpoint was restored.
     """
 
@@ -172,24 +173,25 @@ class TrainLoader(DataLoader[dict[str, Any]]):
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
+        """Return an empty state, because nothing has to be saved."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Ignore the state, because nothing was saved."""
 
 
 class InMemory:
-    """A source of which every image is decoded once, before training begins.
+    """Decodes every image of a source once, before training begins, and keeps it in memory.
 
-    The loader's processes, which are forks of this one, share the memory.
+    The loader processes are forks of this process and share the memory.
 
     Args:
         source: The source, with ``read``, ``name`` and a length.
-        threads: That decode at a time.
+        threads: Number of threads that decode.
 
     Raises:
-        InputError: If a file is broken, or the images would not fit into the memory that is free.
+        InputError: If a file is broken.
+        ArgumentError: If the images do not fit into the free memory.
     """
 
     def __init__(self, source: Any, threads: int) -> None:
@@ -208,7 +210,7 @@ class InMemory:
         return len(self.items)
 
     def read(self, index: int) -> Any:
-        """A copy of the image and what belongs to it: a transform may write into it."""
+        """Return a copy of an image and its annotation, because a transform may write into them."""
         return copy.deepcopy(self.items[index])
 
 
@@ -220,7 +222,7 @@ def _bytes_of(item: Any) -> int:
 
 
 def _free_memory() -> float:
-    """Bytes that new work can have; infinite where the system does not tell."""
+    """Return the free memory in bytes, or infinity if the system does not tell it."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return 1024.0 * int(lines["MemAvailable"].split()[0])
@@ -232,7 +234,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples into a batch.
 
     Raises:
-        InputError: If the images differ in size; names two of them.
+        InputError: If the images differ in size; the message names two of them.
     """
     first = samples[0]
     for other in samples[1:]:
@@ -246,22 +248,22 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Images(Dataset[dict[str, Any]]):
-    """All images of a folder and of the folders in it, or one image.
+    """Reads all images of a folder and its subfolders, or one image.
 
-    Items are ``{"image": uint8 3×H×W, "size": (H, W) of the file as it is seen, "path": str}``.
+    Items are ``{"image": uint8 3×H×W, "size": (H, W) of the upright image, "path": str}``.
 
     Args:
         path: The folder or file.
-        transform: Called with the image (3×H×W uint8) and an empty mask, returns both.
-        value_range: Values of black and white in images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
+        transform: Takes the image (3×H×W uint8) and a mask of zeros, and returns both transformed.
+        value_range: Pixel values that become black and white (see :func:`~lsseg.data.pixels.read_image`).
 
     Attributes:
         paths: Paths of the files, sorted.
-        names: What to call them, all different: their paths below the folder without the suffix, and with it where two
-            differ in nothing else.
+        names: Unique names of the images: their paths below the folder, with the suffix only if two paths differ in
+            nothing else.
 
     Raises:
-        InputError: If there is no image at ``path``.
+        ArgumentError: If there is no image at ``path``.
     """
 
     def __init__(self, path: Path, transform: Pair, value_range: ValueRange | None = None) -> None:
@@ -275,10 +277,10 @@ class Images(Dataset[dict[str, Any]]):
         self.value_range = value_range
 
     def check(self) -> None:
-        """Look at the heads of all files, before any is predicted.
+        """Check the headers of all files before the first prediction.
 
         Raises:
-            InputError: If files are missing or no images; names them all.
+            InputError: If files are missing or are no images; the message lists them.
         """
         problems = []
         for path in self.paths:

@@ -1,4 +1,4 @@
-"""LVIS v1 (Gupta 2019): COCO's images, annotated with great care; of its 1203 categories all or COCO's 80."""
+"""Reads LVIS v1 (Gupta 2019): COCO's images, carefully annotated with 1203 categories; uses all or COCO's 80."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ COUNTS = {"lvis_v1_train.json": 100170, "lvis_v1_val.json": 19809}
 
 
 class LvisFile(CocoFile):
-    """COCO's format, but an image is named by its address at COCO, and a category has a synset."""
+    """Reads LVIS's variant of COCO's format: an image has a URL instead of a file name, and a category has a synset."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -24,7 +24,7 @@ class LvisFile(CocoFile):
                 raise InputError(f"{path}: category {category['name']!r} lacks its frequency; is it a file of LVIS?")
 
     def named(self, entry: Any) -> Any:
-        """The entry with ``file_name``: the last folder and the name in its address, ``val2017/000000000139.jpg``."""
+        """Return the entry with ``file_name``: the end of its URL, such as ``val2017/000000000139.jpg``."""
         if not isinstance(entry, dict) or not isinstance(entry.get("coco_url"), str):
             return entry
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -33,7 +33,7 @@ class LvisFile(CocoFile):
         return {**entry, "file_name": "/".join(entry["coco_url"].split("/")[-2:])}
 
     def coco_labels(self) -> dict[int, int]:
-        """Category id → label among COCO's 80; of those that the file lacks there is no object."""
+        """Return category id → label for those of COCO's 80 categories that the file has."""
         known = {category.get("synset"): category["id"] for category in self.categories}
         found = {}
         for label, synsets in enumerate(COCO_SYNSETS.values()):
@@ -47,22 +47,25 @@ class LvisFile(CocoFile):
 
 
 class LVIS(InstanceData):
-    """LVIS v1: ``lvis_v1_train.json`` and ``lvis_v1_val.json``, and COCO's ``train2017/`` and ``val2017/``.
+    """Reads LVIS v1: ``lvis_v1_train.json`` and ``lvis_v1_val.json``, and COCO's ``train2017/`` and ``val2017/``.
 
-    An image is annotated for some categories only, and for some not exhaustively: COCO's average precision, which
-    ``test`` shows, takes what LVIS does not judge for an invention. The callback ``OfficialScores`` adds LVIS's own.
+    LVIS annotates only some categories in each image, and for some of these not all objects. COCO's average precision,
+    which ``test`` shows, counts detections of unannotated objects as false positives. The callback ``OfficialScores``
+    adds LVIS's own average precision, which ignores them.
 
     Args:
-        root: The folder of the annotations; null looks in ``$LSSEG_DATA/lvis``, then ``data/lvis``.
-        coco_root: The folder that holds ``train2017`` and ``val2017``; null is the root where it holds them, else
-            ``$LSSEG_DATA/coco``, then ``data/coco``. Images of both are used: LVIS divides them differently.
-        categories: ``coco`` (COCO's 80 in COCO's order and by COCO's names, so that a network trained on COCO can be
-            tested; with it the paper's AP* is measured), or ``all``.
-        train: Annotations of the training split, below the root.
-        val: Annotations of the validation split, which is the test, too.
-        val_images: Only its images of this folder: ``val2017`` leaves out those that a network has seen that was
-            trained on COCO (LVIS v1 divides COCO's images differently); null is all.
-        partial: Accept a file that has not the official number of images (100170, 19809).
+        root: The folder of the annotations; null takes ``$LSSEG_DATA/lvis``, or ``data/lvis`` if ``LSSEG_DATA`` is not
+            set.
+        coco_root: The folder that contains ``train2017`` and ``val2017``; null takes the root if it contains
+            ``val2017``, else ``$LSSEG_DATA/coco``, or ``data/coco`` if ``LSSEG_DATA`` is not set. Images of both are
+            used, because LVIS splits COCO's images differently.
+        categories: ``coco`` takes COCO's 80 categories in COCO's order and with COCO's names, so that a network trained
+            on COCO can be tested and AP* (Homayounfar 2020) measured; ``all`` takes all categories.
+        train: Annotation file of the training split, below the root.
+        val: Annotation file of the validation split, which is also the test split, below the root.
+        val_images: The only folder whose validation images are used; null uses both. ``val2017`` leaves out images
+            that a network trained on COCO has seen, because LVIS v1 splits COCO's images differently.
+        partial: Accept a file whose number of images is not the official one (100170, 19809).
         **options: See :class:`InstanceData`.
     """
 
@@ -104,19 +107,19 @@ class LVIS(InstanceData):
             self.palette = tuple(display_color(1 + label) for label in range(len(self.class_names)))
 
     def annotations(self, split: Split) -> LvisFile:
-        """What the file of a split says; read once."""
+        """Return the annotation file of a split; each file is read once."""
         name = self.splits[split]
         if name not in self._files:
             self._files[name] = LvisFile(self.root / name)
         return self._files[name]
 
     def labels(self, split: Split) -> dict[int, int]:
-        """Category id in the file of a split → label."""
+        """Return category id → label for the file of a split."""
         file = self.annotations(split)
         return file.coco_labels() if self.categories == "coco" else file.labels(self.class_names)
 
     def check(self, *splits: Split) -> None:
-        """Look at all files of the splits, before anything is spent on training.
+        """Check all files of the splits before a training starts.
 
         Raises:
             InputError: If anything is wrong; names all of it.
@@ -128,7 +131,7 @@ class LVIS(InstanceData):
         super().check(*splits)
 
     def source(self, split: Split) -> CocoObjects:
-        """The objects of a split; raises ``InputError`` where files are missing or broken."""
+        """Return the objects of a split; raise ``InputError`` if files are missing or broken."""
         file = self.annotations(split)
         images = file.images
         official = COUNTS.get(Path(self.splits[split]).name)

@@ -1,4 +1,4 @@
-"""The one data path: loaders, samplers and checks of every data set; and what semantic data sets add."""
+"""Defines the bases of all data sets: the loaders, samplers and checks, and the base of semantic data sets."""
 
 import os
 from abc import ABC, abstractmethod
@@ -21,42 +21,42 @@ TestSplit = Literal["val", "test"]
 Cache = Literal["ram"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Color = tuple[int, int, int]
-MOST_WORKERS = 8  # that are taken unasked
+MOST_WORKERS = 8  # upper limit if num_workers is null
 Kind = Literal["semantic", "instances"]
 
 
 class Named(Protocol):
-    """What the loaders need to know of a source."""
+    """Declares the methods that the loaders need of a source."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     def name(self, index: int) -> str:
-        """What to call an image."""
+        """Return the name of an image."""
 
 
 S = TypeVar("S", bound=Named)
 
 
 class DataModule(pl.LightningDataModule, ABC, Generic[S]):
-    """Base of all data sets: loaders, samplers, checks.
+    """Provides the loaders, samplers and checks of all data sets, as their base class.
 
     Args:
         batch_size: Images per training step and process.
         eval_batch_size: Images per validation and test step.
-        num_workers: Loader processes of each training process; null is one for each CPU core that it has, at most 8.
-        images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
-        test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
-        cache: ``ram``: each training process decodes the images of training and validation once and keeps them, for
-            files that take longer to decode than to augment; null decodes them anew each time.
+        num_workers: Loader processes of each training process; null takes one for each of its CPU cores, at most 8.
+        images: Input of ``predict``: one image, or a folder of images, which may lie in subfolders.
+        test_split: The split that ``test`` scores: ``test``, or ``val`` to choose settings without the test images.
+        cache: ``ram`` decodes the training and validation images once in each training process and keeps them in
+            memory, which helps if decoding is slower than augmentation; null decodes an image at each use.
     """
 
     kind: ClassVar[Kind]
-    origin: ClassVar[Origin | None] = None  # of a data set that `lsseg data` knows
+    origin: ClassVar[Origin | None] = None  # only of data sets that `lsseg data` lists
     class_names: tuple[str, ...]
     palette: tuple[Color, ...]
-    file_values: ClassVar[tuple[int, ...] | None] = None  # the classes' numbers in files for the set's server
-    value_range: ValueRange | None = None  # of images that are not 8-bit; None is that of the files' format
+    file_values: ClassVar[tuple[int, ...] | None] = None  # class numbers in files for the evaluation server
+    value_range: ValueRange | None = None  # values of black and white; None is the range of the files' format
 
     def __init__(
         self,
@@ -81,28 +81,28 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
     @property
     def num_classes(self) -> int:
-        """C, void not counted."""
+        """Return C, the number of classes without void."""
         return len(self.class_names)
 
     def source(self, split: Split) -> S:
-        """The images and annotations of a split."""
+        """Return the images and annotations of a split."""
         raise InputError(f"{type(self).__name__} does not say where its {split} split is")
 
     @abstractmethod
     def samples(self, source: S, training: bool) -> Dataset[dict[str, Any]]:
-        """A source's images and annotations, transformed for training or for evaluation."""
+        """Return the images and annotations of a source, transformed for training or for evaluation."""
 
     @staticmethod
     @abstractmethod
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch of samples."""
+        """Combine samples into a batch."""
 
     @abstractmethod
     def predict_transform(self) -> Pair:
-        """What happens to an image that is predicted; bytes stay bytes (windows of a large one become numbers)."""
+        """Return the transform of an image to predict; it keeps bytes, which the task later turns into numbers."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled, augmented batches; an incomplete last batch is dropped."""
+        """Return the loader of shuffled, augmented training batches; it drops an incomplete last batch."""
         source = self._decoded("train")
         world, rank = self._place()
         per_epoch = len(source) // world // self.batch_size
@@ -115,7 +115,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         def position() -> tuple[int, int]:
             if not self.trainer:
                 return 0, 0
-            # Not the trainer's count of epochs: resumed twice where one ends, it is one behind.
+            # The trainer's own count of epochs is one too low after a run is resumed twice at the end of an epoch.
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
             epoch, batches = divmod(int(done), int(self.trainer.num_training_batches))
             return epoch, batches * self.batch_size
@@ -130,33 +130,33 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation split, in order, nothing random."""
+        """Return the loader of the validation split, in a fixed order and without random transforms."""
         return self._eval_loader(self._decoded("val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """What ``test`` looks at, in order, nothing random."""
+        """Return the loader of the split to test, in a fixed order and without random transforms."""
         return self._eval_loader(self._filled(self.test_split))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The images of ``data.images``, one at a time, dealt out to the processes."""
+        """Return the loader of ``data.images``, one image at a time; the processes share the images."""
         images = self.predict_images()
         world, rank = self._place()
         own = range(rank, len(images), world)
         return DataLoader(images, batch_size=1, sampler=own, num_workers=self.workers())
 
     def predict_images(self) -> Images:
-        """The images of ``data.images``."""
+        """Return the images of ``data.images``."""
         if self.images is None:
             raise InputError("predict needs data.images: a folder of images, or one image")
         return Images(Path(self.images), self.predict_transform(), self.value_range)
 
     def check(self, *splits: Split) -> None:
-        """Raise ``InputError`` for a split that is empty or lacks a file, before anything is spent on training."""
+        """Raise ``InputError`` for a split that is empty or lacks a file, before training begins."""
         for split in splits:
             self._filled(split)
 
     def setup(self, stage: str) -> None:
-        """Check the splits that the stage needs, or the images that are to be predicted."""
+        """Check the splits that the stage needs, or the images to predict."""
         if stage == "predict":
             self.predict_images().check()
         needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
@@ -173,14 +173,14 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         )
 
     def workers(self) -> int:
-        """Loader processes of this process."""
+        """Return the number of loader processes of this process."""
         if self.num_workers is not None:
             return self.num_workers
-        processes = self.trainer.num_devices if self.trainer else 1  # that share this machine's cores
+        processes = self.trainer.num_devices if self.trainer else 1  # processes that share the cores of this machine
         return min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) // processes))
 
     def _place(self) -> tuple[int, int]:
-        """How many processes share the data, and which of them this is."""
+        """Return the number of processes that share the data, and the rank of this process."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _filled(self, split: Split) -> S:
@@ -196,7 +196,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         return source
 
     def _decoded(self, split: Split) -> S:
-        """A split, its images in memory where that is asked for."""
+        """Return a split; if ``cache`` is ``ram``, its decoded images are in memory."""
         if self.cache is None:
             return self._filled(split)
         if split not in self._kept:
@@ -214,21 +214,21 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
 
 class SegmentationData(DataModule[Source]):
-    """Base of the semantic data sets: a subclass says its classes and gives a :class:`Source` for each split.
+    """Is the base of the semantic data sets: a subclass names its classes and gives a :class:`Source` for each split.
 
     Args:
         batch_size: Images per training step and process.
-        eval_batch_size: Images per validation and test step; above 1 all must have one size.
-        num_workers: Loader processes of each training process; null is one for each CPU core that it has, at most 8.
-        resize: Resize every image to height, width, for training and evaluation; null keeps their own sizes.
+        eval_batch_size: Images per validation and test step; more than 1 needs images of the same size.
+        num_workers: Loader processes of each training process; null takes one for each of its CPU cores, at most 8.
+        resize: Resize every image to height, width, for training and evaluation; null keeps each image's own size.
         crop_size: Height, width of the training crop; null trains on whole images.
-        scale: Least and largest random scale in training; other than 1, it needs a crop_size.
+        scale: Smallest and largest random scale in training; a scale other than 1 needs a crop_size.
         flip: Mirror half of the training images.
         photometric: Strength of the colour jitter in training, 0 to 1.
-        images: For ``predict``: a folder of images, which may lie in deeper folders, or one image.
-        test_split: What ``test`` looks at: ``test``, or ``val`` to choose between settings without seeing the test.
-        cache: ``ram``: each training process decodes the images of training and validation once and keeps them, for
-            files that take longer to decode than to augment; null decodes them anew each time.
+        images: Input of ``predict``: one image, or a folder of images, which may lie in subfolders.
+        test_split: The split that ``test`` scores: ``test``, or ``val`` to choose settings without the test images.
+        cache: ``ram`` decodes the training and validation images once in each training process and keeps them in
+            memory, which helps if decoding is slower than augmentation; null decodes an image at each use.
     """
 
     kind = "semantic"
@@ -257,10 +257,10 @@ class SegmentationData(DataModule[Source]):
         self.train_transform = train_transform(resize, crop_size, scale, flip, photometric)
 
     def samples(self, source: Source, training: bool) -> Samples:
-        """Images and masks, checked and seeded item by item."""
+        """Return the images and masks of a source; each item is checked and has its own random seed."""
         transform = self.train_transform if training else eval_transform(self.resize)
         return Samples(source, self.num_classes, transform, global_seed())
 
     def predict_transform(self) -> Pair:
-        """Resize as in training."""
+        """Return the resizing of training and evaluation, without augmentation."""
         return Resize(self.resize)

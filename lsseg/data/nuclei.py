@@ -1,6 +1,6 @@
-"""Nuclei of the Data Science Bowl 2018 (Caicedo et al. 2019): several kinds of microscopes, one class.
+"""Reads the nuclei of the Data Science Bowl 2018 (Caicedo et al. 2019): several kinds of microscopes, one class.
 
-Images that look alike form groups, so that a split does not put crops of one field on both sides.
+Images that look alike form groups, so that the crops of one field do not lie in two splits.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ SHARES = {"train": 0.65, "val": 0.1, "test": 0.25}
 
 
 class NucleiDSB2018(InstanceData):
-    """Nuclei: ``stage1_train/ID/images/ID.png`` and ``…/masks/*.png`` as they are distributed.
+    """Reads nuclei from ``stage1_train/ID/images/ID.png`` and ``…/masks/*.png``, as they are distributed.
 
-    ``images/`` and ``labels/`` of the same names, in which each nucleus has a number, are read, too.
+    It also reads ``images/`` and ``labels/`` with files of the same names; in a label file each nucleus has a number.
 
-    The images are crops of a smaller number of fields, so a random split would test on the fields it trains on. Here
-    images that look alike stay on one side (see :mod:`lsseg.data.nuclei`), and each side has its share of every
-    modality: 65 % train, 10 % validate, 25 % test, as nearly as whole groups allow. The images are read once for that.
+    The images are crops of fewer fields, so a random split would test on fields of the training split. Here images
+    that look alike stay in one split (see :mod:`lsseg.data.nuclei`). Each split gets its share of every modality: 65 %
+    for train, 10 % for val and 25 % for test, as nearly as whole groups allow. The grouping reads every image once.
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/dsb2018``, then ``data/dsb2018``.
         split_seed: Seed of the split; it does not depend on the run's seed.
-        modality: ``all``, ``fluorescence`` (grey, dark ground) or ``stained`` (the others).
+        modality: ``all``, ``fluorescence`` (grey images with a dark background) or ``stained`` (all other images).
         **options: See :class:`InstanceData`.
     """
 
@@ -61,7 +61,7 @@ class NucleiDSB2018(InstanceData):
         self._sources: dict[str, MapPairs | MaskFolders] = {}
 
     def source(self, split: Split) -> InstanceSource:
-        """The images of a split; raises ``InputError`` where folders or label files are missing."""
+        """Return the images of a split; raise ``InputError`` if folders or label files are missing."""
         if not self._sources:
             root = existing_root(self.root, "dsb2018", HINT)
             pairs = _pairs(root)
@@ -82,7 +82,7 @@ FOLDERS = "stage1_train"  # of the published layout: a folder for each image
 
 
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
-    """Images and their maps, or folders of masks."""
+    """Return each image with its map of objects, or with its folder of masks."""
     if not (root / FOLDERS).is_dir():
         return pair_up(list_images(root / "images"), root / "labels")
     folders = sorted(folder for folder in (root / FOLDERS).iterdir() if folder.is_dir())
@@ -92,41 +92,41 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
 
 
 Modality = tuple[int, int, bool, bool]
-# Percentiles of the colours: two crops of one field share their ground, their light and their stain.
+# Percentiles of the colours identify a field, because its crops share their background, light and stain.
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
 HASH_SIDE = 8
-SAME_PICTURE = 6  # bits of 64 that may differ between two copies of one picture
+SAME_PICTURE = 6  # largest number of different bits, of 64, between two copies of one picture
 
 
 def modality(image: npt.NDArray[np.uint8]) -> Modality:
-    """Height, width, whether it is grey, and whether its ground is bright: kinds of microscopes, roughly."""
+    """Return height, width, and whether the image is grey and bright; these roughly indicate the microscope."""
     grey = bool((image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all())
     return (*image.shape[:2], grey, bool(np.median(image) > 127))
 
 
 def look(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Percentiles of the three colours on a logarithmic scale, in which a change of light is a shift."""
+    """Return the percentiles of the three colours on a logarithmic scale, on which a change of light is a shift."""
     values = np.percentile(image.reshape(-1, 3), PERCENTILES, axis=0)
     return np.log2(4.0 + values).ravel()
 
 
 def perceptual_hash(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """64 bits: where a tiny version of the picture gets brighter from left to right."""
+    """Return 64 bits, which say where a tiny version of the picture gets brighter from left to right."""
     tiny = cv2.resize(image.mean(2).astype(np.float32), (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA)
     bits: npt.NDArray[np.bool_] = (np.diff(tiny, axis=1) > 0).ravel()
     return bits
 
 
 def group_lookalikes(paths: Sequence[Path], tolerance: float = 1.0) -> tuple[list[Modality], list[int]]:
-    """Modality and group of every image: those of a group are of one modality and look alike.
+    """Return the modality and the group of every image; the images of a group have one modality and look alike.
 
-    Images of a modality are joined by complete linkage of their :func:`look` up to ``tolerance`` (Euclidean, in octaves
-    over 21 percentiles), so that no two of a group are farther apart; then groups that share a picture, by its
-    :func:`perceptual_hash`, become one.
+    Complete linkage joins the images of a modality by their :func:`look`, so that no distance within a group exceeds
+    ``tolerance`` (Euclidean, in octaves over 21 percentiles). Then groups that contain copies of one picture, by its
+    :func:`perceptual_hash`, become one group.
 
     Args:
         paths: Image files; each is read once.
-        tolerance: The largest distance within a group.
+        tolerance: The largest distance within a group before groups with copies are joined.
     """
     images = [read_image(path) for path in paths]
     modalities = [modality(image) for image in images]
@@ -146,7 +146,7 @@ def group_lookalikes(paths: Sequence[Path], tolerance: float = 1.0) -> tuple[lis
 
 
 def _merged(group: npt.NDArray[np.int64], hashes: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Join the groups of two copies of one picture."""
+    """Join the groups of any two images whose hashes are nearly equal."""
     group = group.copy()
     for i in range(len(hashes)):
         for j in np.flatnonzero((hashes[:i] != hashes[i]).sum(1) <= SAME_PICTURE):
@@ -157,9 +157,9 @@ def _merged(group: npt.NDArray[np.int64], hashes: npt.NDArray[np.bool_]) -> npt.
 def split_groups(
     modalities: Sequence[object], groups: Sequence[int], shares: Sequence[float], seed: int
 ) -> npt.NDArray[np.int64]:
-    """Deal whole groups out to parts so that each part has its share of every modality, as nearly as they allow.
+    """Distribute whole groups over parts so that each part has about its share of every modality.
 
-    Groups of a modality are taken in a seeded order, each for the part that lacks most of its share.
+    The groups of a modality are taken in a seeded order. Each goes to the part that lacks the most images.
 
     Returns:
         The part of every image, 0..len(shares)-1.

@@ -1,4 +1,4 @@
-"""Any instance data set as a semantic one, COCO's exports of Roboflow among them: pixels have their object's class."""
+"""Turns any instance data set, such as Roboflow's COCO exports, into a semantic one with the same classes."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from lsseg.errors import ArgumentError, InputError
 
 
 class ObjectClasses(SegmentationData):
-    """``background`` and the classes of an instance data set, whose splits it has.
+    """Turns an instance data set into a semantic one with ``background`` and its classes; the splits stay the same.
 
-    Where objects overlap the smaller one counts. A crowd, whose objects are not told apart, is of its class.
+    Where objects overlap, a pixel has the class of the smallest. The pixels of a crowd have the class of the crowd.
 
     Args:
-        objects: The instance data set; what it says of sizes, crops and batches is not used.
-        groups: Coarser classes, by name, and which of the objects' classes each holds: ``{"door": ["left_door",
-            "right_door"]}``. What is in none of them is background. ``None`` keeps the objects' classes.
+        objects: The instance data set; its settings of sizes, crops and batches are not used.
+        groups: Coarser classes, by name, and the object classes that each holds: ``{"door": ["left_door",
+            "right_door"]}``. An object class in no group is background. ``None`` keeps the object classes.
         **options: See :class:`SegmentationData`.
     """
 
@@ -46,24 +46,24 @@ class ObjectClasses(SegmentationData):
         self.palette = ((0, 0, 0), *objects.palette[: len(groups)])
 
     def check(self, *splits: Split) -> None:
-        """Look at all files of the splits; raises what the instance data set raises."""
+        """Check the splits as the instance data set does, and raise its errors."""
         self.objects.check(*splits)
 
     def source(self, split: Split) -> Source:
-        """The images of a split; raises what the instance data set raises."""
+        """Return the images and label maps of a split, and raise the errors of the instance data set."""
         return ObjectLabels(self.objects.source(split), self.class_of)
 
 
 def class_of(groups: dict[str, list[str]], names: Sequence[str], key: str = "groups") -> npt.NDArray[np.uint8]:
-    """The class of each label: 1 + its group's place, 0 in none.
+    """Return the class of each label: the position of its group, counted from 1, or 0 if it is in no group.
 
     Args:
-        groups: Names by group.
+        groups: The names of the labels in each group, by the name of the group.
         names: Names of the labels, in their order.
-        key: The argument that the groups come from.
+        key: Name of the argument that the groups come from, for the error message.
 
     Raises:
-        InputError: A name that is no label's or in two groups; a group of none.
+        ArgumentError: If a group is empty or is called background, or if a name is not a label or is in two groups.
     """
     found: dict[str, int] = {}
     for index, (group, members) in enumerate(groups.items(), 1):
@@ -82,11 +82,11 @@ def class_of(groups: dict[str, list[str]], names: Sequence[str], key: str = "gro
 
 
 class ObjectLabels:
-    """Label maps of an instance source.
+    """Paints the label maps of an instance source.
 
     Args:
         source: Images and their objects.
-        class_of: The class of each of the objects' labels.
+        class_of: The class of each label of the objects.
     """
 
     def __init__(self, source: InstanceSource, class_of: npt.NDArray[np.uint8]) -> None:
@@ -97,21 +97,21 @@ class ObjectLabels:
         return len(self.source)
 
     def name(self, index: int) -> str:
-        """As the instance source calls the image."""
+        """Return the name that the instance source gives the image."""
         return self.source.name(index)
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
-        """Decode one image and paint its objects."""
+        """Decode one image, and paint its objects into a label map."""
         image, found = self.source.read(index)
         return image, label_map(found, self.class_of)
 
 
 def label_map(found: Instances, class_of: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """H×W labels: 0 where nothing is, the class of the object where one is, of the smallest where several are."""
+    """Return a label map H×W: a pixel has the class of the smallest object that covers it, and 0 without an object."""
     count = len(found.labels)
     size = sum((np.bincount(layer.ravel(), minlength=count + 1) for layer in found.layers), np.zeros(count + 1, int))
-    # Ranks, not sizes, are compared: they are narrow, and this is done for every pixel of every image that is read.
-    order = np.lexsort((-np.arange(count), -size[1:]))  # the largest first, of equals the last
+    # Ranks need fewer bytes than sizes, which makes this comparison faster for every pixel of every image.
+    order = np.lexsort((-np.arange(count), -size[1:]))  # largest first; of equal sizes, the last object first
     rank = np.zeros(count + 1, np.min_scalar_type(count))
     rank[1 + order] = np.arange(1, count + 1)
     highest = rank.take(found.layers[0])
@@ -124,16 +124,15 @@ FILE = "_annotations.coco.json"
 
 
 class CocoFolder(ObjectClasses):
-    """``background`` and the categories of ``train/_annotations.coco.json``, ``valid/…`` and ``test/…``.
+    """Reads ``train/_annotations.coco.json``, ``valid/…`` (or ``val/…``) and ``test/…`` as a semantic data set.
 
-    Without ``valid`` a share of the training images validates; without ``test`` the validation images are the test.
-    Where objects overlap the smaller one counts.
+    Its classes are ``background`` and the categories. Without ``valid`` a share of the training images validates.
+    Without ``test`` the validation images are also the test images. Where objects overlap, the smallest counts.
 
     Args:
         root: The folder of the export.
-        categories: Names of the categories to use, in this order; null is all, in the order of their ids.
-        value_range: The values that are black and white in images that are not 8-bit; null is the range of the files'
-            format.
+        categories: Names of the categories to use, in this order; null takes all, in the order of their ids.
+        value_range: Pixel values that become black and white; null takes the range of the files' format.
         **options: See :class:`SegmentationData`.
     """
 
@@ -167,7 +166,7 @@ class CocoFolder(ObjectClasses):
         self.root, self.has_test = folder, test != val
 
     def check(self, *splits: Split) -> None:
-        """Look at all files of the splits; say where the validation images are the test images, too."""
+        """Check all files of the splits, and warn if the validation images are also the test images."""
         super().check(*splits)
         if "test" in splits and not self.has_test:
             warnings.warn(

@@ -1,4 +1,4 @@
-"""PASCAL-Context (Mottaghi 2014): VOC 2010's images annotated everywhere, 59 classes and background."""
+"""Reads PASCAL-Context (Mottaghi 2014): VOC 2010's images, fully annotated with 59 classes and background."""
 
 import re
 from pathlib import Path
@@ -21,17 +21,17 @@ COUNTS = {"train": 4998, "val": 5105}
 
 
 class PascalContext(SegmentationData):
-    """PASCAL-Context: ``JPEGImages/`` of VOC 2010 and the annotation in either of two forms.
+    """Reads PASCAL-Context: ``JPEGImages/`` of VOC 2010 and the annotation in one of two forms.
 
-    ``trainval/*.mat`` and ``labels.txt`` as they are distributed (459 labels, of which 59 are classes), with VOC 2010's
-    ``ImageSets/Main/train.txt`` and ``val.txt``; or ``SegmentationClassContext/*.png``, which hold 0 (background) to
-    59, with ``ImageSets/SegmentationContext/train.txt`` and ``val.txt``. The test split is val, and so is the
-    validation split: test numbers are those of the last weights, which nothing is selected by.
+    The distributed form is ``trainval/*.mat`` and ``labels.txt`` (459 labels; 59 of them are classes), with VOC 2010's
+    ``ImageSets/Main/train.txt`` and ``val.txt``. The other form is ``SegmentationClassContext/*.png`` with the values 0
+    (background) to 59, and ``ImageSets/SegmentationContext/train.txt`` and ``val.txt``. The test split and the
+    validation split are both val. Test scores are those of the last weights, so nothing is selected on the test split.
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/pascal_context``, then ``data/pascal_context``.
-        background: Whether what is none of the 59 classes is a class of its own, or void.
-        partial: Accept a split that has not the official number of images.
+        background: Whether pixels outside the 59 classes have a class of their own; otherwise they are void.
+        partial: Accept a split whose number of images is not the official one.
         **options: See :class:`SegmentationData`.
     """
 
@@ -52,12 +52,12 @@ class PascalContext(SegmentationData):
         self.palette = voc_palette(len(CLASSES) + 1)[0 if background else 1 :]
 
     def source(self, split: Split) -> Source:
-        """The images of a split; raises ``InputError`` where files are missing."""
+        """Return the images of a split; raise ``InputError`` if files are missing."""
         root = existing_root(self.root, "pascal_context", "`lsseg data pascal_context` says how to get it")
         name = "train" if split == "train" else "val"
         converted = root / "SegmentationClassContext"
         lists = root / "ImageSets" / ("SegmentationContext" if converted.is_dir() else "Main")
-        # The original numbers an image by its file's name; lists of Main may have a second column.
+        # A list may name an image twice, and the lists of Main may have a second column, which `read_list` ignores.
         stems = list(dict.fromkeys(read_list(lists / f"{name}.txt")))
         numbers = list(range(1, len(CLASSES) + 1)) if converted.is_dir() else _numbers(root / "labels.txt")
         folder, suffix = (converted, ".png") if converted.is_dir() else (root / "trainval", ".mat")
@@ -71,14 +71,14 @@ class PascalContext(SegmentationData):
         first = 1 if self.background else 0
         labels = dict.fromkeys(range(460), 0 if self.background else IGNORE_INDEX) | {IGNORE_INDEX: IGNORE_INDEX}
         labels = {value: label for value, label in labels.items() if suffix == ".mat" or value in (0, IGNORE_INDEX)}
-        if suffix == ".mat" and IGNORE_INDEX not in numbers:  # 255 is one of the 459 there
+        if suffix == ".mat" and IGNORE_INDEX not in numbers:  # in .mat files 255 is one of the 459 labels
             labels[IGNORE_INDEX] = labels[0]
         labels |= {number: first + label for label, number in enumerate(numbers)}
         return MatPairs(pairs, labels, ("LabelMap",))
 
 
 def _numbers(path: Path) -> list[int]:
-    """The numbers of the 59 classes among the 459 labels, whose file has lines such as ``2: aeroplane``."""
+    """Return the numbers of the 59 classes from the file of the 459 labels, with lines such as ``2: aeroplane``."""
     if not path.is_file():
         raise InputError(f"{path} is missing: it says which number in the .mat files is which label")
     known = {

@@ -1,4 +1,4 @@
-"""Pedestrians of Penn-Fudan (Wang et al. 2007): 170 images, 423 people, one class."""
+"""Reads the pedestrians of Penn-Fudan (Wang et al. 2007): 170 images, 423 people, one class."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ HINT = "`lsseg data pennfudan` says where it comes from"
 
 
 class PennFudan(InstanceData):
-    """Penn-Fudan pedestrians: ``PNGImages/`` and ``PedMasks/`` (each person a number) as they are distributed.
+    """Reads Penn-Fudan's ``PNGImages/`` and ``PedMasks/`` (a number for each person), as they are distributed.
 
-    ``images/`` and ``masks/`` of the same names are read, too.
+    It also reads ``images/`` and ``masks/`` with files of the same names.
 
-    The data set has no splits: a seeded fifth of the images is held out for the test, and a tenth validates; each
-    of the two sources (Fudan, Penn) is divided by itself. Some people are not annotated; some have several components.
+    The data set has no official splits. A seeded draw puts a fifth of the images in test and a tenth in val, for each
+    of the two sources (Fudan, Penn) separately. Some people are not annotated; some have several components.
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/pennfudan``, then ``data/pennfudan``.
@@ -46,7 +46,7 @@ class PennFudan(InstanceData):
         self.split_seed = split_seed
 
     def source(self, split: Split) -> InstanceSource:
-        """The images of a split; raises ``InputError`` where folders or masks are missing."""
+        """Return the images of a split; raise ``InputError`` if folders or masks are missing."""
         root = existing_root(self.root, "pennfudan", HINT)
         pairs = _pairs(root)
         chosen = []

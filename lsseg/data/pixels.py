@@ -1,4 +1,4 @@
-"""Image and mask files as arrays: of any common format and depth, turned as they are seen, in one range of values.
+"""Reads image and mask files of any common format and depth as arrays, turned upright and in one range of values.
 
 Legend: H×W pixels.
 """
@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lsseg.errors import InputError, require
 
-# Scans of slides and maps are larger than what Pillow takes for an attack; the memory is the user's own.
+# Scans of slides and maps exceed the size that Pillow refuses as an attack, but the user chose these files.
 Image.MAX_IMAGE_PIXELS = None
 
 ValueRange = tuple[float, float]
@@ -22,7 +22,7 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# What each orientation of EXIF asks for, as axes to be flipped after rows and columns have been exchanged or not.
+# For each EXIF orientation: whether to exchange rows and columns, and which axes to flip afterwards.
 TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
     2: (False, (1,)),
     3: (False, (0, 1)),
@@ -34,26 +34,26 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 }
 
 
-SUBFILE_TYPE = 254  # a TIFF's tag, whose first bit says that a page is a smaller copy of another
+SUBFILE_TYPE = 254  # TIFF tag; its lowest bit says that a page is a smaller copy of another
 
 
 def check_value_range(value_range: ValueRange | None) -> None:
-    """Raise ``ArgumentError`` for a range of values that is none."""
+    """Raise ``ArgumentError`` unless the first value of the range is below the second; None is valid."""
     if value_range is not None:
         right = value_range[0] < value_range[1]
         require(right, "value_range", list(value_range), "must be two numbers, the smaller one first")
 
 
 def read_image(path: Path, value_range: ValueRange | None = None) -> npt.NDArray[np.uint8]:
-    """An image file as H×W×3 uint8 RGB, turned as it is seen (EXIF); grey becomes RGB, transparency is dropped.
+    """Read an image file as H×W×3 uint8 RGB, turned upright by EXIF; grey becomes RGB, transparency is dropped.
 
     Args:
         path: The file.
-        value_range: The values that become 0 and 255. None is the format's own range: 0..255 of 8 bits, 0..65535 of 16,
-            0..1 of floating point numbers; 32-bit whole numbers have none. It never depends on what an image holds.
+        value_range: The values that become 0 and 255. None takes the format's own range: 0..255 for 8 bits, 0..65535
+            for 16 bits, 0..1 for floating point; 32-bit integers have none. The range never depends on the pixels.
 
     Raises:
-        InputError: If the file cannot be decoded, holds no image of one or three channels, or values out of the range.
+        InputError: If the file cannot be decoded or has several pictures, or its values have no range or exceed it.
     """
     pixels = _upright(*_decode(path))
     if pixels.dtype != np.uint8 or value_range is not None:
@@ -62,13 +62,13 @@ def read_image(path: Path, value_range: ValueRange | None = None) -> npt.NDArray
 
 
 def read_mask(path: Path) -> npt.NDArray[np.integer]:
-    """A mask file's values as they are stored: the index of a palette image, the grey value otherwise.
+    """Read a mask file's values as they are stored: the index in a palette image, the grey value otherwise.
 
     Raises:
-        InputError: If the file cannot be decoded or holds colours instead of indices.
+        InputError: If the file cannot be decoded, or holds colours or fractions instead of indices.
     """
     image, orientation = _open(path)
-    if image.mode == "LA":  # grey, and a transparency that says nothing
+    if image.mode == "LA":  # grey and transparency, which has no meaning in a mask
         image = image.getchannel(0)
     if _is_colored(image):
         raise InputError(
@@ -100,7 +100,7 @@ def _is_colored(image: Image.Image) -> bool:
 
 
 def read_colors(path: Path) -> npt.NDArray[np.uint8]:
-    """A mask whose labels are colours, H×W×3 uint8; colours that a lossy format has changed are not put right.
+    """Read a mask whose labels are colours as H×W×3 uint8; colours that a lossy format has changed stay changed.
 
     Raises:
         InputError: If the file cannot be decoded.
@@ -115,25 +115,25 @@ def color_codes(colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width as the image is seen, from the head of its file.
+    """Return the height and width of an image, turned upright, from the header of its file.
 
     Raises:
-        InputError: If it is missing or no image.
+        InputError: If the file is missing, is no image or has several pictures.
     """
     image, orientation = _open(path, load=False)
     width, height = image.size
-    exchanged = TURNS.get(orientation, (False, ()))[0] and image.format != "TIFF"  # which Pillow turns by itself
+    exchanged = TURNS.get(orientation, (False, ()))[0] and image.format != "TIFF"  # Pillow turns TIFF itself
     return (width, height) if exchanged else (height, width)
 
 
 def turned(path: Path) -> str:
-    """What to add where an image and its mask differ: that the image is turned by EXIF; empty where it is not."""
+    """Return a note for messages about an image's size if EXIF turns the image; otherwise return an empty string."""
     orientation = _open(path, load=False)[1]
     return f" (its EXIF orientation, {orientation}, turns it as it is seen)" if orientation in TURNS else ""
 
 
 def _refuse_pages(image: Any, path: Path) -> None:
-    """Refuse a TIFF of several pictures, of which only the first would be seen; smaller copies of it do not count."""
+    """Refuse a TIFF of several pictures, since only the first would be read; smaller copies of it do not count."""
     whole = 0
     for page in range(image.n_frames):
         image.seek(page)
@@ -144,14 +144,14 @@ def _refuse_pages(image: Any, path: Path) -> None:
 
 
 def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
-    """The file by Pillow, and its orientation."""
+    """Open the file by Pillow; return the image and its EXIF orientation."""
     try:
-        # Of a name Pillow maps the file into memory, and then mistakes rows for columns in grey TIFFs that are turned.
+        # Given a path, Pillow maps the file into memory and confuses rows and columns of turned grey TIFFs.
         with path.open("rb") as file, Image.open(file) as image:
             if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
                 _refuse_pages(image, path)
             if load:
-                image.load()  # which turns a TIFF already
+                image.load()  # turns a TIFF upright
             orientation = _orientation(image)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
@@ -163,25 +163,25 @@ def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it all to look behind the pixels
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode all pixels to look for it
         return 1
     orientation = image.getexif().get(ORIENTATION, 1)
     return orientation if isinstance(orientation, int) else 1
 
 
 def _decode(path: Path) -> tuple[npt.NDArray[Any], int]:
-    """The file's own values, H×W or H×W×3, and its orientation."""
+    """Return the file's own values, H×W or H×W×3, and its EXIF orientation."""
     image, orientation = _open(path, load=False)
     raw = [str(tile[3]) for tile in getattr(image, "tile", ())]
     if image.mode in ("RGB", "RGBA", "LA") and any(";16" in layout for layout in raw):
-        return _by_opencv(path), orientation  # Pillow would drop the lower byte
+        return _by_opencv(path), orientation  # because Pillow drops the lower byte
     image, orientation = _open(path)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         pixels = np.asarray(image)
-        if image.mode == "I" and image.format == "PNG":  # which knows no more than 16 bits
+        if image.mode == "I" and image.format == "PNG":  # PNG has at most 16 bits
             pixels = pixels.astype(np.uint16)
         return pixels, orientation
-    if image.mode == "P":  # whose transparency Pillow would rather not drop by itself
+    if image.mode == "P":  # Pillow warns when it converts palette transparency to RGB
         image = image.convert("RGBA")
     return np.asarray(image if image.mode == "L" else image.convert("RGB")), orientation
 
@@ -194,11 +194,11 @@ def _by_opencv(path: Path) -> npt.NDArray[Any]:
         return pixels
     if pixels.shape[2] == 2:
         return pixels[..., 0]
-    return pixels[..., 2::-1]  # blue, green, red and perhaps transparency
+    return pixels[..., 2::-1]  # from blue, green, red and perhaps transparency
 
 
 def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Pixels as they are seen."""
+    """Turn pixels upright by their EXIF orientation."""
     exchanged, flipped = TURNS.get(orientation, (False, ()))
     if exchanged:
         pixels = pixels.swapaxes(0, 1)
@@ -206,7 +206,7 @@ def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 
 def _to_bytes(pixels: npt.NDArray[Any], value_range: ValueRange | None, path: Path) -> npt.NDArray[np.uint8]:
-    """Values of a range as 0..255."""
+    """Scale values from their range to 0..255."""
     if value_range is None:
         own = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0, "float64": 1.0}.get(pixels.dtype.name)
         if own is None:

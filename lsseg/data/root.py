@@ -1,4 +1,4 @@
-"""Where data sets lie on this disk, and how an archive is fetched and unpacked, whole or not at all."""
+"""Finds the folders of data sets, and fetches and unpacks an archive completely or not at all."""
 
 import http.client
 import os
@@ -17,16 +17,16 @@ from rich.progress import Progress
 
 from lsseg.errors import ArgumentError, InputError
 
-TIMEOUT = 10.0  # seconds without a byte
+TIMEOUT = 10.0  # seconds that a connection may send nothing
 
 
 class Archive(NamedTuple):
-    """A zip file somewhere, and what of it is wanted.
+    """Holds the address of a zip file and the pattern of the members to unpack.
 
     Attributes:
         url: Address of the file.
-        members: Pattern of the wanted members; its first group is the path below the data set's folder. It must not
-            match anything that leads out of that folder.
+        members: Pattern of the members to unpack; its first group is the path below the data set's folder. It must
+            not match a path outside that folder.
     """
 
     url: str
@@ -34,18 +34,18 @@ class Archive(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a data set comes from, and what a complete copy of it holds.
+    """Describes where a data set comes from and which files a complete copy has.
 
     Attributes:
-        name: What ``lsseg data`` calls it.
+        name: Name of the data set for ``lsseg data``.
         folder: Name of the folder below ``$LSSEG_DATA`` (or ``data``).
-        counts: Files that a complete copy has, by pattern.
-        terms: Under which conditions, as its authors state them.
-        archive: Addresses from which it can be fetched; None where its files must be put in place by hand.
-        source: Where to find it in that case.
-        layout: Files by pattern of another layout that is read, too.
-        extra: Files by pattern that some settings need, and not all.
-        unpacked: Folders below its own in which it may lie as well, as its archive unpacks.
+        counts: Number of files of a complete copy, by pattern.
+        terms: Terms of use, as the authors state them.
+        archive: The archive to fetch; None if the user must put the files in place by hand.
+        source: Where the user finds the files in that case.
+        layout: Number of files, by pattern, of a second layout that can be read.
+        extra: Number of files, by pattern, that only some settings need.
+        unpacked: Subfolders that may hold the files instead, because the archive unpacks into them.
     """
 
     name: str
@@ -60,16 +60,16 @@ class Origin(NamedTuple):
 
 
 def fetch(archive: Archive, root: Path, problem: Callable[[Path], str | None], console: Console) -> None:
-    """Fetch, unpack and verify; ``root`` appears complete or not at all.
+    """Fetch, unpack and verify an archive; ``root`` appears complete or not at all.
 
     Args:
         archive: What to fetch.
-        root: The folder to be made.
-        problem: Says what is wrong with an unpacked copy, or None.
+        root: The folder to make.
+        problem: Returns what is wrong with an unpacked copy, or None.
         console: The console that shows progress.
 
     Raises:
-        InputError: If there is no network, the file is no zip, or the copy is not complete.
+        InputError: If the archive cannot be fetched or is no zip file, or the copy is incomplete or leaves the folder.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
@@ -117,12 +117,12 @@ def _unpack(zipped: Path, archive: Archive, target: Path) -> None:
 
 
 def data_root(folder: str) -> Path:
-    """Where a data set is looked for when no root is given: ``$LSSEG_DATA/folder``, else ``data/folder``."""
+    """Return the default folder of a data set: ``$LSSEG_DATA/folder``, or ``data/folder`` without that variable."""
     return Path(os.environ.get("LSSEG_DATA", "data")) / folder
 
 
 def existing_root(root: str | None, folder: str, hint: str) -> Path:
-    """The data set's folder.
+    """Return the data set's folder.
 
     Args:
         root: The user's ``data.root``, or None to look in the usual place.
@@ -130,7 +130,7 @@ def existing_root(root: str | None, folder: str, hint: str) -> Path:
         hint: How to get the data set, for the error message.
 
     Raises:
-        InputError: If it does not exist; says where it was looked for and how to get it.
+        ArgumentError: If the folder does not exist; the message says which folder is missing and how to get it.
     """
     path = Path(root) if root else data_root(folder)
     if not path.is_dir():
@@ -141,17 +141,17 @@ def existing_root(root: str | None, folder: str, hint: str) -> Path:
 
 
 def check_count(place: Path, split: str, found: int, official: int, partial: bool) -> None:
-    """Refuse a split that is not the official one, since its scores cannot be compared with published ones.
+    """Refuse an incomplete or enlarged split, since its scores cannot be compared with published ones.
 
     Args:
         place: The data set's folder.
-        split: What it calls the split.
-        found: Number of images that are there.
-        official: Number of images that there should be.
-        partial: The user's word that another number is meant.
+        split: Name of the split in the data set.
+        found: Number of images in the split.
+        official: Number of images in the official split.
+        partial: Whether the user accepts another number of images.
 
     Raises:
-        InputError: If they differ.
+        InputError: If the numbers differ and ``partial`` is false.
     """
     if found != official and not partial:
         raise InputError(

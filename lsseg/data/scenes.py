@@ -1,10 +1,10 @@
-"""Seeded synthetic scenes for semantic segmentation, the embedded default data set.
+"""Draws seeded synthetic scenes for semantic segmentation, the built-in default data set.
 
-The classes differ in shape *and* in texture while their colours overlap, and the outlines hold what is hard: wobbly and
-concave curves, spikes, true holes, thin lines, small discs, contact, occlusion, blurred edges, uneven light and noise.
+The classes differ in shape and in texture, while their colours overlap. The scenes contain difficult outlines: wobbly
+and concave curves, spikes, holes, thin lines, small discs, contact, occlusion, blurred edges, uneven light and noise.
 
-A scene is the same bytes on every machine: geometry and colours are integer arithmetic, ``RandomState`` is a stream
-that NumPy has frozen, and OpenCV only blurs, resizes and dilates (its polygons and lines differ between versions).
+A scene has the same bytes on every machine. Geometry and colours use integer arithmetic, NumPy keeps the stream of
+``RandomState`` fixed, and OpenCV only blurs, resizes and dilates (its polygons and lines differ between versions).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("panel", (88, 116, 224)),
     ("wire", (214, 84, 164)),
     ("dots", (150, 208, 92)),
-)  # name and display colour (RGB) of each class; the position is the label
+)  # name and display colour (RGB) of each class; its index is the label
 VOID = 255  # mask value of pixels that belong to no class and are to be ignored
 BLOB, RING, STAR, PANEL, WIRE, DOTS = range(1, len(CLASSES))
 _THIN = (WIRE, DOTS)
@@ -35,8 +35,8 @@ Size = tuple[int, int]  # rows, columns
 _TURN = 1024  # angle units in a full turn
 _SIN: I32 = np.array([round(16384 * math.sin(2 * math.pi * k / _TURN)) for k in range(_TURN)], dtype=np.int32)
 _STRIPES, _CHECKS, _GROOVES, _SPECKLE, _DOME = range(5)
-_CLUTTER = (_STRIPES, _CHECKS, _SPECKLE)  # grooves or a dome in the background would be a ring or a dot, unlabelled
-# What each class tends to wear: a wire looks like rope, dots fade from the middle of their cluster outwards.
+_CLUTTER = (_STRIPES, _CHECKS, _SPECKLE)  # grooves or a dome would look like an unlabelled ring or dot
+# The usual texture of each class: a wire looks like rope, and dots fade outwards from the middle of their cluster.
 _HABIT = {BLOB: _SPECKLE, RING: _GROOVES, STAR: _CHECKS, PANEL: _STRIPES, WIRE: _STRIPES, DOTS: _DOME}
 # Range of the nominal radius of each class, in 1/256 of the scale.
 _REACH = {BLOB: (40, 78), RING: (50, 78), STAR: (57, 87), PANEL: (49, 80), WIRE: (44, 66), DOTS: (28, 44)}
@@ -44,7 +44,7 @@ _EDGED = 64  # added to the label of an object with a void border while the scen
 
 
 class _Thing(NamedTuple):
-    """One object before it is drawn: class, centre and nominal radius in pixels."""
+    """Holds one object before it is drawn: its class, and its centre and nominal radius in pixels."""
 
     kind: int
     cy: int
@@ -63,18 +63,18 @@ def _int(rng: Rng, low: int, high: int) -> int:
 
 
 def _sin(angle: I32) -> I32:
-    """Sine of angles in 1/1024 turn, as integers where 16384 stands for one."""
+    """Return the sine of angles in 1/1024 turn, as integers where 16384 stands for one."""
     return _SIN.take(angle & (_TURN - 1))
 
 
 def _polar(radius16: I32, angle: I32) -> I32:
-    """Points N×2 (x, y) from radii and angles; lengths are in 1/16 pixel, angles in 1/1024 turn."""
+    """Return points N×2 (x, y) from radii and angles; lengths are in 1/16 pixel, angles in 1/1024 turn."""
     compass = np.stack([_sin(angle + _TURN // 4), _sin(angle)], axis=1).astype(np.int64)
     return ((radius16[:, None] * compass + (1 << 13)) >> 14).astype(np.int32)
 
 
 def _wobble(rng: Rng, radius: int, strength: int = 256) -> I32:
-    """Closed smooth curve of 64 points around the origin; ``strength`` 256 is the wildest, 0 a circle."""
+    """Draw a closed smooth curve of 64 points around the origin; ``strength`` is 0 (a circle) to 256 (the wildest)."""
     angle = np.arange(0, _TURN, 16, dtype=np.int32)
     order, limit = np.array([[[2], [3], [4], [5], [7]], [[56], [46], [32], [22], [14]]], dtype=np.int32)
     swing = limit * _ints(rng, -strength, strength + 1, 5)[:, None] >> 8
@@ -83,7 +83,7 @@ def _wobble(rng: Rng, radius: int, strength: int = 256) -> I32:
 
 
 def _star(rng: Rng, radius: int) -> I32:
-    """Star with 4 to 7 spikes of uneven length around the origin."""
+    """Draw a star with 4 to 7 spikes of uneven length around the origin."""
     spikes = _int(rng, 4, 8)
     reach = 16 * radius * _ints(rng, 215, 300, 2 * spikes) >> 8
     reach[1::2] = reach[1::2] * _int(rng, 88, 130) >> 8
@@ -92,17 +92,17 @@ def _star(rng: Rng, radius: int) -> I32:
 
 
 def _panel(rng: Rng, radius: int) -> I32:
-    """Slanted quadrilateral or L around the origin, with straight sides."""
+    """Draw a slanted quadrilateral or L with straight sides around the origin."""
     half = _int(rng, 72, 124)
     angle, reach = [half, 512 - half, 512 + half, -half], [290, 290, 290, 290]
-    if _int(rng, 0, 3) == 0:  # an L: one corner gives way to a notch
+    if _int(rng, 0, 3) == 0:  # an L, which has a notch at one corner
         angle, reach = [*angle[:3], 768, 896, 1000], [290, 290, 290, 170, 75, 245]
     spread = radius * (np.array(reach, dtype=np.int32) - _ints(rng, 0, 70, len(reach))) >> 4
     return _polar(spread, np.array(angle, dtype=np.int32) + _int(rng, 0, _TURN))
 
 
 def _wire(rng: Rng, radius: int) -> I32:
-    """Open, smoothly bending line of 36 points, about five radii long, centred on the origin."""
+    """Draw an open, smoothly bending line of 36 points, about five radii long, with its middle at the origin."""
     step = np.arange(36, dtype=np.int32)
     bend = _int(rng, 60, 250) * _sin(step * _int(rng, 12, 48) + _int(rng, 0, _TURN)) >> 14
     angle = _int(rng, 0, _TURN) + bend + step * _int(rng, -9, 10)
@@ -111,16 +111,16 @@ def _wire(rng: Rng, radius: int) -> I32:
 
 
 def _dots(rng: Rng, radius: int, dot: int) -> list[I32]:
-    """Cluster of 4 to 7 discs of about ``dot`` pixels radius around the origin, some of them touching."""
+    """Draw a cluster of 4 to 7 discs around the origin, each about ``dot`` pixels in radius; some may touch."""
     circle = np.arange(0, _TURN, 64, dtype=np.int32)
-    turn = _int(rng, 0, _TURN) + np.arange(_int(rng, 4, 8), dtype=np.int32) * 396  # the golden angle spreads them
+    turn = _int(rng, 0, _TURN) + np.arange(_int(rng, 4, 8), dtype=np.int32) * 396  # the golden angle spreads the discs
     spots = _polar(_ints(rng, 5 * radius, 20 * radius, turn.size), turn)
     sizes = np.maximum(dot * _ints(rng, 170, 340, turn.size) >> 4, 32)
     return [_polar(np.repeat(size, 16), circle) + spot for size, spot in zip(sizes, spots, strict=True)]
 
 
 def _curves(rng: Rng, thing: _Thing, root: int) -> list[I32]:
-    """Outline of an object (a wire: the line itself) around the origin in 1/16 pixel; inner curves run backwards."""
+    """Draw an object's outlines (for a wire, its line) around the origin in 1/16 pixel; inner curves run backwards."""
     if thing.kind == RING:
         inner = max(2, thing.radius * _int(rng, 105, 165) >> 8)
         hole = _wobble(rng, inner, 60)[::-1] + _ints(rng, -2 * inner, 2 * inner + 1, 2)
@@ -131,7 +131,7 @@ def _curves(rng: Rng, thing: _Thing, root: int) -> list[I32]:
 
 
 def _fill(curves: list[I32], rows: int, cols: int) -> U8:
-    """Coverage (0 or 255) of the pixels whose centres closed curves wind around, in exact arithmetic."""
+    """Return the coverage (0 or 255) of closed curves by the winding number of pixel centres, in integer arithmetic."""
     ends = [np.concatenate([curve, np.concatenate([curve[1:], curve[:1]])], axis=1) for curve in curves]
     x0, y0, x1, y1 = np.concatenate(ends).astype(np.int64).T[:, :, None]
     above0, above1 = (y > 16 * np.arange(rows) + 8 for y in (y0, y1))
@@ -144,7 +144,7 @@ def _fill(curves: list[I32], rows: int, cols: int) -> U8:
 
 
 def _trace(line: I32, width: int, rows: int, cols: int) -> U8:
-    """Coverage (0 or 255) of an open line ``width`` pixels wide."""
+    """Return the coverage (0 or 255) of an open line that is ``width`` pixels wide."""
     gaps = np.diff(line, axis=0)[:, None]
     count = int(np.abs(gaps).max()) // 12 + 1  # points less than a pixel apart
     x, y = (line[:-1, None] + gaps * np.arange(count)[:, None] // count).reshape(-1, 2).T >> 4
@@ -156,12 +156,12 @@ def _trace(line: I32, width: int, rows: int, cols: int) -> U8:
 
 
 def _rasterise(rng: Rng, thing: _Thing, size: Size, scale: int) -> tuple[U8, slice, slice]:
-    """Coverage (0 or 255) of an object inside its clipped bounding box, with the rows and columns of the box."""
+    """Return the coverage (0 or 255) of an object in its clipped bounding box, and the box's rows and columns."""
     root = math.isqrt(max(scale, 64) * 256 // 110)  # 16 at the default size; a wire stays thin in a large scene
     curves = [c + np.array([16 * thing.cx + 8, 16 * thing.cy + 8], dtype=np.int32) for c in _curves(rng, thing, root)]
     points = np.concatenate(curves) >> 4
     width = max(2, _int(rng, 30, 56) * root >> 8)
-    # Room for the blurred edge.  The box is never empty: it holds the centre of the object, which lies in the scene.
+    # The box has room for the blurred edge. It is never empty, since it contains the object's centre in the scene.
     left, top = (max(0, int(v) - width - 4) for v in points.min(axis=0))
     right, bottom = (min(n, int(v) + width + 5) for v, n in zip(points.max(axis=0), size[::-1], strict=True))
     curves = [curve - np.array([16 * left, 16 * top], dtype=np.int32) for curve in curves]
@@ -171,7 +171,7 @@ def _rasterise(rng: Rng, thing: _Thing, size: Size, scale: int) -> tuple[U8, sli
 
 
 def _texture(rng: Rng, style: int, y: I32, x: I32, pitch: int, radius: int) -> I32:
-    """Texture of about -100 to 100; y (h×1) and x (1×w) are pixels from the centre, ``pitch`` the period in pixels."""
+    """Draw a texture of about -100 to 100 with period ``pitch``; y (h×1) and x (1×w) are pixels from the centre."""
     if style == _SPECKLE:
         grain = rng.randint(0, 256, ((y.size + 1) // 2 + 1, (x.size + 1) // 2 + 1), dtype=np.uint8)
         return _enlarge(grain, (y.size, x.size), 3).astype(np.int32) * 2 - 256
@@ -188,33 +188,33 @@ def _texture(rng: Rng, style: int, y: I32, x: I32, pitch: int, radius: int) -> I
 
 
 def _lay(image: U8, tone: I32, colour: I32, swing: I32, alpha: U8) -> None:
-    """Lay a texture in place: ``colour`` where ``tone`` is 0, plus ``swing`` at 128; ``alpha`` (0..255) is opacity."""
+    """Blend a texture into an image: ``colour`` at tone 0, plus ``swing`` at tone 128; ``alpha`` is opacity, 0..255."""
     ramp = np.clip(colour + (np.arange(-128, 128)[:, None] * swing >> 7), 0, 255).astype(np.uint16)
-    weight = alpha.astype(np.uint16) + (alpha >> 7)  # 255 becomes 256: full cover leaves nothing of what lay below
+    weight = alpha.astype(np.uint16) + (alpha >> 7)  # 255 becomes 256, so that full cover hides everything below
     weight = cv2.merge([weight] * 3).astype(np.uint16, copy=False)  # broadcasting a last axis of 3 is slow
     image[...] = (image * (256 - weight) + ramp.take(tone + 128, axis=0, mode="clip") * weight + 128) >> 8
 
 
 def _colour(rng: Rng, kind: int, under: I32, hard: int) -> I32:
-    """Colour of an object: its class colour, drawn towards chance and ``under`` (what it lies on) when it is hard."""
+    """Draw an object's colour: its class colour, moved by ``hard`` towards a random one and the colour ``under`` it."""
     own = np.array(CLASSES[kind][1], dtype=np.int32) + _ints(rng, -12, 13, 3)
     own = own + ((_ints(rng, 40, 226, 3) - own) * (210 * hard >> 8) >> 8)
     gap = (own - under) * (256 - (100 * hard >> 8)) >> 8
     least = 44 - (14 * hard >> 8)
-    if int(np.abs(gap).max()) < least:  # never invisible: move away from what lies below, on the roomier side
+    if int(np.abs(gap).max()) < least:  # keep it visible: lighter on a dark ground, darker on a light one
         gap = gap + (least if int(under.sum()) < 384 else -least)
     return under + gap
 
 
 def _paint(rng: Rng, image: U8, labels: U8, thing: _Thing, scale: int, hard: int) -> tuple[U8, slice, slice]:
-    """Draw one object: blurred and textured on the image, crisp on the labels, with a void border or not.
+    """Draw one object: blurred and textured on the image, crisp on the labels; mark half of them for a void border.
 
     Returns its coverage (0 or 255) inside a box, and the box's rows and columns.
     """
     cover, rows, cols = _rasterise(rng, thing, (image.shape[0], image.shape[1]), scale)
     y = np.arange(rows.start, rows.stop, dtype=np.int32)[:, None] - thing.cy
     x = np.arange(cols.start, cols.stop, dtype=np.int32)[None, :] - thing.cx
-    # Up to a quarter of the objects wear any texture.
+    # At most a quarter of the objects get a random texture.
     style = _int(rng, 0, 5) if _int(rng, 0, 1024) < hard else _HABIT[thing.kind]
     pitch = max(4, scale * _int(rng, 15, 26) >> 8) if thing.kind not in _THIN else max(4, scale * 14 >> 8)
     light = _ints(rng, -64, 65, 2)
@@ -229,22 +229,22 @@ def _paint(rng: Rng, image: U8, labels: U8, thing: _Thing, scale: int, hard: int
 
 
 def _clouds(rng: Rng, size: Size, cells: int, channels: int) -> I32:
-    """Smooth random field H×W×channels, 0..255, with about ``cells`` bumps along the short side."""
+    """Draw a smooth random field H×W×channels, 0..255, with about ``cells`` bumps along the short side."""
     rows, cols = (min(64, max(2, cells * n // min(size))) for n in size)
     grid = rng.randint(0, 256, (rows, cols, channels), dtype=np.uint8)
     return _enlarge(_enlarge(grid, (4 * rows, 4 * cols), 1), size, 7).reshape(*size, channels).astype(np.int32)
 
 
 def _enlarge(image: U8, size: Size, taps: int) -> U8:
-    """Blur an image over ``taps`` pixels (1: not at all), then enlarge it linearly to ``size``; all in integers."""
+    """Blur an image over ``taps`` pixels (1 is no blur), then enlarge it linearly to ``size``, all in integers."""
     soft = cv2.GaussianBlur(image, (taps, taps), 0)
     return cv2.resize(soft, size[::-1], interpolation=cv2.INTER_LINEAR_EXACT).astype(np.uint8, copy=False)
 
 
 def _background(rng: Rng, size: Size, scale: int, hard: int) -> U8:
-    """Background image H×W×3: gentle gradients, clouds, and soft textured patches without an outline."""
+    """Draw a background image H×W×3: gentle gradients, clouds, and soft textured patches without an outline."""
     base = _int(rng, 60, 180) + _ints(rng, -28, 29, 3)
-    half = (size[0] + 1) // 2, (size[1] + 1) // 2  # clouds are smooth: half the resolution costs a quarter of the time
+    half = (size[0] + 1) // 2, (size[1] + 1) // 2  # smooth clouds need only half the resolution
     wide, fine = 50 + (40 * hard >> 8), 16 + (60 * hard >> 8)
     clouds = _clouds(rng, half, 3, 3) * wide + _clouds(rng, half, 9, 3) * fine >> 8
     image = _enlarge(np.clip(clouds + base - (wide + fine) // 2, 0, 255).astype(np.uint8), size, 1)
@@ -263,9 +263,9 @@ def _background(rng: Rng, size: Size, scale: int, hard: int) -> U8:
 
 
 def _place(rng: Rng, size: Size, scale: int, objects: int) -> list[_Thing]:
-    """Choose the objects of a scene, back to front, each in the roomiest of three spots; some abut another."""
+    """Choose the objects of a scene, back to front; each takes the emptiest of three spots or touches another."""
     things: list[_Thing] = []
-    crowd = min(320, math.isqrt(6 * 65536 // objects))  # more objects are each smaller: the background keeps its share
+    crowd = min(320, math.isqrt(6 * 65536 // objects))  # more objects are smaller, so that background remains
     for _ in range(objects + _int(rng, -(objects // 3), objects // 3 + 1)):
         partner = things[_int(rng, 0, len(things))] if things and _int(rng, 0, 5) < 2 else None
         kind = partner.kind if partner is not None and _int(rng, 0, 3) == 0 else _int(rng, 1, len(CLASSES))
@@ -273,12 +273,12 @@ def _place(rng: Rng, size: Size, scale: int, objects: int) -> list[_Thing]:
         spots = [divmod(int(place), size[1]) for place in _ints(rng, 0, size[0] * size[1], 3)]
         cy, cx = max(spots, key=lambda s: min(((s[0] - t.cy) ** 2 + (s[1] - t.cx) ** 2 for t in things), default=0))
         if partner is not None:
-            gap = _ints(rng, 13, 17, 1) * (radius + partner.radius)  # 1/16 pixel: from a bite to a kiss
+            gap = _ints(rng, 13, 17, 1) * (radius + partner.radius)  # 1/16 pixel; the two overlap a little or touch
             dx, dy = (int(v) >> 4 for v in _polar(gap, _ints(rng, 0, _TURN, 1))[0])
             if 0 <= partner.cy + dy < size[0] and 0 <= partner.cx + dx < size[1]:
                 cy, cx = partner.cy + dy, partner.cx + dx
         things.append(_Thing(kind, cy, cx, radius))
-    # Small and thin objects mostly lie on top: below a large one nothing would be left of them.
+    # Small and thin objects mostly lie on top, because a large object would hide them completely.
     return sorted(things, key=lambda t: t.kind in _THIN and _int(rng, 0, 5) > 0)
 
 
@@ -286,12 +286,12 @@ def _void(mask: U8, edged: U8, width: int) -> None:
     """Set pixels within ``width`` of a label change next to an ``edged`` object to VOID; 0 changes nothing."""
     kernel = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)
     border = (cv2.dilate(mask, kernel) != cv2.erode(mask, kernel)) & (cv2.dilate(edged, kernel) > 0)
-    # A line of two pixels would be all border: thin objects keep their label, only their surroundings turn void.
+    # A line of two pixels would become all void, so thin objects keep their label and only their border turns void.
     mask[border & (mask != WIRE) & (mask != DOTS)] = VOID
 
 
 def _expose(rng: Rng, image: U8, hard: int) -> U8:
-    """Uneven light and sensor noise, the same for all channels but for a little colour in the noise."""
+    """Add uneven light and sensor noise, equal in all channels except for a little colour in the noise."""
     rows, cols = image.shape[:2]
     depth = 15 + (30 * hard >> 8)
     gain = (128 - depth // 2 + (_clouds(rng, (rows, cols), 2, 1) * depth >> 8)).astype(np.uint16)
@@ -304,7 +304,7 @@ def _expose(rng: Rng, image: U8, hard: int) -> U8:
 
 
 def _check(seed: int, index: int, size: Size, difficulty: float, objects: int, void_width: int) -> None:
-    """Raise ValueError for the first parameter that makes no sense."""
+    """Raise ValueError for the first parameter that is out of range."""
 
     def whole(value: object, low: int, high: int) -> bool:
         return isinstance(value, (int, np.integer)) and bool(low <= value <= high)
@@ -327,18 +327,19 @@ def draw_scene(
     """Draw one scene; the same arguments give the same bytes on every machine.
 
     Args:
-        seed: Stream of scenes, 0 to 2**32 - 1; each split (training, validation, test) wants one of its own.
-        index: Number of the scene in its stream, 0 to 2**32 - 1.
-        size: Height and width in pixels, each 16 to 4096; objects grow with it.
+        seed: Seed of a stream of scenes, 0 to 2**32 - 1; each split (training, validation, test) needs its own.
+        index: Index of the scene in its stream, 0 to 2**32 - 1.
+        size: Height and width in pixels, each 16 to 4096; objects grow with the scene.
         difficulty: 0 (distinct colours, little noise) to 1 (overlapping colours, noise, blurred edges, odd textures).
-        objects: Mean number of objects, at least 1; more objects are each smaller.
-        void_width: Pixels of VOID on either side of about half the outlines, 0 for none; never on wires and dots.
+        objects: Mean number of objects, from 1 to 4096; the more objects, the smaller each is.
+        void_width: Pixels of VOID on both sides of the outlines of about half the objects, 0 for none; wires and dots
+            themselves never become void.
 
     Returns:
         The image, uint8 H×W×3 (RGB), and the mask, uint8 H×W, with labels 0 to ``len(CLASSES) - 1`` or VOID.
 
     Raises:
-        ValueError: A parameter is out of range; the message names it.
+        ValueError: If a parameter is out of range; the message names the parameter.
     """
     image, labels, _, _ = _draw(seed, index, size, difficulty, objects, void_width)
     mask = labels & np.uint8(_EDGED - 1)
@@ -349,21 +350,21 @@ def draw_scene(
 def draw_objects(
     seed: int, index: int, size: Size = (96, 128), difficulty: float = 0.5, objects: int = 6
 ) -> tuple[U8, I32, list[int]]:
-    """The same scene as a picture of objects: what is visible of each, and its class.
+    """Draw the scene of :func:`draw_scene` as a map of its objects and their classes.
 
     Args:
-        seed: Seed, as in :func:`draw_scene`.
-        index: Index, as in :func:`draw_scene`.
-        size: Size, as in :func:`draw_scene`.
-        difficulty: Difficulty, as in :func:`draw_scene`.
-        objects: Objects, as in :func:`draw_scene`.
+        seed: The seed, as in :func:`draw_scene`.
+        index: The index, as in :func:`draw_scene`.
+        size: The size, as in :func:`draw_scene`.
+        difficulty: The difficulty, as in :func:`draw_scene`.
+        objects: The mean number of objects, as in :func:`draw_scene`.
 
     Returns:
         The image, uint8 H×W×3; a map, int32 H×W, in which object k has the value k + 1 and 0 is background; and the
         class of each object, 1 to ``len(CLASSES) - 1``. An object that is covered by others has no pixel.
 
     Raises:
-        ValueError: A parameter is out of range; the message names it.
+        ValueError: If a parameter is out of range; the message names the parameter.
     """
     image, _, ids, kinds = _draw(seed, index, size, difficulty, objects, 0)
     return image, ids, kinds
@@ -372,11 +373,11 @@ def draw_objects(
 def _draw(
     seed: int, index: int, size: Size, difficulty: float, objects: int, void_width: int
 ) -> tuple[U8, U8, I32, list[int]]:
-    """Image, labels (plus ``_EDGED`` where a void border is due), map of objects, and their classes."""
+    """Draw a scene: its image, labels (plus ``_EDGED`` on objects with a void border), object map and classes."""
     _check(seed, index, size, difficulty, objects, void_width)
     rng = np.random.RandomState(np.array([seed, index], dtype=np.uint32))
     size, hard = (int(size[0]), int(size[1])), round(float(difficulty) * 256)
-    # The unit of all lengths: the side of a square of the same area, unless the scene is a narrow strip.
+    # The unit of all lengths is the side of a square of the same area, but less in a narrow strip.
     scale = min(math.isqrt(size[0] * size[1]), 2 * min(size))
     image, labels = _background(rng, size, scale, hard), np.zeros(size, dtype=np.uint8)
     ids = np.zeros(size, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Where images and masks come from: one small protocol, and the source that reads pairs of files.
+"""Defines the protocol of sources of images and masks, and the source that reads pairs of files.
 
 Legend: H×W pixels, C classes. Labels are 0..C-1; 255 is void.
 """
@@ -22,27 +22,27 @@ Colors = dict[tuple[int, int, int], int]
 
 
 class Source(Protocol):
-    """The images and masks of one split, undecoded until asked for."""
+    """Gives the images and masks of one split, and decodes each only when it is read."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     def name(self, index: int) -> str:
-        """What to call the image in tables, file names and error messages."""
+        """Return the name of an image for tables, file names and error messages."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
-        """The image, H×W×3 uint8 RGB, and its labels, H×W of any integer type."""
+        """Return an image, H×W×3 uint8 RGB, and its labels, H×W of any integer type."""
 
 
 class FilePairs:
-    """Images and masks in files.
+    """Reads images and masks from files.
 
     Args:
-        pairs: (image, mask) paths.
-        labels: File value → label, for masks that do not hold labels as they are; any other value is an error.
-        names: What to call the images; None are the stems of their files.
+        pairs: Paths (image, mask).
+        labels: File value → label, for masks whose values are not the labels; any other value is an error.
+        names: Names of the images; None takes the stems of their files.
         colors: Colour → label, for masks that hold colours.
-        value_range: Values of black and white in images that are not 8-bit (see :func:`~lsseg.data.pixels.read_image`).
+        value_range: Pixel values that become black and white (see :func:`~lsseg.data.pixels.read_image`).
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class FilePairs:
         return len(self.pairs)
 
     def name(self, index: int) -> str:
-        """Stem of the image file, or its path below the data set's folder."""
+        """Return the image's name from ``names``, or the stem of its file."""
         return self.names[index]
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
-        """Decode one pair.
+        """Decode one image and its mask.
 
         Raises:
-            InputError: If a file is corrupt, the mask is no index or palette image or of another size than the image,
-                or it holds an unmapped value.
+            InputError: If a file is corrupt, or if the mask has another size than the image, holds a value or colour
+                without a label, or holds colours although ``colors`` is None.
         """
         path, mask_path = self.pairs[index]
         image, mask = read_image(path, self.value_range), self.read_mask(index)
@@ -79,7 +79,7 @@ class FilePairs:
         return image, mask
 
     def read_mask(self, index: int) -> npt.NDArray[np.integer]:
-        """Decode one mask alone; raises what :meth:`read` raises for it."""
+        """Decode one mask alone; raise the errors that :meth:`read` raises for a mask."""
         path = self.pairs[index][1]
         if self.colors is not None:
             return map_colors(read_colors(path), self.colors, path)
@@ -87,12 +87,12 @@ class FilePairs:
         return mask if self.labels is None else map_labels(mask, self.labels, path)
 
     def read_labels(self, path: Path) -> npt.NDArray[np.integer]:
-        """The values of a mask's file."""
+        """Return the values of a mask file."""
         return read_mask(path)
 
 
 def other_size(image: Path, size: Sequence[int], mask: Path, mask_size: Sequence[int]) -> str:
-    """Say that a mask does not have its image's size."""
+    """Return the message that a mask does not have its image's size."""
     return f"{image} is {size[0]}×{size[1]}{turned(image)}, but its mask {mask} is {mask_size[0]}×{mask_size[1]}"
 
 
@@ -100,7 +100,7 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     """Replace every file value by its label.
 
     Raises:
-        InputError: If the mask holds a value that has no label; names the file.
+        InputError: If the mask holds a value that has no label; the message names the file.
     """
     table = np.full(65537, -1, dtype=np.int32)  # the last one stands for what is out of range
     table[list(labels)] = list(labels.values())
@@ -116,7 +116,7 @@ def map_colors(mask: npt.NDArray[np.uint8], colors: Colors, path: Path) -> npt.N
     """Replace every colour of an H×W×3 mask by its label.
 
     Raises:
-        InputError: If the mask holds a colour that has no label; names the file.
+        InputError: If the mask holds a colour that has no label; the message names the file.
     """
     codes = color_codes(mask)
     known = color_codes(np.array(list(colors), np.uint8))
@@ -148,12 +148,12 @@ def some_of(values: Sequence[object], most: int = 8) -> str:
 
 
 def same_name(text: str) -> str:
-    """A file's name in one form: accented letters may be one character or two, and some systems change them."""
+    """Return a file's name in the NFC form, because systems write an accented letter as one or two characters."""
     return unicodedata.normalize("NFC", text)
 
 
 def distinct_names(files: Sequence[str]) -> list[str]:
-    """What to call files: their stems, where these all differ; else their paths without, and if need be with, suffix.
+    """Return the stems of files if all differ, else their paths without suffix if those differ, else their paths.
 
     >>> distinct_names(["a/1.png", "b/1.png"])
     ['a/1', 'b/1']
@@ -166,7 +166,7 @@ def distinct_names(files: Sequence[str]) -> list[str]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name; hidden files are skipped.
+    """Return the image files of a folder, sorted by name, without hidden files.
 
     Raises:
         InputError: If the folder does not exist or holds no image.
@@ -175,7 +175,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> dict[str, Path]:
-    """The images of a folder and of all folders in it, by their paths below it without suffix, sorted.
+    """Return the sorted images of a folder and its subfolders, by their paths below the folder without suffix.
 
     Raises:
         InputError: If the folder does not exist or holds no image, or two images differ in their suffix only.
@@ -192,7 +192,7 @@ def images_below(folder: Path) -> dict[str, Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; what is hidden is skipped."""
+    """Return all image files below a folder, sorted, without hidden files and folders."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -201,7 +201,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file looks like an image by its name."""
+    """Return whether a path has the name of a visible image file and is not a folder."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
@@ -215,10 +215,10 @@ def _sorted(folder: Path, paths: Iterable[Path]) -> list[Path]:
 
 
 def pair_up(images: Sequence[Path], masks: Path) -> list[tuple[Path, Path]]:
-    """Give every image of one folder the mask of the same stem in another.
+    """Pair every image of one folder with the mask of the same stem in another folder.
 
     Raises:
-        InputError: If an image has no mask, or two have the same stem; names the image.
+        InputError: If an image has no mask, or two files of a folder have the same stem; the message names the file.
     """
     by_stem = {same_name(path.stem): path for path in _different(list_images(masks))}
     wanted = {image: same_name(image.stem) for image in _different(images)}
@@ -245,15 +245,15 @@ def _refuse_bare(masks: Path, expected: dict[Path, str]) -> None:
 
 
 def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[str, tuple[Path, Path]]:
-    """Give every image the mask of the same path below a folder of masks.
+    """Pair every image with the mask of the same path below a folder of masks.
 
     Args:
         images: Images by path below their own folder, without suffix.
         folder: Folder of the masks.
-        suffix: What the masks' names add to the images', such as ``_mask``; None finds out.
+        suffix: Text that the masks' names add to the images' names, such as ``_mask``; None finds it.
 
     Raises:
-        InputError: If an image has no mask; names it.
+        InputError: If an image has no mask; the message names the image.
     """
     masks = images_below(folder)
     if suffix is None:
@@ -263,7 +263,7 @@ def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[s
 
 
 def _common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> str:
-    """What is behind the images' names in the masks', where it is the same for all; else nothing."""
+    """Return the suffix that the masks' names add to all images' names, or an empty string if there is none."""
     if not images or any(name in masks for name in images):
         return ""
     first = next(iter(images))

@@ -1,4 +1,7 @@
-"""Generated scenes, with labels or as objects: nothing to fetch, the same everywhere, hard where level sets matter."""
+"""Provides generated scenes, with label maps or as objects, whose outlines are hard for level sets.
+
+The scenes need no download and are equal on every machine.
+"""
 
 from typing import Any
 
@@ -22,12 +25,12 @@ MOST = (2**32 - len(SPLITS)) // len(SPLITS)  # each split has a stream of 32 bit
 
 
 class Generated:
-    """A split of generated scenes.
+    """Holds the length, seed and parameters of a split of generated scenes.
 
     Args:
         length: Number of scenes.
         seed: Seed of the split.
-        **parameters: Parameters of the function that draws them.
+        **parameters: Parameters of the function that draws the scenes.
     """
 
     def __init__(self, length: int, seed: int, **parameters: Any) -> None:
@@ -37,31 +40,31 @@ class Generated:
         return self.length
 
     def name(self, index: int) -> str:
-        """Number of the scene."""
+        """Return the name of a scene, which contains its index."""
         return f"scene{index:05d}"
 
 
 class Scenes(Generated):
-    """A split of generated scenes, drawn when asked for (see :func:`lsseg.data.scenes.draw_scene`)."""
+    """Draws each scene of a split and its label map when it is read (see :func:`lsseg.data.scenes.draw_scene`)."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Draw one scene."""
+        """Draw one scene and its label map."""
         return draw_scene(self.seed, index, **self.parameters)
 
 
 class SyntheticShapes(SegmentationData):
-    """Textured shapes with overlapping colours, thin structures, holes, touching objects, blurred edges, void borders.
+    """Draws textured shapes with overlapping colours, thin parts, holes, contact, blurred edges and void borders.
 
     Args:
-        train_images: Scenes in the training split.
-        val_images: Scenes in the validation split.
-        test_images: Scenes in the test split.
+        train_images: Number of scenes in the training split.
+        val_images: Number of scenes in the validation split.
+        test_images: Number of scenes in the test split.
         size: Height, width of a scene in pixels.
         difficulty: 0 (clean, distinct colours) to 1 (noise and overlap close to the limit).
         objects: Mean number of objects in a scene.
         void_width: Width in pixels of the void border around half of the objects; 0 draws none.
         data_seed: Seed of the scenes; it does not depend on the run's seed, so that all runs see one data set.
-        scale: Least and largest random scale in training.
+        scale: Smallest and largest random scale in training.
         photometric: Strength of the colour jitter in training, 0 to 1.
         **options: See :class:`SegmentationData`.
     """
@@ -99,26 +102,26 @@ class SyntheticShapes(SegmentationData):
             raise ArgumentError(str(error)) from error
 
     def source(self, split: Split) -> Source:
-        """The scenes of a split; the three never share one."""
+        """Return the scenes of a split; no scene is in two splits."""
         return Scenes(self.lengths[split], 3 * self.data_seed + SPLITS.index(split), **self.parameters)
 
 
 class SceneObjects(Generated):
-    """A split of generated scenes as objects, drawn when asked for (see :func:`lsseg.data.scenes.draw_objects`)."""
+    """Draws each scene of a split and its objects when it is read (see :func:`lsseg.data.scenes.draw_objects`)."""
 
     def read(self, index: int) -> tuple[npt.NDArray[np.uint8], Instances]:
-        """Draw one scene."""
+        """Draw one scene and its objects."""
         image, ids, kinds = draw_objects(self.seed, index, **self.parameters)
         return image, from_map(ids, [kind - 1 for kind in kinds])
 
 
 class SyntheticInstances(InstanceData):
-    """The scenes of :class:`SyntheticShapes` as objects: six classes, thin, holed, touching, covering one another.
+    """Draws the scenes of :class:`SyntheticShapes` as objects of six classes: thin, with holes, touching or covered.
 
     Args:
-        train_images: Scenes in the training split.
-        val_images: Scenes in the validation split.
-        test_images: Scenes in the test split.
+        train_images: Number of scenes in the training split.
+        val_images: Number of scenes in the validation split.
+        test_images: Number of scenes in the test split.
         size: Height, width of a scene in pixels.
         difficulty: 0 (clean, distinct colours) to 1 (noise and overlap close to the limit).
         objects: Mean number of objects in a scene.
@@ -151,5 +154,5 @@ class SyntheticInstances(InstanceData):
             raise ArgumentError(str(error)) from error
 
     def source(self, split: Split) -> InstanceSource:
-        """The scenes of a split; the three never share one."""
+        """Return the scenes of a split; no scene is in two splits."""
         return SceneObjects(self.lengths[split], 3 * self.data_seed + SPLITS.index(split), **self.parameters)

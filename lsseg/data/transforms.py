@@ -1,6 +1,7 @@
-"""What happens to an image and its mask together before a batch is made.
+"""Transforms an image and its mask together before they join a batch.
 
-Geometry moves both, colour the image alone; wherever the image is padded, the mask is void.
+Geometric steps change both; colour steps change only the image. Where the image is padded, the mask is void (a label
+map) or 0 (a map of instances).
 """
 
 from collections.abc import Callable
@@ -15,13 +16,13 @@ from torchvision.transforms.v2 import functional as F
 from lsseg.data.source import IGNORE_INDEX
 
 Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-GREY = 124  # the mean of natural images: padding that normalisation turns into about 0
+GREY = 124  # mean of natural images; normalisation turns this padding into about 0
 
 
 class Resize(nn.Module):
-    """Resize to a fixed size (``size``), then by a random factor from ``scale`` that keeps the aspect ratio.
+    """Resizes to a fixed size (``size``), then by a random factor from ``scale`` that keeps the aspect ratio.
 
-    Masks are sampled at pixel centres. (torchvision's own mask resizing samples at the corner and so shifts every
+    Masks are sampled at pixel centres. (torchvision's own mask resizing samples at pixel corners, which shifts every
     contour by up to half a pixel against the image.)
     """
 
@@ -31,7 +32,7 @@ class Resize(nn.Module):
         self.scale = scale
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize a 3×H×W image and its (L×)H×W mask alike."""
+        """Resize a 3×H×W image and its (L×)H×W mask to the same size."""
         height, width = self.size or image.shape[-2:]
         low, high = self.scale
         factor = low + (high - low) * float(torch.rand(())) if high > low else low
@@ -39,12 +40,12 @@ class Resize(nn.Module):
 
 
 class ShortSide(nn.Module):
-    """Resize so that the shorter side has a length drawn from a range, unless the longer would exceed a limit.
+    """Resizes the shorter side to a length drawn from a range, or less if the longer side would exceed a limit.
 
     Args:
-        low: Least length in pixels.
-        high: Largest length.
-        longest: Limit of the longer side; None is none.
+        low: Smallest length in pixels.
+        high: Largest length in pixels.
+        longest: Limit of the longer side in pixels; None sets no limit.
     """
 
     def __init__(self, low: int, high: int, longest: int | None = None) -> None:
@@ -52,7 +53,7 @@ class ShortSide(nn.Module):
         self.low, self.high, self.longest = low, high, longest
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize a 3×H×W image and its (L×)H×W mask alike."""
+        """Resize a 3×H×W image and its (L×)H×W mask to the same size."""
         height, width = image.shape[-2:]
         side = self.low + int(torch.randint(self.high - self.low + 1, ())) if self.high > self.low else self.low
         factor = side / min(height, width)
@@ -81,20 +82,20 @@ def train_transform(
     flip: bool,
     photometric: float,
 ) -> Pair:
-    """Random scale, crop, flip and colour, in this order (each step works on as few pixels as it can).
+    """Return the training transform: random scale, crop, flip and colour, in an order that keeps the work small.
 
     Args:
-        size: Resize to height, width first; None keeps each image's own size.
+        size: Height, width to which each image is resized first; None keeps each image's own size.
         crop: Height, width of the random crop; smaller images are padded with void. None crops nothing.
-        scale: Least and largest random scale.
-        flip: Mirror left-right half of the time.
+        scale: Smallest and largest random scale.
+        flip: Whether to mirror half of the images left to right.
         photometric: Strength of the colour jitter, 0 (none) to 1.
     """
     return v2.Compose([Resize(size, scale), *_augmentation(crop, flip, photometric, IGNORE_INDEX), _to_float()])
 
 
 def as_numbers(image: Tensor) -> Tensor:
-    """An image of bytes as floating point numbers in [0, 1]; one of numbers as it is.
+    """Return an image of bytes as floating point numbers in [0, 1], and any other image unchanged.
 
     >>> as_numbers(torch.tensor([0, 255], dtype=torch.uint8))
     tensor([0., 1.])
@@ -103,7 +104,7 @@ def as_numbers(image: Tensor) -> Tensor:
 
 
 def eval_transform(size: tuple[int, int] | None) -> Pair:
-    """Resize to ``size`` where one is given; nothing random."""
+    """Return the evaluation transform, which resizes to ``size`` unless it is None, and has no random steps."""
     return v2.Compose([Resize(size), _to_float()])
 
 
@@ -114,13 +115,13 @@ def instance_train_transform(
     flip: bool,
     photometric: float,
 ) -> Pair:
-    """The same for maps of instances, where 0 is no instance: random length of the shorter side, crop, flip, colour.
+    """Return the training transform of maps of instances (0 is no instance): random short side, crop, flip and colour.
 
     Args:
-        short_side: Least and largest length of the shorter side; None keeps each image's own size.
-        longest: Limit of the longer side.
+        short_side: Smallest and largest length of the shorter side in pixels; None keeps each image's own size.
+        longest: Limit of the longer side in pixels; None sets no limit.
         crop: Height, width of the random crop; smaller images are padded. None crops nothing.
-        flip: Mirror left-right half of the time.
+        flip: Whether to mirror half of the images left to right.
         photometric: Strength of the colour jitter, 0 (none) to 1.
     """
     size = Resize() if short_side is None else ShortSide(*short_side, longest)
@@ -128,13 +129,13 @@ def instance_train_transform(
 
 
 def instance_eval_transform(short_side: int | None, longest: int | None) -> Pair:
-    """Resize to one length of the shorter side; nothing random."""
+    """Return the evaluation transform, which resizes the shorter side unless it is None, and has no random steps."""
     size = Resize() if short_side is None else ShortSide(short_side, short_side, longest)
     return v2.Compose([size, _to_float(torch.int32)])
 
 
 def _augmentation(crop: tuple[int, int] | None, flip: bool, photometric: float, nothing: int) -> list[nn.Module]:
-    """Crop, flip and colour; where an image is padded, the mask is ``nothing``."""
+    """Return the steps crop, flip and colour; where the crop pads an image, the mask is ``nothing``."""
     steps: list[Any] = []
     if crop is not None:
         fill = {tv_tensors.Image: GREY, tv_tensors.Mask: nothing}

@@ -1,4 +1,4 @@
-"""Mapillary Vistas (Neuhold 2017), release 1.2: street scenes of the whole world, 65 classes and void."""
+"""Reads Mapillary Vistas 1.2 (Neuhold 2017): street scenes of the whole world, 65 classes and void."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from lsseg.data.module import SegmentationData, Split
 from lsseg.data.root import Origin, check_count, existing_root
 from lsseg.data.source import IGNORE_INDEX, FilePairs, Source, list_images, pair_up
 
-# The official names and colours, by label; the 66th, Unlabeled, is void. (In the first release some classes share one.)
+# The official names and colours, by label. The 66th label, Unlabeled, is void.
+# In the first release some classes share a colour.
 TABLE = """
     Bird:a52a2a, Ground Animal:00c000, Curb:c4c4c4, Fence:be9999, Guard Rail:b4a5b4, Barrier:5a7896,
     Wall:66669c, Bike Lane:8040ff, Crosswalk - Plain:8c8cc8, Curb Cut:aaaaaa, Parking:faaaa0, Pedestrian
@@ -26,14 +27,14 @@ FOLDERS = {"train": ("training", 18000), "val": ("validation", 2000), "test": ("
 
 
 class MapillaryVistas(SegmentationData):
-    """Mapillary Vistas: ``training|validation/images/*.jpg`` beside ``training|validation/v1.2/labels/*.png``.
+    """Reads ``training|validation/images/*.jpg`` and ``training|validation/v1.2/labels/*.png`` of Mapillary Vistas.
 
-    Older copies have ``labels/`` where newer ones have ``v1.2/labels/``. The test split is the validation split, as
-    annotations of the official test images are not public: test numbers are those of the last weights.
+    Older copies have ``labels/`` where newer ones have ``v1.2/labels/``. The test split is the validation split, since
+    the annotations of the official test images are not public. Test scores are those of the last weights.
 
     Args:
         root: The folder; null looks in ``$LSSEG_DATA/mapillary_vistas``, then ``data/mapillary_vistas``.
-        partial: Accept a split that has not the official number of images.
+        partial: Accept a split whose number of images is not the official one.
         **options: See :class:`SegmentationData`.
     """
 
@@ -63,7 +64,7 @@ class MapillaryVistas(SegmentationData):
         self.root, self.partial = root, partial
 
     def source(self, split: Split) -> Source:
-        """The images of a split; raises ``InputError`` where folders or masks are missing."""
+        """Return the images of a split; raise ``InputError`` if folders or masks are missing."""
         root = existing_root(self.root, "mapillary_vistas", "`lsseg data mapillary_vistas` says how to get it")
         folder, official = FOLDERS[split]
         labels = next(

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 segmentation (Everingham 2010): 20 classes, background, and SBD's annotations (Hariharan 2011)."""
+"""Reads PASCAL VOC 2012 (Everingham 2010): 20 classes and background; also reads SBD's masks (Hariharan 2011)."""
 
 import zlib
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "trainaug": 10582}
 
 
 def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """VOC's colours: the bits of the label, three at a time, from the highest bit of each channel down.
+    """Return VOC's colours: three bits of the label at a time fill the three channels from the highest bit down.
 
     >>> voc_palette(3)
     ((0, 0, 0), (128, 0, 0), (0, 128, 0))
@@ -41,22 +41,22 @@ GROUND = ("GTcls", "Segmentation")  # where the labels are in a file of SBD
 
 
 class VOC2012(SegmentationData):
-    """VOC 2012: ``JPEGImages/``, ``SegmentationClass/``, ``ImageSets/Segmentation/train.txt`` and ``val.txt``.
+    """Reads ``JPEGImages/``, ``SegmentationClass/``, ``ImageSets/Segmentation/train.txt`` and ``val.txt`` of VOC 2012.
 
-    The test split is val (1449 images; the annotations of the official test images are not public), and so is the
-    validation split: test numbers are those of the last weights, which nothing is selected by.
+    The test split and the validation split are both val (1449 images), since the annotations of the official test
+    images are not public. Test scores are those of the last weights, so nothing is selected on the test split.
 
-    ``trainaug`` (10582 images) is train and what SBD annotates besides val: from ``SegmentationClassAug/`` and
-    ``ImageSets/Segmentation/trainaug.txt`` where they are there, else from SBD as it is distributed (``cls/*.mat``,
-    ``train.txt``, ``val.txt``). VOC's own mask of an image comes first.
+    ``trainaug`` (10582 images) is train and the images of SBD that are not in val. Its masks come from
+    ``SegmentationClassAug/`` if that and ``ImageSets/Segmentation/trainaug.txt`` exist, else from SBD as distributed
+    (``cls/*.mat``, ``train.txt``, ``val.txt``). VOC's own mask of an image takes precedence over both.
 
     Args:
-        root: The folder ``VOC2012``, or one that holds it or ``VOCdevkit/VOC2012``; null looks in
+        root: The folder ``VOC2012``, or a folder that contains it or ``VOCdevkit/VOC2012``; null looks in
             ``$LSSEG_DATA/voc2012``, then ``data/voc2012``.
-        train_set: ``train`` (1464 images), ``trainaug`` (10582), or ``trainval`` (2913; val is no test then).
-        sbd: SBD's folder, the one with ``cls``, or one that holds it as ``benchmark_RELEASE/dataset``; null looks in
-            ``$LSSEG_DATA/sbd``, then ``data/sbd``.
-        partial: Accept a split that has not the official number of images.
+        train_set: ``train`` (1464 images), ``trainaug`` (10582), or ``trainval`` (2913; it includes the test images).
+        sbd: The folder of SBD that contains ``cls``, or a folder that contains it as ``benchmark_RELEASE/dataset``;
+            null looks in ``$LSSEG_DATA/sbd``, then ``data/sbd``.
+        partial: Accept a split whose number of images is not the official one.
         **options: See :class:`SegmentationData`.
     """
 
@@ -85,7 +85,7 @@ class VOC2012(SegmentationData):
         self.root, self.train_set, self.sbd, self.partial = root, train_set, sbd, partial
 
     def source(self, split: Split) -> Source:
-        """The images of a split; raises ``InputError`` where files are missing."""
+        """Return the images of a split; raise ``InputError`` if files are missing."""
         root = _below(existing_root(self.root, "voc2012", "`lsseg data voc2012` says how to get it"), "JPEGImages")
         name = self.train_set if split == "train" else "val"
         if name == "trainaug":
@@ -115,12 +115,12 @@ class VOC2012(SegmentationData):
 
 
 class MatPairs(FilePairs):
-    """Pairs of which a mask may be a MATLAB file.
+    """Reads pairs of an image and a mask; a mask may be a MATLAB file.
 
     Args:
         pairs: (image, mask) paths.
         labels: File value → label.
-        place: Of the labels in a MATLAB file: a variable and, where it is a structure, its field.
+        place: Name of the variable that holds the labels in a MATLAB file and, in a structure, of its field.
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], labels: dict[int, int], place: tuple[str, ...]) -> None:
@@ -128,12 +128,12 @@ class MatPairs(FilePairs):
         self.place = place
 
     def read_labels(self, path: Path) -> npt.NDArray[np.integer]:
-        """Return the values of a mask's file."""
+        """Return the values of a mask file."""
         return read_mat(path, *self.place) if path.suffix == ".mat" else super().read_labels(path)
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list of images, in its order.
+    """Return the names in a list of images, in the order of the file.
 
     Raises:
         InputError: If the file is missing or empty.
@@ -147,7 +147,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def _below(place: Path, wanted: str) -> Path:
-    """The folder that holds what is wanted: this one or where the archives unpack to."""
+    """Return the folder that contains ``wanted``: ``place``, or the subfolder into which the archives unpack."""
     for inner in ("", "VOC2012", "VOCdevkit/VOC2012", "benchmark_RELEASE/dataset", "dataset"):
         if (place / inner / wanted).is_dir():
             return place / inner
@@ -155,7 +155,7 @@ def _below(place: Path, wanted: str) -> Path:
 
 
 def _found(root: Path, names: Iterable[str], others: list[tuple[Path, str]]) -> list[tuple[Path, Path]]:
-    """Image and mask of each name, from the first folder that has the mask."""
+    """Return the image and mask of each name; the mask comes from the first folder that has one."""
     folders = [(root / "SegmentationClass", ".png"), *others]
     images = {path.name for path in (root / "JPEGImages").iterdir()}
     masks = [{path.name for path in folder.iterdir()} if folder.is_dir() else set() for folder, _ in folders]
@@ -173,10 +173,10 @@ def _found(root: Path, names: Iterable[str], others: list[tuple[Path, str]]) -> 
 
 
 def read_mat(path: Path, name: str, field: str | None = None) -> npt.NDArray[np.integer]:
-    """A mask in a MATLAB file: a variable, or a field of a structure.
+    """Read a mask from a MATLAB file: a variable, or a field of a structure.
 
     Raises:
-        InputError: If the file cannot be read or does not hold it.
+        InputError: If the file cannot be read, or does not contain the variable or field.
     """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError

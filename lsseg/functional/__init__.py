@@ -1,4 +1,4 @@
-"""Equations on tensors: no parameters, no state."""
+"""Holds the equations as functions of tensors, without parameters and without state."""
 
 from lsseg.functional.chan_vese import Delta, chan_vese_evolve
 from lsseg.functional.classical import chan_vese_energy, chan_vese_segment

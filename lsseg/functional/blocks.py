@@ -1,6 +1,6 @@
-"""What our operators share: how much of a tensor they work on at a time, in which CPU thread, and what they refuse.
+"""Divides the operators' work into blocks and CPU threads, and refuses derivatives that the operators lack.
 
-They have a backward pass and nothing else: whatever else is asked of them is refused, not 0 in silence.
+The operators have only a backward pass. Any other derivative raises an error, because it would otherwise silently be 0.
 """
 
 import itertools
@@ -17,19 +17,19 @@ from torch.autograd import forward_ad
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Planes that fit into a CPU core's cache together with their intermediate results; a GPU takes everything at once.
+# Elements of planes that fit into a CPU core's cache with their intermediate results. A GPU takes all planes at once.
 CACHE_ELEMENTS = 2**18
-# Scores in one block of pixels: 1 MB of float32. Smaller blocks pay for dispatch, larger ones for main memory.
+# Scores in one block of pixels: 1 MB of float32. Smaller blocks spend time on dispatch, larger ones on main memory.
 BLOCK_ELEMENTS = 2**18
 
 
 def in_cache(device: torch.device) -> bool:
-    """Whether to work plane by plane (CPU), or on whole tensors so that the device is not kept waiting (others)."""
+    """Return whether the device is a CPU, which works on blocks in its cache. Other devices get whole tensors."""
     return device.type == "cpu"
 
 
 def grouped(planes: int, pixels: int, device: torch.device) -> Iterator[slice]:
-    """Groups of planes to be worked on together: what fits into a CPU's cache; all of them elsewhere.
+    """Yield groups of planes to be worked on together: as many as fit into a CPU's cache, or all on other devices.
 
     >>> list(grouped(3, 512 * 512, torch.device("cpu")))
     [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
@@ -40,7 +40,7 @@ def grouped(planes: int, pixels: int, device: torch.device) -> Iterator[slice]:
 
 
 def of_pixels(scores: torch.Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Places in B×C×P scores to be worked on one after another: of one image on a CPU, everything at once elsewhere.
+    """Yield the indices of blocks of B×C×P scores: some pixels of one image on a CPU, everything on other devices.
 
     >>> list(of_pixels(torch.zeros(2, 3, 4)))
     [(slice(0, 1, None), slice(None, None, None), slice(0, 4, None)), \
@@ -54,15 +54,15 @@ def of_pixels(scores: torch.Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def in_threads(work: Callable[[Sequence[Item]], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
-    """What becomes of consecutive shares of the items, one share for each of torch's threads on a CPU; in their order.
+    """Return the results of work on consecutive shares of the items, in order: one share per torch thread on a CPU.
 
-    Every thread works on its own blocks and they meet once, at the end. Torch's own way, to split every operation among
-    the threads, lets them wait for each other at each, which takes long where other processes keep the cores busy.
+    Every thread works on its own blocks, and the threads wait for each other once, at the end. If torch splits every
+    operation among its threads, they wait at every operation. This takes long when other processes keep the cores busy.
 
     Args:
-        work: Makes one result of some items. It is called without gradients.
-        items: Blocks, for instance.
-        device: Device of the tensors; elsewhere than on a CPU there is one share.
+        work: Function that makes one result of several items. It is called without gradients.
+        items: Items of work, such as blocks.
+        device: Device of the tensors. A device other than a CPU gets one share.
     """
     count = min(torch.get_num_threads(), len(items)) if in_cache(device) else 1
     if count <= 1:
@@ -81,12 +81,12 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 
 
 def _pool(count: int) -> ThreadPoolExecutor:
-    """Threads in which torch has one thread each; made once for each number of them."""
+    """Return a pool of ``count`` threads in which torch uses one thread each, and make it on the first call."""
     if count not in _pools:
         own, ready = torch.get_num_threads(), threading.Barrier(count + 1)
 
         def prepare() -> None:
-            torch.set_num_threads(1)  # of this thread, and of those that have not begun
+            torch.set_num_threads(1)  # holds for this thread, and for threads that start later
             ready.wait()
 
         _pools[count] = ThreadPoolExecutor(count, thread_name_prefix="lsseg")
@@ -97,17 +97,17 @@ def _pool(count: int) -> ThreadPoolExecutor:
     return _pools[count]
 
 
-os.register_at_fork(after_in_child=_pools.clear)  # threads do not go along
+os.register_at_fork(after_in_child=_pools.clear)  # a forked child does not inherit threads
 
 
 class Once(torch.autograd.Function):
-    """The base of a function that is differentiable once, in reverse mode, and works under ``torch.func``."""
+    """Is the base of a function that is differentiable once, in reverse mode, and works under ``torch.func``."""
 
     generate_vmap_rule = True
 
 
 class Gradient(Once):
-    """The base of such a function's backward pass."""
+    """Is the base of the backward pass of a :class:`Once`, and refuses a second derivative."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -122,7 +122,7 @@ class Gradient(Once):
 def refuse_forward_mode(*tensors: Tensor) -> None:
     """Raise ``RuntimeError`` where a tensor carries a tangent (``torch.func.jvp``, ``torch.autograd.forward_ad``).
 
-    Not a ``jvp`` of the function: ``torch.compile`` does not take one.
+    The functions define no ``jvp`` that would raise it, because ``torch.compile`` does not accept one.
     """
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return

@@ -1,15 +1,15 @@
-"""Chan-Vese evolution on learned features, unrolled (Homayounfar 2020, eq. 4-9), and its gradient.
+"""Runs the unrolled Chan-Vese evolution on learned features (Homayounfar 2020, eq. 4-9) and its gradient.
 
-Legend: M objects, or G groups of K objects that share their features; D features, N iterations, P = H·W pixels; b
-groups of a block. φ > 0 inside.
+Legend: M objects, or G groups of K objects that share their features. D features, N iterations, H×W pixels. φ > 0
+inside.
 
-    φ ← φ + Δt δ_ε(φ) [μ div(∇φ/|∇φ|) - λ1 ‖F - c1‖² + λ2 ‖F - c2‖²],    c1, c2 the means of F inside and outside
+    φ ← φ + Δt δ_ε(φ) [μ div(∇φ/|∇φ|) - λ1 ‖F - c1‖² + λ2 ‖F - c2‖²],    c1, c2: means of F inside and outside
 
-With the squares expanded, ‖F‖² is needed once and an iteration is two matrix products with F; no D×H×W tensor is made
-(but F less each object's mean, once: an offset of 100 would cost a fifth of the force in float32).
-The gradient by F is a product of two thin matrices for all iterations together. It also flows through c1 and c2. An
-opaque custom operator; on a CPU object by object, so that its features stay in the cache, on a GPU by Triton's kernels
-(:mod:`lsseg.functional.kernels.chan_vese`), and where there are none all objects at once.
+The squares are expanded. So ‖F‖² is computed once, and an iteration is two matrix products with F. No D×H×W tensor is
+made, except for F minus its mean over the pixels, once. Without this subtraction, an offset of 100 in F would change
+the force by a fifth in float32. The gradient by F is a product of two thin matrices for all iterations together. It
+also flows through c1 and c2. The work is an opaque custom operator. On a CPU it takes a block of groups at a time, on a
+GPU it uses Triton's kernels (:mod:`lsseg.functional.kernels.chan_vese`), and elsewhere it takes all objects at once.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from lsseg.functional.kernels import Kernels, use_triton
 
 Delta = Literal["printed", "derivative"]
 
-MOST_FEATURES = 256  # of which Triton's kernels hold a tile in registers
+MOST_FEATURES = 256  # Triton's kernels hold a tile of at most this many features in registers
 
 
 def chan_vese_evolve(
@@ -48,22 +48,22 @@ def chan_vese_evolve(
     Args:
         phi: M×H×W, positive inside.
         features: M×D×H×W, or G×D×H×W where M is a multiple of G: then the first M/G objects share the first features,
-            and so on. Of a stride s: M×D×⌈H/s⌉×⌈W/s⌉.
-        lambda1: M, or one number for all objects; λ1, how much the inside should be of one kind.
-        lambda2: M, or one number; λ2, how much the outside should.
+            and so on. With a stride s, the last two axes are ⌈H/s⌉×⌈W/s⌉.
+        lambda1: M, or one number for all objects; λ1, weight of the squared distances from the mean inside.
+        lambda2: M, or one number; λ2, weight of the squared distances from the mean outside.
         mu: M, or one number; μ, weight of the contour's length.
-        epsilon: M×N, or one number, positive; ε of every iteration, in units of φ: the reach of its step.
+        epsilon: M×N, or one number, positive; ε of every iteration, in units of φ: the width of δ around the contour.
         dt: M×N, or one number; Δt of every iteration.
-        steps: N, where neither ε nor Δt says it.
-        delta: δ_ε(z) = ε² / π(ε² + z²) as ``printed`` in eq. 4, whose peak is 1/π whatever ε; or the ``derivative`` of
-            the step function, ε / π(ε² + z²).
-        eta: η > 0, in units of φ per pixel: gradients much smaller have no direction (see :func:`curvature`).
-        stride: s ≥ 1: a feature stands for s×s pixels; between them F is bilinear, as by ``interpolate``, but is not
-            formed: s² times less is read and held. (Triton's kernels do form it, which takes them less time.)
-        kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
+        steps: N, needed if neither ε nor Δt has a number for each iteration.
+        delta: ``printed`` is δ_ε(z) = ε² / π(ε² + z²) as in eq. 4, whose peak is 1/π for every ε. ``derivative`` is the
+            derivative of the step function, ε / π(ε² + z²).
+        eta: η > 0, in units of φ per pixel. Gradients much smaller than η have no direction (see :func:`curvature`).
+        stride: s ≥ 1. A feature stands for s×s pixels, and F is bilinear between them, as by ``interpolate``. Only
+            Triton's kernels form F, because they are faster with it. Otherwise s² times less is read and held.
+        kernels: ``auto`` uses Triton on a GPU where it is installed. ``triton`` or ``torch`` forces one or the other.
 
     Returns:
-        M×H×W, float32 (float64 for float64 input). Differentiable once, by all tensors.
+        M×H×W, float32 (float64 for float64 input). Differentiable once, with respect to all tensors.
 
     Raises:
         ValueError: If shapes do not fit, an input is not floating, or an option is out of range.
@@ -89,7 +89,7 @@ def chan_vese_evolve(
     phi, features, lambda1, lambda2, mu, epsilon, dt = (tensor.to(dtype) for tensor in tensors)
     if epsilon.shape[1] == 0:
         return phi
-    if len(phi) == 0:  # on the graph of everything, so that no process of several waits for a gradient in vain
+    if len(phi) == 0:  # the result uses all tensors, so that no distributed process waits for a missing gradient
         return phi + 0 * torch.stack([tensor.sum() for tensor in (features, lambda1, lambda2, mu, epsilon, dt)]).sum()
     groups = (len(features), len(phi) // len(features))
     numbers = torch.cat([torch.stack([lambda1, lambda2, mu], 1), epsilon, dt], 1)
@@ -97,18 +97,18 @@ def chan_vese_evolve(
     triton = use_triton(kernels, phi) and features.shape[1] <= MOST_FEATURES
     if triton and stride > 1:
         features, stride = enlarged(features, (phi.shape[1], phi.shape[2]), stride), 1
-    if not triton:  # whose kernels do it themselves
-        # What all features of an object have in common moves nothing, but squares of it drown the rest in rounding. As
-        # it moves nothing, the gradient by the features is that by the shifted ones.
+    if not triton:  # Triton's kernels shift the features themselves
+        # A constant added to a feature moves no contour, but its square would hide the rest in rounding errors. As it
+        # moves no contour, the gradient by the features equals the gradient by the shifted features.
         features = features - features.detach().mean((2, 3), keepdim=True)
-    with torch.autocast(phi.device.type, enabled=False):  # sums over 10⁴ pixels say little in half precision
+    with torch.autocast(phi.device.type, enabled=False):  # half precision is too coarse for sums over 10⁴ pixels
         printed, flat = delta == "printed", numbers.view(*groups, -1)
         made = evolve(grouped, features.contiguous(), flat, printed, eta, stride, triton)
     return made[0].view(phi.shape)
 
 
 def _filled(number: Tensor | float, phi: Tensor, shape: Sequence[int]) -> Tensor:
-    """A number for each object (and iteration); tensors are left for the check of shapes."""
+    """Expand one number to ``shape``. A tensor with axes is returned as it is, because :func:`_check` checks it."""
     return number if isinstance(number, Tensor) and number.dim() else _full(number, phi, shape)
 
 
@@ -120,7 +120,7 @@ def _full(number: Tensor | float, phi: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _steps(epsilon: Tensor | float, dt: Tensor | float, steps: int | None) -> int:
-    """N."""
+    """Return N, the number of iterations."""
     known = [x.shape[-1] for x in (epsilon, dt) if isinstance(x, Tensor) and x.dim() == 2]
     if steps is None and not known:
         raise ValueError("give steps, the number of iterations, or epsilon and dt for each of them, M×N")

@@ -1,6 +1,6 @@
-"""The iterations of a Chan-Vese evolution and their gradient as one operator (:mod:`lsseg.functional.chan_vese`).
+"""Runs the iterations of :mod:`lsseg.functional.chan_vese` and their gradient as one operator.
 
-Legend: G groups of K objects that share their features; D features, N iterations, P = H·W pixels; b groups of a block.
+Legend: G groups of K objects that share their features, b groups in a block. D features, N iterations, P = H·W pixels.
 """
 
 import math
@@ -16,11 +16,11 @@ from lsseg.functional.grid import FeatureGrid
 from lsseg.functional.heaviside import arctan_step
 from lsseg.functional.partition import refuse_second_derivative
 
-BLOCK = 2**22  # elements of features, or of planes
+BLOCK = 2**22  # elements of features, or of planes, in one block
 
 
 class _Numbers(NamedTuple):
-    """Hyperparameters of a block, each b×K×1; those of the steps b×K×N."""
+    """Holds the hyperparameters of a block: ``epsilon`` and ``dt`` are b×K×N, the others are b×K×1."""
 
     lambda1: Tensor
     lambda2: Tensor
@@ -36,16 +36,16 @@ def _split(numbers: Tensor) -> _Numbers:
 
 
 def _delta(phi: Tensor, epsilon: Tensor, printed: bool) -> tuple[Tensor, Tensor]:
-    """δ_ε(φ), and ε² + φ²."""
+    """Return δ_ε(φ) and ε² + φ²."""
     reach = (phi * phi).add_(epsilon * epsilon)
     return (epsilon * epsilon if printed else epsilon) / math.pi / reach, reach
 
 
 def _force(sides: Tensor, features: FeatureGrid, energy: Tensor, n: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
-    """λ2 ‖F - c2‖² - λ1 ‖F - c1‖², b×K×P, and c1 over c2, b×2K×D, and the sizes of both sides, b×2K×1.
+    """Return λ2 ‖F - c2‖² - λ1 ‖F - c1‖² (b×K×P), all c1 before all c2 (b×2K×D), and both sides' sizes (b×2K×1).
 
     Args:
-        sides: b×2K×P; H(φ) of the K objects, then 1 - H(φ).
+        sides: b×2K×P: H(φ) of the K objects, then 1 - H(φ) of them.
         features: F.
         energy: ‖F‖², b×1×P.
         n: Hyperparameters.
@@ -59,14 +59,14 @@ def _force(sides: Tensor, features: FeatureGrid, energy: Tensor, n: _Numbers) ->
 
 
 def _sides(phi: Tensor, epsilon: Tensor) -> Tensor:
-    """H_ε(φ) and 1 - H_ε(φ) = H_ε(-φ), b×2K×P: both accurate where they are small."""
+    """Return H_ε(φ) and 1 - H_ε(φ) = H_ε(-φ), b×2K×P. Both are accurate where they are small, too."""
     return torch.cat([arctan_step(phi, epsilon), arctan_step(-phi, epsilon)], 1)
 
 
 def _blocks(features: Tensor, phi: Tensor) -> Iterable[slice]:
-    """Groups that are worked on together: a share for each thread on a CPU, or some megabytes; all at once elsewhere.
+    """Return blocks of groups: on a CPU a thread's share or at most some megabytes, on other devices all groups.
 
-    With fewer in a block the threads wait for Python's lock, with more for memory.
+    With smaller blocks the threads wait for Python's lock. With larger blocks they wait for main memory.
     """
     if not blocks.in_cache(phi.device):
         return [slice(0, len(phi))]
@@ -79,20 +79,20 @@ def _blocks(features: Tensor, phi: Tensor) -> Iterable[slice]:
 def evolve(
     phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float, stride: int, triton: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All iterations.
+    """Run all iterations.
 
     Args:
         phi: G×K×H×W.
         features: G×D×⌈H/s⌉×⌈W/s⌉.
-        numbers: G×K×(3 + 2N): λ1, λ2, μ, ε_n, Δt_n.
-        printed: Which δ.
+        numbers: G×K×(3 + 2N): λ1, λ2, μ, all ε_n, all Δt_n.
+        printed: Whether δ is as printed; otherwise it is the derivative of the step function.
         eta: η.
-        stride: s; 1 for Triton's kernels.
-        triton: Whether they do it.
+        stride: s; it must be 1 for Triton's kernels.
+        triton: Whether Triton's kernels do the work.
 
     Returns:
-        φ after the last iteration; and for the backward pass φ before each, N×G×K×P, the means N×G×2K×D and the sizes
-        of both sides, N×G×2K×1.
+        φ after the last iteration, and for the backward pass φ before each iteration (N×G×K×P), the means (N×G×2K×D)
+        and the sizes of both sides (N×G×2K×1).
     """
     if triton:
         from lsseg.functional.kernels import chan_vese as kernels
@@ -151,7 +151,7 @@ def _evolve_backward(
     triton: bool,
     wants_features: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by φ, the features (empty where they are not wanted) and the numbers."""
+    """Return the gradients by φ, by the features (empty if they are not wanted) and by the numbers."""
     by_features = torch.empty_like(features) if wants_features else features.new_empty(0)
     if triton:
         from lsseg.functional.kernels import chan_vese as kernels
@@ -196,15 +196,15 @@ def _(
 
 
 class _Backward:
-    """The way back through the iterations of a block.
+    """Carries the gradient of a block back through its iterations.
 
-    The gradient by F of all iterations is Σ left·right (thin matrices D×R and R×P) and ``along`` times F.
+    The gradient by F of all iterations together is left·right (thin matrices, D×R and R×P) plus ``along`` times F.
 
     Args:
         features: F.
         n: Hyperparameters.
         by_out: b×K×H×W, the gradient by φ after the last iteration.
-        printed: Which δ.
+        printed: Whether δ is as printed; otherwise it is the derivative of the step function.
         eta: η.
     """
 
@@ -220,7 +220,7 @@ class _Backward:
         self.along = torch.zeros_like(self.energy)
 
     def step(self, number: int, phi: Tensor, means: Tensor, sizes: Tensor) -> None:
-        """One iteration, from φ before it, b×K×P."""
+        """Go back through one iteration, given φ (b×K×P) before it, and its means and sizes."""
         n, g = self.n, self.by_phi
         epsilon, dt = n.epsilon[..., number, None], n.dt[..., number, None]
         sides = _sides(phi, epsilon)
@@ -233,7 +233,7 @@ class _Backward:
         by_delta = (g * force).mul_(dt)
         by_dt = (g * delta).mul_(force).sum(2)
         by_side, by_lambda = self._through_force(by_force, sides, means, sizes)
-        # H' = ε / π(ε² + φ²) and ∂H/∂ε = -φ / π(ε² + φ²); the outside is one minus the inside.
+        # H' = ε / π(ε² + φ²) and ∂H/∂ε = -φ / π(ε² + φ²). ``by_side`` covers the outside, too, because it is 1 - H.
         by_step = by_side / reach / math.pi
         by_epsilon = -(by_step * phi).sum(2)
         by_epsilon += self._by_epsilon_of_delta(by_delta, phi, epsilon, reach)
@@ -246,7 +246,7 @@ class _Backward:
         self.by_steps.append(torch.stack([by_epsilon, by_dt], 2))
 
     def _through_force(self, by_force: Tensor, sides: Tensor, means: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients by H (b×K×P) and by λ1, λ2 (b×K×2); what concerns the features is noted."""
+        """Return the gradients by H (b×K×P) and by λ1, λ2 (b×K×2), and collect the terms of the features' gradient."""
         n = self.n
         inside, outside = means.chunk(2, 1)
         total = by_force.sum(2, keepdim=True)
@@ -267,18 +267,21 @@ class _Backward:
         return by_side, torch.cat(by_lambda, 2)
 
     def _by_epsilon_of_delta(self, by_delta: Tensor, phi: Tensor, epsilon: Tensor, reach: Tensor) -> Tensor:
-        """∂δ/∂ε = 2ε φ² / π(ε² + φ²)² as printed, (φ² - ε²) / π(ε² + φ²)² of the derivative; b×K."""
+        """Return the gradient by ε through δ, b×K.
+
+        ∂δ/∂ε is 2ε φ² / π(ε² + φ²)² for the printed δ, and (φ² - ε²) / π(ε² + φ²)² for the derivative.
+        """
         squared = phi * phi
         change = 2 * epsilon * squared if self.printed else squared - epsilon * epsilon
         return (by_delta * change / reach.square()).sum(2) / math.pi
 
     def by_numbers(self) -> Tensor:
-        """b×K×(3 + 2N)."""
+        """Return the gradients by the numbers, b×K×(3 + 2N)."""
         by_steps = torch.stack(self.by_steps[::-1], 3).flatten(2)  # ε_1 … ε_N, Δt_1 … Δt_N
         return torch.cat([torch.stack(self.by_weights).sum(0), by_steps], 2)
 
     def write_by_features(self, out: Tensor) -> None:
-        """Into b×D×⌈H/s⌉×⌈W/s⌉."""
+        """Write the gradient by the features into ``out``, b×D×⌈H/s⌉×⌈W/s⌉."""
         self.features.write_gradient(self.along, torch.cat(self.left, 1).mT, torch.cat(self.right, 1), out)
 
 

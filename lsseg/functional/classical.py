@@ -1,12 +1,12 @@
-"""The classical Chan-Vese segmentation of an image, without anything learnt (Chan and Vese 2001).
+"""Segments images by the classical Chan-Vese model, without learned parts (Chan and Vese 2001).
 
-Legend: M images, D channels, H×W pixels; u is the soft inside, in [0, 1].
+Legend: M images, D channels, H×W pixels. u in [0, 1] is the soft mask of the inside.
 
-    E = λ1 Σ_inside ‖I - c1‖² + λ2 Σ_outside ‖I - c2‖² + μ · length,    c1, c2 the means of I inside and outside
+    E = λ1 Σ_inside ‖I - c1‖² + λ2 Σ_outside ‖I - c2‖² + μ · length,    c1, c2: means of I inside and outside
 
 For given means E is convex in u, and every threshold of its minimiser minimises E among regions (Chan, Esedoglu and
-Nikolova 2006, theorem 2), which no evolution of a level set can promise. A primal-dual iteration (Chambolle and Pock
-2011, algorithm 1) finds it, and the means follow. The length is that of forward differences.
+Nikolova 2006, theorem 2). No evolution of a level set can promise this. A primal-dual iteration (Chambolle and Pock
+2011, algorithm 1) finds the minimiser, and updates the means regularly. Forward differences measure the length.
 """
 
 import math
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lsseg.functional.distance import signed_distance
 
-# The primal step is this over μ, as u lies in [0, 1], the dual one this times μ, the length of its vectors. The product
-# of both times 8, the norm of the differences squared, must not exceed 1.
+# The primal step is STEP / μ, because u lies in [0, 1]. The dual step is STEP · μ, because dual vectors have lengths up
+# to μ. The product of both steps and 8, the squared norm of the differences, must not exceed 1.
 STEP = 1 / math.sqrt(8)
-# After so many iterations the means are taken anew, and it is looked whether labels still change.
+# After this many iterations the means are computed anew, and the loop checks whether labels still change.
 EVERY = 10
 
 
@@ -37,15 +37,15 @@ def chan_vese_segment(
 
     Args:
         image: M×D×H×W, with values in [0, 1] (μ is in units of squared values).
-        mask: M×H×W bool, where the means start from and which region is called inside; None splits every image at its
-            brightest colours (two means of the sum over channels).
-        mu: μ ≥ 0, the price of a pixel of contour.
-        lambda1: λ1 > 0, of what differs from the mean inside.
-        lambda2: λ2 > 0, outside.
-        steps: The most iterations.
-        tolerance: Iterations end when at most this share of the pixels changes sides in ten of them.
-        reach: How many pixels from the contour of ``mask`` labels may change; the means are those of the pixels that
-            may (as in Lankton and Tannenbaum 2008). None lets all change, wherever they lie.
+        mask: M×H×W bool, the first inside. It gives the first means, and decides which region is called inside. None
+            starts from the brighter pixels of every image (two means of the sum over channels).
+        mu: μ ≥ 0, weight of each pixel of the contour's length.
+        lambda1: λ1 > 0, weight of the squared distances from the mean inside.
+        lambda2: λ2 > 0, weight of the squared distances from the mean outside.
+        steps: The largest number of iterations.
+        tolerance: Iterations end when at most this share of the pixels changes sides within ten iterations.
+        reach: Labels may change only at less than this distance from the contour of ``mask``, in pixels. Only these
+            pixels enter the means (as in Lankton and Tannenbaum 2008). None lets all pixels change.
 
     Returns:
         φ = 2u - 1 in [-1, 1], M×H×W, positive inside.
@@ -73,11 +73,11 @@ def chan_vese_segment(
 def chan_vese_energy(
     image: Tensor, mask: Tensor, mu: float = 0.25, lambda1: float = 1.0, lambda2: float = 1.0
 ) -> Tensor:
-    """E of regions, M, float64.
+    """Return the energy E of every image's regions, M float64 numbers.
 
     Args:
         image: M×D×H×W.
-        mask: M×H×W bool, the inside.
+        mask: M×H×W bool, True inside.
         mu: μ.
         lambda1: λ1.
         lambda2: λ2.
@@ -122,7 +122,7 @@ def _check(
 
 
 def _two_means(values: Tensor) -> Tensor:
-    """Which pixels are brighter than midway between the two means of the brightness, M×H×W."""
+    """Return which pixels are brighter than midway between the two means of the brightness, M×H×W bool."""
     brightness = values.sum(1)
     threshold = brightness.mean((1, 2), keepdim=True)
     for _ in range(20):
@@ -130,7 +130,7 @@ def _two_means(values: Tensor) -> Tensor:
         count = above.sum((1, 2), keepdim=True)
         high = (brightness * above).sum((1, 2), keepdim=True) / count.clamp_min(1)
         low = (brightness * ~above).sum((1, 2), keepdim=True) / (above.shape[1] * above.shape[2] - count).clamp_min(1)
-        threshold = torch.where(count > 0, (high + low) / 2, threshold)  # of one colour nothing is brighter
+        threshold = torch.where(count > 0, (high + low) / 2, threshold)  # an image of one colour has a count of 0
     return brightness > threshold
 
 
@@ -144,7 +144,7 @@ def _relaxed(
     steps: int,
     tolerance: float,
 ) -> Tensor:
-    """2u - 1 of one image, of which only some pixels are free to change."""
+    """Return 2u - 1 of one image, where only the pixels in ``free`` may change."""
     u = inside.to(image.dtype)
     force = _force(image, inside, free, lambda1, lambda2)
     if mu == 0:
@@ -153,7 +153,7 @@ def _relaxed(
     ahead, across, down = u.clone(), torch.zeros_like(u), torch.zeros_like(u)
     norm, change = torch.empty_like(u), torch.empty_like(u)
     for step in range(1, steps + 1):
-        if force is None:  # nothing is left on one side: no means, and no contour
+        if force is None:  # one side is empty, so there are no two means and no contour
             break
         across[:, :-1].add_(ahead.diff(dim=1), alpha=STEP * mu)
         down[:-1].add_(ahead.diff(dim=0), alpha=STEP * mu)
@@ -175,7 +175,7 @@ def _relaxed(
 
 
 def _force(image: Tensor, inside: Tensor, free: Tensor, lambda1: float, lambda2: float) -> Tensor | None:
-    """λ2 ‖I - c2‖² - λ1 ‖I - c1‖², H×W, with means of the free pixels; None where a region has none."""
+    """Return λ2 ‖I - c2‖² - λ1 ‖I - c1‖², H×W, with the free pixels' means, or None if a region has no free pixel."""
     both = []
     for side in (inside & free, ~inside & free):
         count = int(side.sum())

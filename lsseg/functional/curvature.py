@@ -1,7 +1,7 @@
-"""Curvature by Sobel filters (Homayounfar 2020, section 4.1, eq. 8), and finite differences along an axis.
+"""Computes curvature by Sobel filters (Homayounfar 2020, section 4.1, eq. 8) and finite differences along an axis.
 
-Legend: …×H×W; the edge is repeated. Filters are normalised by 1/8, so that a ramp of slope 1 has the gradient 1.
-Differences d = φ[x+1] - φ[x] lie between the pixels: there is one less of them. Any shape in front of the axis.
+Tensors are …×H×W with any leading axes, and the edge is repeated. Filters are normalised by 1/8, so that a ramp of
+slope 1 has the gradient 1. Differences d = φ[x+1] - φ[x] lie between the pixels, so there is one fewer of them.
 """
 
 from torch import Tensor
@@ -10,11 +10,11 @@ X, Y = -1, -2
 
 
 def curvature(phi: Tensor, eta: float = 0.03) -> Tensor:
-    """Curvature of the contours of a level-set function, div(∇φ/|∇φ|), per pixel.
+    """Return the curvature of a level-set function's contours at every pixel, div(∇φ/|∇φ|).
 
-    |∇φ| = √(φ_x² + φ_y² + η²): where φ is flat there is no direction, and no curvature. Gradients of a normalised,
-    truncated distance are about 1/14, of which η = 0.03 takes 8 %; a smaller η makes the gradients of an evolution
-    explode at the edge of the truncation.
+    |∇φ| is √(φ_x² + φ_y² + η²), so a flat φ has no direction and no curvature. Gradients of a normalised, truncated
+    distance are about 1/14, and η = 0.03 shortens their normals by 8 %. A smaller η makes the gradients of an
+    evolution explode at the edge of the truncation.
 
     Args:
         phi: …×H×W, floating; positive inside, so that a convex region has a negative curvature.
@@ -40,7 +40,7 @@ def curvature(phi: Tensor, eta: float = 0.03) -> Tensor:
 
 
 def curvature_adjoint(gradient: Tensor, phi: Tensor, eta: float) -> Tensor:
-    """Gradient by φ of a function of which the gradient by :func:`curvature` is given."""
+    """Return the gradient by φ of a function, given its gradient by :func:`curvature`."""
     norm, nx, ny = _normals(phi, eta)
     by_nx, by_ny = _sobel_adjoint(gradient, X).div_(norm), _sobel_adjoint(gradient, Y).div_(norm)
     along = (nx * by_nx).addcmul_(ny, by_ny)
@@ -50,7 +50,7 @@ def curvature_adjoint(gradient: Tensor, phi: Tensor, eta: float) -> Tensor:
 
 
 def _normals(phi: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """|∇φ| and the unit normal."""
+    """Return |∇φ| (with η) and the unit normal."""
     gx, gy = _sobel(phi, X), _sobel(phi, Y)
     norm = (gx * gx).addcmul_(gy, gy).add_(eta**2).sqrt()
     return norm, gx / norm, gy / norm
@@ -65,14 +65,14 @@ def _sobel_adjoint(g: Tensor, dim: int) -> Tensor:
 
 
 def _smoothed(phi: Tensor, dim: int) -> Tensor:
-    """(1, 2, 1) / 4 along an axis, as φ - DᵀD φ / 4 with the differences D: with the edge repeated its own adjoint."""
+    """Smooth by (1, 2, 1) / 4 along an axis, as φ - DᵀD φ / 4 with the differences D. It is self-adjoint."""
     out = phi.clone()
     add_difference_adjoint(out, phi.diff(dim=dim), dim, -0.25)
     return out
 
 
 def spread(d: Tensor, dim: int) -> Tensor:
-    """Twice the central differences at the pixels from the differences between them."""
+    """Return twice the central differences at the pixels, given the differences between them."""
     size = d.shape[dim]
     out = _empty_pixels(d, dim)
     out.narrow(dim, 0, size).copy_(d)
@@ -82,13 +82,13 @@ def spread(d: Tensor, dim: int) -> Tensor:
 
 
 def spread_adjoint(g: Tensor, dim: int) -> Tensor:
-    """From pixels to the differences between them."""
+    """Apply the adjoint of :func:`spread`, from the pixels to the differences between them."""
     size = g.shape[dim] - 1
     return g.narrow(dim, 0, size) + g.narrow(dim, 1, size)
 
 
 def difference_adjoint(g: Tensor, dim: int) -> Tensor:
-    """From the differences to the pixels."""
+    """Apply the adjoint of the differences, from the places between the pixels to the pixels."""
     size = g.shape[dim]
     out = _empty_pixels(g, dim)
     out.narrow(dim, 1, size).copy_(g)
@@ -98,7 +98,7 @@ def difference_adjoint(g: Tensor, dim: int) -> Tensor:
 
 
 def add_difference_adjoint(out: Tensor, g: Tensor, dim: int, factor: float = 1.0) -> None:
-    """Add ``factor`` times :func:`difference_adjoint`."""
+    """Add ``factor`` times :func:`difference_adjoint` of ``g`` to ``out``."""
     size = g.shape[dim]
     out.narrow(dim, 1, size).add_(g, alpha=factor)
     out.narrow(dim, 0, size).sub_(g, alpha=factor)

@@ -1,4 +1,4 @@
-"""Fully connected CRF on the class probabilities (Krähenbühl 2011), the rival of the level-set loss in Kim 2019.
+"""Refines class probabilities by a fully connected CRF (Krähenbühl 2011), the level-set loss's rival in Kim 2019.
 
 Legend: C classes, H×W pixels.
 """
@@ -14,16 +14,16 @@ from lsseg.errors import InputError, require
 
 @dataclass(frozen=True)
 class DenseCRF:
-    """Mean-field inference in a CRF in which every pair of pixels with different labels pays for being alike.
+    """Runs mean-field inference in a CRF that penalises every pair of similar pixels with different labels.
 
-    The two kernels are exp(-|Δxy|²/2σ² - |Δrgb|²/2σ'²) (appearance) and exp(-|Δxy|²/2σ²) (smoothness); their sums are
-    approximate (the permutohedral lattice of the package pydensecrf2). The defaults lie in the ranges in which DeepLab
-    searches (Chen 2018, section 4.1); it prints no values that it found.
+    The two kernels are exp(-|Δxy|²/2σ² - |Δrgb|²/2σ'²) (appearance) and exp(-|Δxy|²/2σ²) (smoothness). The package
+    pydensecrf2 approximates their sums by a permutohedral lattice. The defaults lie in the ranges in which DeepLab
+    searches (Chen 2018, section 4.1). That paper does not print the values that it found.
 
     Args:
         appearance_weight: Weight of the first kernel; DeepLab searches 3 to 6, on validation images.
         appearance_xy: Width σ of the first kernel in pixels; DeepLab searches 30 to 100.
-        appearance_rgb: Width σ' of the first kernel in levels of 0..255; DeepLab searches 3 to 6.
+        appearance_rgb: Width σ' of the first kernel in colour levels (0..255); DeepLab searches 3 to 6.
         smoothness_weight: Weight of the second kernel; 3 in DeepLab.
         smoothness_xy: Width σ of the second kernel in pixels; 3 in DeepLab.
 
@@ -47,10 +47,10 @@ class DenseCRF:
     def __call__(
         self, probabilities: npt.NDArray[np.floating], image: npt.NDArray[np.uint8], iterations: int
     ) -> npt.NDArray[np.float32]:
-        """Probabilities after inference, C×H×W.
+        """Return the probabilities after inference, C×H×W.
 
         Args:
-            probabilities: C×H×W, of the network.
+            probabilities: C×H×W, probabilities of the network.
             image: H×W×3, RGB.
             iterations: Number of mean-field iterations; 10 or 5 in Kim 2019, table 4.
 
@@ -71,7 +71,7 @@ class DenseCRF:
 
 
 def lattice_crf() -> Any:
-    """The package's class; raises ``InputError`` where it is not installed."""
+    """Return the class of the package pydensecrf2, or raise ``InputError`` if the package is not installed."""
     try:
         from pydensecrf.densecrf import DenseCRF2D
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""Signed Euclidean distances of masks, exact (Zhang 2019, algorithm 1; Homayounfar 2020, section 3).
+"""Computes exact signed Euclidean distances of masks (Zhang 2019, algorithm 1; Homayounfar 2020, section 3).
 
-Legend: H×W pixels, M masks. Distances are in pixels, positive inside; zero lies on the edge between two pixels.
+Legend: H×W pixels, M masks. Distances are in pixels and positive inside. Zero lies on the edge between two pixels.
 """
 
 import math
@@ -16,27 +16,27 @@ from lsseg.functional import blocks
 from lsseg.functional.heaviside import arctan_step
 from lsseg.functional.kernels import Kernels, use_triton
 
-# Squares of distances up to this are told from their neighbours in float32 (2¹² squared has 24 bits).
+# Up to this distance in pixels, float32 tells a square from the next whole number (2¹² squared has 24 bits).
 EXACT_BELOW = 1200
-# Sums of two squares of distances up to this fit 32 bits.
+# Up to this distance in pixels, the sum of two squared distances fits into 32 bits.
 FARTHEST = 30000
 
 
 def signed_distance(mask: Tensor, truncation: float | None = None, kernels: Kernels = "auto") -> Tensor:
-    """Signed distance to the contour of a mask: d_in - ½ inside, ½ - d_out outside.
+    """Return the signed distance to the contour of a mask: d_in - ½ inside, ½ - d_out outside.
 
-    d_in and d_out are the distances between pixel centres to the nearest pixel on the other side, so that the pixels
-    beside the contour have ±½. A mask without contour (empty or full) has ±truncation everywhere, or ±(H + W) where
-    none is given. No gradient: the mask has none.
+    d_in and d_out are the distances from a pixel's centre to the centre of the nearest pixel on the other side, so that
+    pixels beside the contour have ±½. A mask without a contour (empty or full) has ±truncation everywhere, or
+    ±(H + W) without a truncation. The result has no gradient, because the mask has none.
 
     On a CPU OpenCV's exact transform works mask by mask, on the part of the image that a truncated distance can reach.
-    Elsewhere nothing leaves the device: a separable minimum over the window of the truncation (over the whole image
-    where there is none, H + W steps), on a GPU by two kernels of Triton.
+    On other devices the data stay on the device. The distance is a separable minimum over the window of the truncation,
+    or over the whole image without one (H + W steps). On a GPU two Triton kernels compute it.
 
     Args:
         mask: …×H×W bool.
-        truncation: τ > 0; distances are clipped to ±τ.
-        kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
+        truncation: τ > 0 in pixels; distances are clipped to ±τ. None does not clip.
+        kernels: ``auto`` uses Triton on a GPU where it is installed. ``triton`` or ``torch`` forces one or the other.
 
     Returns:
         …×H×W float32.
@@ -63,14 +63,14 @@ def signed_distance(mask: Tensor, truncation: float | None = None, kernels: Kern
 
 
 def tsdf(mask: Tensor, reach: float) -> Tensor:
-    """Truncated signed distance function of a mask, in [-1, 1]: 1 from ``reach`` pixels inside on (Homayounfar 2020).
+    """Return the truncated signed distance function (TSDF) of a mask in units of ``reach`` (Homayounfar 2020).
 
     Args:
         mask: …×H×W bool.
         reach: τ > 0 in pixels.
 
     Returns:
-        …×H×W float32.
+        …×H×W float32 in [-1, 1].
 
     >>> tsdf(torch.tensor([[False, True, True, True]]), 2.0)
     tensor([[-0.2500,  0.2500,  0.7500,  1.0000]])
@@ -79,20 +79,20 @@ def tsdf(mask: Tensor, reach: float) -> Tensor:
 
 
 def tsdf_loss(phi: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = None, epsilon: float = 0.1) -> Tensor:
-    """Mean |φ - φ_GT| + mean BCE(H_ε(φ), M_GT) over the valid pixels (Homayounfar 2020, section 4.2).
+    """Return mean |φ - φ_GT| + mean BCE(H_ε(φ), M_GT) over the valid pixels (Homayounfar 2020, section 4.2).
 
-    H is the arctan step function; both H(φ) and 1 - H(φ) = H(-φ) keep their tails in float32, so the logarithm is
-    finite wherever φ is.
+    H is the arctan step function. Both H(φ) and 1 - H(φ) = H(-φ) keep their tails in float32, so the logarithm is
+    finite wherever φ is finite.
 
     Args:
         phi: Any shape.
-        target: φ_GT, normalised like φ (:func:`tsdf`); the shape of ``phi``.
-        mask: M_GT, bool, the shape of ``phi``.
-        valid: Bool, broadcast to ``phi``: pixels that count; None is all of them.
+        target: φ_GT, normalised like φ (:func:`tsdf`), of the shape of ``phi``.
+        mask: M_GT, bool, of the shape of ``phi``.
+        valid: Bool, broadcast to ``phi``: pixels that count. None counts all pixels.
         epsilon: ε > 0, width of the step in units of φ; 0.1 in the paper.
 
     Returns:
-        A scalar; 0 (with zero gradient) where nothing is valid.
+        A scalar, which is 0 (with zero gradient) if no pixel is valid.
 
     >>> phi = torch.tensor([[-0.5, 0.5]])
     >>> tsdf_loss(phi, phi, phi > 0)  # -log H_0.1(½)
@@ -110,7 +110,7 @@ def tsdf_loss(phi: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = 
 
 @torch.library.custom_op("lsseg::signed_distance", mutates_args=())
 def _by_library(mask: Tensor, limit: float) -> Tensor:
-    """M×H×W on the CPU; a library routine for each mask and side, on no more of the image than τ makes necessary."""
+    """Measure M×H×W masks on the CPU by OpenCV, each side of each mask on no more of the image than τ requires."""
     planes = mask.numpy().view(np.uint8)
     distance = np.empty(planes.shape, np.float32)
 
@@ -123,7 +123,7 @@ def _by_library(mask: Tensor, limit: float) -> Tensor:
 
 
 def _measure(plane: npt.NDArray[np.uint8], out: npt.NDArray[np.float32], limit: float) -> None:
-    """The distances of one mask."""
+    """Write the signed distances of one mask into ``out``."""
     filled = np.count_nonzero(plane)
     if filled in (0, plane.size):
         out.fill(limit if filled else -limit)
@@ -159,13 +159,13 @@ def _to_nearest_zero(plane: npt.NDArray[np.uint8], limit: float) -> npt.NDArray[
     distance: npt.NDArray[np.float32] = cv2.distanceTransform(plane, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     if min(limit, sum(plane.shape)) > EXACT_BELOW:
         return distance
-    # Its last bit depends on where in memory the result lies. The square is a whole number, whose root is exact; too
-    # large a square is not told from its neighbours, but beyond the limit no one looks.
+    # The last bit of OpenCV's result depends on where in memory it lies. The true square is a whole number, so rounding
+    # makes it exact. Squares too large for float32 may stay wrong, but they are beyond the limit and are clipped.
     return np.sqrt(np.rint(np.square(distance, out=distance), out=distance), out=distance)
 
 
 def _reach(plane: npt.NDArray[np.uint8], margin: int) -> tuple[slice, slice]:
-    """The bounding box of a mask's pixels, grown by a margin: beyond it every distance is larger than the margin."""
+    """Return the bounding box of a mask's pixels, grown by a margin. Beyond it every distance exceeds the margin."""
     slices = []
     for axis in (1, 0):
         where = np.flatnonzero(plane.any(axis=axis))
@@ -174,7 +174,7 @@ def _reach(plane: npt.NDArray[np.uint8], margin: int) -> tuple[slice, slice]:
 
 
 def windowed_signed_distance(mask: Tensor, limit: float) -> Tensor:
-    """:func:`signed_distance` on any device, in whole-tensor operations (M×H×W bool → M×H×W float32)."""
+    """Compute :func:`signed_distance` on any device by whole-tensor operations (M×H×W bool to M×H×W float32)."""
     return torch.cat([_windowed(mask[part], limit) for part in blocks.grouped(len(mask), mask[0].numel(), mask.device)])
 
 
@@ -186,9 +186,10 @@ def _windowed(mask: Tensor, limit: float) -> Tensor:
 
 
 def _squared_distance(mask: Tensor, reach: int) -> Tensor:
-    """Squared distance to the nearest pixel of a mask: exact up to ``reach``, larger than reach² beyond it.
+    """Return the squared distance to the nearest pixel of a mask, exact up to ``reach`` and above reach² beyond it.
 
-    min over (dy, dx) of dy² + dx² is a minimum over columns of a minimum over rows, in integers, hence exact.
+    The minimum of dy² + dx² is a minimum over columns of a minimum over rows. It is exact, because it is computed in
+    integers.
     """
     far = (reach + 1) ** 2
     kind = torch.int16 if 3 * far < 2**15 else torch.int32
@@ -206,5 +207,5 @@ def _squared_distance(mask: Tensor, reach: int) -> Tensor:
 
 
 def slice_along(dim: int, start: int, stop: int) -> tuple[slice, ...]:
-    """Index of the places start..stop-1 along one dimension."""
+    """Return the index of the places start..stop-1 along one dimension."""
     return (slice(None),) * dim + (slice(start, stop),)

@@ -1,8 +1,10 @@
-"""Edge-based level-set evolution of DELSE (Wang 2019, as extended by Homayounfar 2020, section 5, table 3).
+"""Runs DELSE's edge-based level-set evolution (Wang 2019, as extended by Homayounfar 2020, section 5, table 3).
 
 Legend: M objects, N iterations, H×W pixels. φ > 0 inside.
 
-    ∂φ/∂t = -V·∇φ + m κ |∇φ|,    V towards the nearest contour, so that the contour moves along V; m ≥ 0
+    ∂φ/∂t = -V·∇φ + m κ |∇φ|,    m ≥ 0
+
+V points towards the nearest contour of the object, and the contour φ = 0 moves along V.
 """
 
 import torch
@@ -22,21 +24,22 @@ def edge_evolve(
     *,
     eta: float = 0.03,
 ) -> Tensor:
-    """Carry level-set functions along a velocity field and smooth them, N explicit steps.
+    """Carry level-set functions along a velocity field and smooth them, in N explicit steps.
 
-    The motion takes upwind differences, the curvature central ones. Stable for dt · motion · (|V_x| + |V_y|) ≤ 1.
+    The motion uses upwind differences, and the curvature term uses central differences. The steps are stable for
+    dt · motion · (|V_x| + |V_y|) ≤ 1.
 
     Args:
         phi: M×H×W, positive inside.
         velocity: M×2×H×W, V_x and V_y in pixels per unit time.
-        modulation: M×H×W, m ≥ 0.
+        modulation: M×H×W, m ≥ 0, weight of the curvature at each pixel.
         motion: M, weight of the motion.
-        smoothing: M, weight of the curvature.
+        smoothing: M, weight of the curvature of each object.
         dt: M×N, length of each step.
         eta: η > 0, see :func:`lsseg.functional.curvature`.
 
     Returns:
-        M×H×W, float32 (float64 for float64 input), differentiable by all tensors.
+        M×H×W, float32 (float64 for float64 input), differentiable with respect to all tensors.
 
     >>> phi = torch.tensor([[[-1.5, -0.5, 0.5, 1.5]]])
     >>> right, one = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4), torch.ones(1)
@@ -56,7 +59,7 @@ def edge_evolve(
 
 
 def _upwind(phi: Tensor, speed: Tensor, dim: int) -> Tensor:
-    """The product v ∂φ, the difference taken on the side that the motion comes from; none across the edge."""
+    """Return v ∂φ, with the difference on the side that the motion comes from, and 0 across the image's edge."""
     difference = phi.diff(dim=dim)
     nothing = torch.zeros_like(phi.narrow(dim, 0, 1))
     behind, ahead = torch.cat([nothing, difference], dim), torch.cat([difference, nothing], dim)
@@ -70,7 +73,7 @@ def _central(phi: Tensor, dim: int) -> Tensor:
 
 
 def _slope(values: Tensor, dim: int) -> Tensor:
-    """Central differences; one-sided ones at the edge, which halves would bend towards it."""
+    """Return central differences. At the edge they are one-sided, because halved ones would turn the gradient."""
     slope = _central(values, dim)
     for edge in (0, -1):
         slope.select(dim, edge).mul_(2)
@@ -78,14 +81,14 @@ def _slope(values: Tensor, dim: int) -> Tensor:
 
 
 def towards_contour(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors towards the nearest contour of a mask, and where there is one.
+    """Return unit vectors towards the nearest contour of a mask, and the pixels that have one.
 
     Args:
         mask: M×H×W bool.
 
     Returns:
-        M×2×H×W float32 (x, y; zero where there is no direction: at equal distances, and without a contour), and the
-        pixels that have one, M×H×W bool.
+        M×2×H×W float32 (x, y), and the pixels that have a direction, M×H×W bool. A pixel has none (and the vector 0)
+        where two parts of the contour are equally near, or where the mask has no contour.
     """
     distance = signed_distance(mask).abs()
     gradient = torch.stack([_slope(distance, 2), _slope(distance, 1)], 1)

@@ -1,6 +1,6 @@
-"""The Heaviside family of the three methods and its derivatives (Kim 2019, eq. 2, 6, 7; Homayounfar 2020, eq. 4).
+"""Computes the three methods' Heaviside functions and derivatives (Kim 2019, eq. 2, 6, 7; Homayounfar 2020, eq. 4).
 
-Shapes: every function is element-wise, any shape in, the same shape out.
+Every function is element-wise. It takes any shape and returns the same shape.
 """
 
 import math
@@ -15,15 +15,15 @@ HeavisideKind = Literal["hf", "ahf", "mahf"]
 
 
 def heaviside(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") -> Tensor:
-    """Step function or one of its smooth approximations, H_ε(z).
+    """Return H_ε(z), the step function or one of its smooth approximations.
 
-    ``hf`` is 1[z ≥ 0] (Kim 2019, eq. 2), ``ahf`` is ½ (1 + 2/π · atan(z/ε)) (Chan and Vese, cited in Kim 2019,
-    section 3.2), ``mahf`` is ½ (1 + tanh(z/ε)) (Kim 2019, eq. 6).
+    ``hf`` is 1[z ≥ 0] (Kim 2019, eq. 2). ``ahf`` is ½ (1 + 2/π · atan(z/ε)) (Chan and Vese, cited in Kim 2019,
+    section 3.2). ``mahf`` is ½ (1 + tanh(z/ε)) (Kim 2019, eq. 6).
 
     Args:
         z: Level-set values, any shape.
         epsilon: Width of the transition, in units of ``z``; ``hf`` does not use it.
-        kind: Which member of the family.
+        kind: Name of the function.
 
     Returns:
         Values in [0, 1], the shape and dtype of ``z``.
@@ -45,14 +45,15 @@ def heaviside(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") 
 
 
 def dirac(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") -> Tensor:
-    """Derivative of :func:`heaviside`, δ_ε(z) = H_ε'(z) (Kim 2019, eq. 7).
+    """Return δ_ε(z) = H_ε'(z), the derivative of :func:`heaviside` (Kim 2019, eq. 7).
 
-    For ``hf`` it is 0 almost everywhere and 0 here everywhere: a loss built on it passes no gradient.
+    For ``hf`` the derivative is 0 almost everywhere, and this function returns 0 everywhere. A loss that uses ``hf``
+    passes no gradient.
 
     Args:
         z: Level-set values, any shape.
         epsilon: Width of the transition, in units of ``z``.
-        kind: Which member of the family.
+        kind: Name of the function.
 
     Returns:
         Values ≥ 0, the shape and dtype of ``z``.
@@ -73,9 +74,10 @@ def dirac(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") -> T
 
 
 def arctan_step(z: Tensor, epsilon: Tensor) -> Tensor:
-    """``ahf`` of a tensor of ε that broadcasts; accurate in the lower tail, where ½ + atan/π cancels to 0.
+    """Return ``ahf`` for a tensor of ε that broadcasts.
 
-    1 - H(z) is H(-z), accurate in the upper tail.
+    The result is accurate in the lower tail, where ½ + atan/π cancels to 0. In the upper tail 1 - H(z) is accurate if
+    it is computed as H(-z).
     """
     return torch.atan2(epsilon, -z).div_(math.pi)
 

@@ -1,8 +1,8 @@
-"""Boxes, the R×R grids in them, and which detection found which object, as COCO's evaluator decides.
+"""Crops and pastes masks on R×R grids in boxes, and matches detections to objects as COCO's evaluator does.
 
 Legend: n boxes (left, top, right, bottom edges in pixels) or detections and m objects of one class in one image, H×W
-pixels, R×R cells, T thresholds of overlap, R radii, C classes. Pixel i covers [i, i + 1): a mask that is cut out and
-pasted back stays where it was, to a fraction of a pixel.
+pixels, R×R cells, T thresholds of overlap. Pixel i covers [i, i + 1). A mask that is cropped and pasted back therefore
+stays where it was, to a fraction of a pixel.
 """
 
 import numpy as np
@@ -14,15 +14,15 @@ from torchvision.ops import roi_align
 
 from lsseg.functional import blocks
 
-# Pixels of the images that masks are pasted into together, on a device that is not to be kept waiting.
+# On devices other than a CPU, masks whose images have at most this many pixels in total are pasted together.
 AT_ONCE = 2**27
 
 
 def crop_objects(layers: Tensor, layer: Tensor, objects: Tensor, boxes: Tensor, resolution: int) -> Tensor:
-    """How much of every cell of every box an object covers.
+    """Return the share of every cell of every box that the box's object covers.
 
     Args:
-        layers: L×H×W integers; object k is where ``layers[layer[k]] == k + 1``.
+        layers: L×H×W integers. Object k covers the pixels where ``layers[layer[k]] == k + 1``.
         layer: Layer of every object.
         objects: n, the object of each box.
         boxes: n×4.
@@ -40,7 +40,7 @@ def crop_objects(layers: Tensor, layer: Tensor, objects: Tensor, boxes: Tensor, 
 
 
 def paste_masks(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks φ > 0 of whole images, from φ on the grids of boxes (bilinear between the cells' centres).
+    """Return the masks φ > 0 of whole images, given φ on the boxes' grids (bilinear between the cells' centres).
 
     Args:
         phi: n×R×R, positive inside.
@@ -58,7 +58,7 @@ def paste_masks(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _one_by_one(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """No more of each image than its box is looked at."""
+    """Paste mask by mask, and compute values only at the pixels of the mask's box."""
     masks = torch.zeros(len(phi), *size, dtype=torch.bool, device=phi.device)
     for mask, plane, rows, columns in zip(masks, phi, *_spans(boxes, size), strict=True):
         y, x = slice(*rows[:2].int().tolist()), slice(*columns[:2].int().tolist())
@@ -67,7 +67,7 @@ def _one_by_one(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _all_at_once(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Whole images, so many at a time as fit: nothing is asked of the device."""
+    """Paste as many masks at a time as fit, at all pixels of the images, so that nothing waits for the device."""
     masks = []
     count = max(1, AT_ONCE // (size[0] * size[1]))
     for start in range(0, len(phi), count):
@@ -83,9 +83,9 @@ def _all_at_once(phi: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _spans(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Rows and columns of every box, n×4 each: the first and the last but one pixel, and the box's edges.
+    """Return rows and columns of every box, n×4 each: the first pixel, the last pixel + 1, and the box's two edges.
 
-    Pixels whose centre is in the box are in the span; of a box too small for one, the pixel that it is in.
+    A span holds the pixels whose centre is in the box. If there is none, it holds the pixel at the box's centre.
     """
     spans = []
     for low, high, length in ((boxes[:, 1], boxes[:, 3], size[0]), (boxes[:, 0], boxes[:, 2], size[1])):
@@ -97,7 +97,7 @@ def _spans(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def _weights(span: Tensor, cells: int, pixels: slice) -> Tensor:
-    """Shares of a box's cells in the values at pixel centres, bilinear between the cells' centres; …×pixels×cells."""
+    """Return the weights of a box's cells at the pixel centres along one axis, linear in between; …×pixels×cells."""
     low, high = span[..., 2:3], span[..., 3:4]
     centre = torch.arange(pixels.start, pixels.stop, device=span.device) + 0.5
     place = ((centre - low) * (cells / (high - low).clamp_min(1e-6)) - 0.5).clamp(0, cells - 1)
@@ -105,20 +105,20 @@ def _weights(span: Tensor, cells: int, pixels: slice) -> Tensor:
 
 
 def subpixel_contours(phi: npt.NDArray[np.floating], box: npt.NDArray[np.floating]) -> list[npt.NDArray[np.float64]]:
-    """Contours φ = 0 of one object to a fraction of a pixel, by marching squares, closed at the box's edge.
+    """Return one object's contours φ = 0, closed at the box's edge, to a fraction of a pixel by marching squares.
 
     Args:
         phi: R×R on the box's grid, positive inside.
         box: Left, top, right, bottom edge in pixels.
 
     Returns:
-        Each contour as points × 2 (x, y) in pixels, pixel i covering [i, i + 1).
+        Each contour as points × 2 (x, y), in pixels. Pixel i covers [i, i + 1).
 
     >>> contour, = subpixel_contours(np.ones((2, 2)), np.array([1.0, 0.0, 3.0, 4.0]))
     >>> contour.min(0), contour.max(0)
     (array([1., 0.]), array([3., 4.]))
     """
-    # What lies beyond the edge is as far outside as the edge is inside, so that the contour runs on the edge.
+    # The ring around the grid gets the edge's absolute values times -1, so that the contour runs on the edge.
     padded = np.pad(np.asarray(phi, np.float64), 1, mode="edge")
     ring = np.ones(padded.shape, bool)
     ring[1:-1, 1:-1] = False
@@ -129,7 +129,7 @@ def subpixel_contours(phi: npt.NDArray[np.floating], box: npt.NDArray[np.floatin
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-# What a detection is at a threshold: nothing was there; an object was found; or it counts for nothing (a crowd).
+# States of a detection at a threshold: it found no object, it found one, or it does not count (it found a crowd).
 INVENTED, FOUND, IGNORED = 0, 1, 2
 Floats = npt.NDArray[np.float64]
 
@@ -137,15 +137,15 @@ Floats = npt.NDArray[np.float64]
 def match_detections(
     overlap: Floats, crowd: npt.NDArray[np.bool_], thresholds: Floats = THRESHOLDS
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
-    """COCO's greedy matching: each detection, best first, takes the object that it overlaps most.
+    """Match detections to objects as COCO does: each detection, best first, takes the free object it overlaps most.
 
     Args:
-        overlap: n×m IoU (with a crowd: over the detection's area), detections by falling score.
-        crowd: m; such an object may be taken any number of times, and only where no other is.
-        thresholds: T, the least overlap.
+        overlap: n×m IoU (for a crowd, the covered share of the detection), with detections in order of falling score.
+        crowd: m bool. A crowd may be taken any number of times, but only if no other object can be taken.
+        thresholds: T, the least overlap of a match.
 
     Returns:
-        The object of every detection, T×n (-1 for none), and what the detection is, T×n.
+        The object of every detection, T×n (-1 for none), and its state, T×n (invented, found or ignored).
 
     >>> match_detections(np.array([[0.8, 0.6], [0.7, 0.0]]), np.array([False, False]), np.array([0.5]))[0]
     array([[ 0, -1]])
@@ -159,7 +159,7 @@ def match_detections(
             for candidates, kind in ((free & ~crowd, FOUND), (crowd, IGNORED)):
                 usable = np.flatnonzero(candidates & (overlap[d] >= min(threshold, 1 - 1e-10)))
                 if len(usable):
-                    # Of equals the evaluator takes the last.
+                    # Among equal overlaps COCO's evaluator takes the last.
                     best = usable[::-1][np.argmax(overlap[d, usable[::-1]])]
                     chosen[t, d], what[t, d] = best, kind
                     free[best] = False
@@ -170,16 +170,16 @@ def match_detections(
 def average_precision(
     scores: Floats, what: npt.NDArray[np.int8], objects: float, weights: Floats | None = None
 ) -> Floats:
-    """COCO's average precision of one class at every threshold: the mean of the precision envelope at 101 recalls.
+    """Return COCO's average precision of a class at every threshold: the mean precision envelope at 101 recalls.
 
     Args:
-        scores: n, of all images.
-        what: T×n, see :func:`match_detections`.
-        objects: How many there are to be found.
-        weights: n, how often the image of each detection counts (``objects`` then counts alike); None is once.
+        scores: n scores of the detections of all images.
+        what: T×n states of the detections, from :func:`match_detections`.
+        objects: Number of objects that are to be found.
+        weights: n, how often the image of each detection counts (also in ``objects``). None counts every image once.
 
     Returns:
-        T; NaN where there is nothing to be found.
+        T numbers, which are NaN if there is nothing to be found.
     """
     if objects <= 0:
         return np.full(len(what), np.nan)

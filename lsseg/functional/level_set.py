@@ -1,17 +1,17 @@
-"""Level-set energy on the ground truth (Kim 2019, eq. 4-8), for labels and for soft and overlapping regions.
+"""Computes the level-set energy on the ground truth (Kim 2019, eq. 4-8), for labels and soft or overlapping regions.
 
-Legend: B images, C classes, spatial: any number of axes, P pixels or voxels of an image.
+Legend: B images, C classes. ``spatial`` is any number of axes. P is the class probability and G the ground truth.
 
 For one class of one image let h = H_ε(P - ½) and, over the valid pixels, S = Σ h, A = Σ G h, T = Σ G, N = Σ 1,
-R = Σ G² h and Q = Σ G². The region means are c1 = A/S and c2 = (T-A)/(N-S), and the energy collapses to
+R = Σ G² h and Q = Σ G². The region means are c1 = A/S and c2 = (T-A)/(N-S), and the energy becomes
 
     E = Σ (G - c1)² h + (G - c2)² (1 - h) = (R - A c1) + (Q - R - (T - A) c2)
 
-and because c1 and c2 minimise E for a fixed h, its total derivative is ∂E/∂h = c1² - c2² + 2 G (c2 - c1) (eq. 7). Of
-labels G² is G, so that R = A and Q = T. The forward pass needs a few sums per class, the backward pass two numbers per
-class and one more softmax: no loop over classes, nothing of the size of the logits kept between the passes but the
-logits themselves. :mod:`lsseg.functional.level_set_labels` does the work for labels (no one-hot truth),
-:mod:`lsseg.functional.level_set_regions` for a truth that has its own value for every class.
+Because c1 and c2 minimise E for a fixed h, its total derivative is ∂E/∂h = c1² - c2² + 2 G (c2 - c1) (eq. 7). For
+labels G² is G, so that R = A and Q = T. The forward pass needs a few sums per class. The backward pass needs two
+numbers per class and one more softmax. There is no loop over classes. Nothing of the size of the logits is kept between
+the passes, except for the logits. :mod:`lsseg.functional.level_set_labels` does the work for labels, without a one-hot
+truth. :mod:`lsseg.functional.level_set_regions` does it for a truth that has its own value for every class.
 """
 
 from typing import Literal
@@ -29,7 +29,7 @@ Reduction = Literal["mean", "balanced", "batchmean", "sum", "none"]
 Mode = Literal["multiclass", "multilabel", "binary"]
 Terms = tuple[Tensor, Tensor]
 
-# Of more classes Triton's kernels do not make energies.
+# Triton's kernels compute the energies of at most this many classes.
 MOST_CLASSES = 1024
 
 
@@ -47,47 +47,46 @@ def level_set_energy(
     class_weights: Tensor | None = None,
     kind: HeavisideKind | None = None,
 ) -> Tensor:
-    """Region-based level-set energy of the class probabilities on the ground truth (Kim 2019, eq. 4-7).
+    """Return the region-based level-set energy of the class probabilities on the ground truth (Kim 2019, eq. 4-7).
 
-    Only classes that an image's valid pixels hold contribute (Σ G > 0). An image without valid pixels, and a region of
-    zero area, contribute 0. No gradient goes to the target.
+    Only classes that occur in an image's valid pixels (Σ G > 0) contribute. An image without valid pixels contributes
+    0, and so does a region of zero area. No gradient goes to the target.
 
     Args:
-        logits: B×C×spatial scores with one, two, three or more axes, any floating dtype and memory format; computed in
-            float32 at least, summed in float64.
+        logits: B×C×spatial scores with one, two, three or more spatial axes, of any floating dtype and memory format.
+            The computation is in float32 at least, and sums are in float64.
         target: Integers are labels in 0..C-1, or ``ignore_index``, B×spatial or B×1×spatial. A floating target is soft:
             B×C×spatial values G in [0, 1]. In ``binary`` and ``multilabel`` mode integers and bools are masks of 0 and
-            1 (or ``ignore_index``), of the shape of the logits; in ``binary`` mode the axis of length 1 may be absent.
+            1 (or ``ignore_index``), of the shape of the logits. In ``binary`` mode the axis of length 1 may be absent.
         epsilon: Width of the Heaviside transition, in units of probability.
         heaviside: Heaviside approximation; ``hf`` passes no gradient, as in the paper.
-        ignore_index: Label of void pixels, which belong to no sum.
-        reduction: How B×C energies become one:
+        ignore_index: Label of void pixels, which enter no sum.
+        reduction: How the B×C energies become one number:
 
-            ============= ===================================== =======================================
-            ``none``      energies per valid pixel, B×C         0 for a class that the image lacks
-            ``mean``      their sum over classes, mean over B   independent of the resolution
-            ``balanced``  each by the pixels of its own class,  small classes count like large ones; of
-                          mean over the classes that the image  classes of one size it is ``mean``
-                          holds, mean over B
-            ``batchmean`` summed over pixels and classes, too,  as printed; grows with the image
-                          mean over B
-            ``sum``       the same                              the older name of ``batchmean``
-            ============= ===================================== =======================================
-        kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
-            Triton's are for labels of up to 1024 classes; everything else is whole-tensor operations.
-        mode: ``multiclass``: the probabilities are a softmax; ``multilabel``: a sigmoid of each class, which may
-            overlap; ``binary``: the same of the one class that there is (C = 1), which is half of the energy that its
-            two-class softmax has.
-        valid: Bool, B×spatial or B×1×spatial: pixels that count; None is all of them (but void labels).
-        class_weights: Factors of the classes' energies, C numbers; not divided by their sum.
+            ============= ======================================== ==================================================
+            ``none``      B×C energies per valid pixel             A class that the image lacks has the energy 0.
+            ``mean``      sum over classes, mean over B, of the    The result does not depend on the resolution.
+                          energies per valid pixel
+            ``balanced``  mean over the image's classes, mean over Small classes count like large ones. With classes
+                          B, of the energies per pixel of a class  of one size, the result equals that of ``mean``.
+            ``batchmean`` sum over pixels and classes, mean over B The paper prints this. It grows with the image.
+            ``sum``       the same as ``batchmean``                This is the older name of ``batchmean``.
+            ============= ======================================== ==================================================
+        kernels: ``auto`` uses Triton on a GPU where it is installed. ``triton`` or ``torch`` forces one or the other.
+            Triton's kernels work on labels of up to 1024 classes. Whole-tensor operations do everything else.
+        mode: ``multiclass`` makes probabilities by a softmax. ``multilabel`` makes them by a sigmoid for each class,
+            and classes may overlap. ``binary`` does the same for a single class (C = 1), whose energy is half that of
+            the equivalent two-class softmax.
+        valid: Bool, B×spatial or B×1×spatial: pixels that count. None counts all pixels but the void ones.
+        class_weights: Factors of the classes' energies, C numbers. The energy is not divided by their sum.
         kind: The older name of ``heaviside``.
 
     Returns:
-        Scalar (or B×C), float32 (float64 for float64 logits). Differentiable once, in reverse mode.
+        Scalar (B×C for ``none``), float32 (float64 for float64 logits). Differentiable once, in reverse mode.
 
     Raises:
-        ValueError: If shapes do not fit, a label names no class, or an option is unknown. On a GPU, which is not waited
-            for, the energy of labels that name no class is no number instead.
+        ValueError: If shapes do not fit, a label names no class, or an option is unknown. On a GPU, labels that name no
+            class make the energy NaN instead, because the check would have to wait for the GPU.
 
     >>> logits = torch.tensor([[[[9.0, 9.0, -9.0]], [[-9.0, -9.0, 9.0]]]])
     >>> bool(level_set_energy(logits, torch.tensor([[[0, 0, 1]]])) < 1e-6)
@@ -115,20 +114,20 @@ def cross_entropy_level_set(
     class_weights: Tensor | None = None,
     kind: HeavisideKind | None = None,
 ) -> Terms:
-    """Cross-entropy and level-set energy from one softmax or sigmoid (the two terms of Kim 2019, eq. 8).
+    """Return the cross-entropy and the level-set energy from one softmax or sigmoid (both terms of Kim 2019, eq. 8).
 
     Args:
         logits: B×C×spatial scores.
-        target: See :func:`level_set_energy`. A soft target's cross-entropy is -Σ G log P.
+        target: See :func:`level_set_energy`. The cross-entropy of a soft target is -Σ G log P.
         epsilon: See :func:`level_set_energy`.
         heaviside: See :func:`level_set_energy`.
         ignore_index: Label of void pixels.
         reduction: Reduction of the level-set energy. The cross-entropy is always the mean over the batch's valid pixels
-            (in ``multilabel`` mode and over classes), 0 where there is none.
+            (and over classes in ``multilabel`` mode), or 0 without valid pixels.
         kernels: See :func:`level_set_energy`.
         mode: See :func:`level_set_energy`; the cross-entropy of ``binary`` and ``multilabel`` is the binary one.
         valid: See :func:`level_set_energy`.
-        class_weights: Factors of the classes' energies only.
+        class_weights: Factors of the classes' energies. The cross-entropy does not use them.
         kind: The older name of ``heaviside``.
 
     Returns:
@@ -165,7 +164,7 @@ def _terms(
     valid: Tensor | None,
     cross_entropy: bool,
 ) -> Terms:
-    """The mean cross-entropy and the energies, B×C; balanced they are divided by the shares of their classes."""
+    """Return the mean cross-entropy and the energies (B×C), which ``balanced`` divides by their classes' shares."""
     check_level_set(epsilon, heaviside, reduction, mode, kernels)
     if logits.ndim < 3 or not logits.is_floating_point():
         raise ValueError(f"expected floating logits B×C×spatial, not {tuple(logits.shape)} of {logits.dtype}")
@@ -194,7 +193,7 @@ def _terms(
 
 
 def _shares_of_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """The share of an image's valid pixels that each class has, times the number of classes that it has, B×C."""
+    """Return each class's share of an image's valid pixels, times the number of the image's classes, B×C."""
     flat = labels.flatten(1).long()
     known = (flat >= 0) & (flat < classes) & (flat != ignore_index)
     counts = flat.new_zeros(len(flat), classes + 1)
@@ -203,7 +202,7 @@ def _shares_of_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor
 
 
 def _shares_of_regions(truth: Tensor, valid: Tensor | None) -> Tensor:
-    """The same of a truth with its own value for every class."""
+    """Return the shares as :func:`_shares_of_labels` does, for a truth that has its own value for every class."""
     if valid is None:
         valid = torch.ones_like(truth[:, 0], dtype=torch.bool)
     counted = torch.where(valid.unsqueeze(1), truth, 0)
@@ -211,14 +210,14 @@ def _shares_of_regions(truth: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _shares(sizes: Tensor, pixels: Tensor) -> Tensor:
-    """1 for a class that the image lacks, whose energy is 0."""
+    """Return the shares for given class sizes. A class that the image lacks has 1, because its energy is 0."""
     present = sizes > 0
     shares = sizes.double() * present.sum(1, keepdim=True) / pixels.clamp_min(1)[:, None]
     return torch.where(present, shares, 1)
 
 
 def _without_class_axis(values: Tensor, space: tuple[int, ...], name: str) -> Tensor:
-    """Bring labels B×1×spatial to B×spatial."""
+    """Bring B×1×spatial values to B×spatial, and refuse any other shape."""
     if values.shape == (space[0], 1, *space[1:]):
         return values.squeeze(1)
     if values.shape != space:
@@ -229,7 +228,7 @@ def _without_class_axis(values: Tensor, space: tuple[int, ...], name: str) -> Te
 def _regions(
     logits: Tensor, target: Tensor, valid: Tensor | None, ignore_index: int, mode: Mode
 ) -> tuple[Tensor, Tensor | None]:
-    """A truth of the shape of the logits, and what of it is valid."""
+    """Return the truth in the shape of the logits, and the mask of its valid pixels (None for all)."""
     if mode == "binary" and target.shape == (logits.shape[0], *logits.shape[2:]):
         target = target.unsqueeze(1)
     if target.shape != logits.shape:
@@ -237,7 +236,7 @@ def _regions(
     if target.is_floating_point() or target.dtype == torch.bool:
         return target, valid
     void = target == ignore_index
-    at_all = ~void.any(1)  # a pixel that is void for one class is void
+    at_all = ~void.any(1)  # a pixel that is void for one class is void for all
     return target.masked_fill(void, 0), at_all if valid is None else valid & at_all
 
 

@@ -1,9 +1,10 @@
-"""Level-set energies of labels: no one-hot truth, nothing of the size of the logits but the logits and their gradient.
+"""Computes level-set energies of labels without a one-hot truth.
 
-Legend: B images, C classes, P pixels of an image, b×C×n a block of them. The equations are those of
+Legend: B images, C classes, b×C×n a block of logits with n pixels. The equations are those of
 :mod:`lsseg.functional.level_set`. The work is an opaque custom operator, so that ``torch.compile`` takes it whole. On a
-CPU it is done in blocks of pixels that stay in the cache, on a GPU by Triton's kernels
-(:mod:`lsseg.functional.kernels.level_set`), and elsewhere in whole tensors.
+CPU it works in blocks of pixels that stay in the cache. On a GPU it uses Triton's kernels
+(:mod:`lsseg.functional.kernels.level_set`). In both cases only the logits and their gradient take memory of the logits'
+size. Elsewhere it works on whole tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ def terms(
     cross_entropy: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy over valid pixels, and the energies B×C.
+    """Return the mean cross-entropy over valid pixels, and the energies B×C.
 
     Args:
         logits: B×C×spatial, C at least 2.
@@ -37,8 +38,8 @@ def terms(
         ignore_index: Label of void pixels.
         epsilon: ε.
         kind: Name of the Heaviside function.
-        mean: Whether energies are per valid pixel, or summed.
-        cross_entropy: Whether the cross-entropy is wanted; 0 (or a number that means nothing) otherwise.
+        mean: Whether energies are per valid pixel; otherwise they are summed.
+        cross_entropy: Whether the cross-entropy is wanted; otherwise the first result has no meaning.
         triton: Whether Triton's kernels do the work.
     """
     entropy, energies, _, _ = _Terms.apply(logits, labels, ignore_index, epsilon, kind, mean, cross_entropy, triton)
@@ -46,7 +47,7 @@ def terms(
 
 
 class _Sums(NamedTuple):
-    """S, A and T of every class, B×C, and the sum of the cross-entropy, all float64."""
+    """Holds S, A and T of every class (B×C) and the sum of the cross-entropy, all float64."""
 
     inside: Tensor
     hits: Tensor
@@ -55,7 +56,7 @@ class _Sums(NamedTuple):
 
 
 class _Blocks:
-    """Blocks of logits and labels.
+    """Divides logits and labels into blocks.
 
     Args:
         logits: B×C×spatial.
@@ -69,7 +70,7 @@ class _Blocks:
         self.places = list(blocks.of_pixels(self.scores))
 
     def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Logits (b×C×n, float32 at least), labels (b×1×n, 0 where void), what is valid, and which labels are wrong."""
+        """Return logits (b×C×n, float32 at least), labels (b×1×n, 0 where void), valid pixels and wrong labels."""
         label = self.labels[place].long()
         valid = label != self.ignore_index
         y, wrong = _known(torch.where(valid, label, 0), self.scores.shape[1], self.ignore_index)
@@ -77,12 +78,12 @@ class _Blocks:
 
 
 def work_dtype(logits: Tensor) -> torch.dtype:
-    """What is computed in."""
+    """Return the dtype of the computation: float64 for float64 logits, otherwise float32."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def gradient_format(logits: Tensor) -> torch.memory_format:
-    """Channels-last where the logits are, else contiguous: of both, pixels flatten to a view."""
+    """Return channels-last if the logits have it, else contiguous. Both allow a view that flattens the pixels."""
     if logits.is_contiguous() or logits.ndim not in (4, 5):
         return torch.contiguous_format
     last = torch.channels_last if logits.ndim == 4 else torch.channels_last_3d
@@ -90,21 +91,24 @@ def gradient_format(logits: Tensor) -> torch.memory_format:
 
 
 def exponentials(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest score of every pixel, exp(x - largest) and its sum over classes: a softmax in fewer passes."""
+    """Return every pixel's largest score, exp(x - largest) and its sum over classes: a softmax in fewer passes."""
     largest = x.amax(1, keepdim=True)
     e = (x - largest).exp_()
     return largest, e, e.sum(1, keepdim=True)
 
 
 def step_of(e: Tensor, total: Tensor, epsilon: float, kind: str) -> Tensor:
-    """H_ε(e/total - ½), in the place of e."""
-    if kind == "mahf":  # a logistic function of 2z/ε
+    """Return H_ε(e/total - ½), and overwrite e."""
+    if kind == "mahf":  # H is a logistic function of 2z/ε
         return e.mul_(2 / epsilon / total).sub_(1 / epsilon).sigmoid_()
     return heaviside(e.div_(total).sub_(0.5), epsilon, kind)  # type: ignore[arg-type]
 
 
 def _known(labels: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor | None]:
-    """Refuse labels that name no class. Elsewhere than on a CPU, which would be waited for: 0, and which were wrong."""
+    """Refuse labels that name no class. On devices other than a CPU, set them to 0 and return where they are.
+
+    An error would have to wait for the device.
+    """
     if labels.device.type != "cpu":
         wrong = (labels < 0) | (labels >= classes)
         return labels.masked_fill(wrong, 0), wrong
@@ -119,12 +123,12 @@ def _known(labels: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Ten
 
 
 def _marked(values: Tensor, wrong: Tensor | None) -> Tensor:
-    """No numbers where a label is wrong, so that the loss is none."""
+    """Replace values by NaN where a label is wrong, so that the loss becomes NaN."""
     return values if wrong is None else values.masked_fill(wrong, torch.nan)
 
 
 def drop_void(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Zero the values (b×C×n) of void pixels, in place; on a CPU, where asking is free, only if there are any."""
+    """Zero the values (b×C×n) of void pixels in place. A CPU first checks at little cost whether there are any."""
     if valid is None or (values.device.type == "cpu" and bool(valid.all())):
         return values
     return values.masked_fill_(~valid, 0)
@@ -141,7 +145,7 @@ def _forward(
     cross_entropy: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cross-entropy, energies, ∂energy/∂h as (B, 2, C) (everywhere; more at the label) and 1/(valid pixels)."""
+    """Return cross-entropy, energies, ∂energy/∂h (B×2×C: for all pixels; extra at the label) and 1/(valid pixels)."""
     if triton:
         from lsseg.functional.kernels.level_set import sums_of
 
@@ -172,7 +176,7 @@ def _add(
     kind: str,
     cross_entropy: bool,
 ) -> None:
-    """Add the sums of a block."""
+    """Add the sums of a block to ``sums``."""
     x, y, valid, wrong = block
     largest, e, total = exponentials(x)
     if cross_entropy:
@@ -180,18 +184,18 @@ def _add(
         sums.negative_log.sub_(drop_void(_marked(log_p.double(), wrong), valid).sum())
     h = drop_void(step_of(e, total, epsilon, kind), valid)
     label, own = y.squeeze(1), sums.hits[image]
-    sums.inside[image] += h.sum(2).double()  # of a block; what grows long is summed in float64
+    sums.inside[image] += h.sum(2).double()  # sums over blocks are in float64
     own += torch.zeros_like(own).scatter_add_(1, label, _marked(h.gather(1, y), wrong).squeeze(1).double())
     sums.sizes[image] += torch.zeros_like(own).scatter_add_(1, label, valid.squeeze(1).double())
 
 
 def _energies_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
-    """Energies and their derivatives by h from the sums S, A, T of each image and class (all B×C, float64)."""
+    """Return the energies and their derivatives by h, given S, A, T of each image and class (all B×C, float64)."""
     count = sizes.sum(1, keepdim=True)
     outside = count - inside
     misses = sizes - hits
-    # A region of zero area has zero hits or misses too: any finite mean makes its term 0.
-    # (Rounding can put the last digit of a mean above 1.)
+    # A region of zero area has zero hits or misses, too, so any finite mean makes its term 0. The means are clamped,
+    # because rounding can put the last digit of a mean above 1.
     c1 = (hits / torch.where(inside > 0, inside, 1.0)).clamp_max(1)
     c2 = (misses / torch.where(outside > 0, outside, 1.0)).clamp_max(1)
     scale = (sizes > 0).double() / (count.clamp_min(1) if mean else 1.0)
@@ -228,7 +232,7 @@ def _backward(
     kind: str,
     triton: bool,
 ) -> Tensor:
-    """Gradient by the logits; ``slope`` and ``pixel_weight`` already hold the incoming gradients of the two terms."""
+    """Return the gradient by the logits. ``slope`` and ``pixel_weight`` include both terms' incoming gradients."""
     gradient = torch.empty_like(logits, memory_format=gradient_format(logits))
     if triton:
         from lsseg.functional.kernels.level_set import write_gradient
@@ -261,7 +265,7 @@ def _block_gradient(
     delta = dirac(p - 0.5, epsilon, kind)  # type: ignore[arg-type]
     more = delta.gather(1, y) * at_label.squeeze(2).gather(1, y.squeeze(1)).unsqueeze(1)
     p_by_p = delta.mul_(everywhere).scatter_add_(1, y, more).mul_(p)
-    # Through the softmax: p (u - Σ p u); the cross-entropy adds pixel_weight (p - 1[label]) to it.
+    # The softmax turns a gradient u by p into p (u - Σ p u). The cross-entropy adds pixel_weight (p - 1[label]).
     mean = p_by_p.sum(1, keepdim=True).sub_(pixel_weight)
     result = p_by_p.addcmul_(p, mean, value=-1).scatter_add_(1, y, -pixel_weight.expand_as(more))
     return drop_void(result, valid)
@@ -329,7 +333,7 @@ class _Gradient(Gradient):
 
 
 def loop_over(operator: Any) -> Callable[..., tuple[Any, Any]]:
-    """What ``torch.func.vmap`` does with an operator: one call after another."""
+    """Return the rule of ``torch.func.vmap`` for an operator, which makes one call after another."""
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         def one(index: int) -> Any:

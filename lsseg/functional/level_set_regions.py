@@ -1,7 +1,7 @@
-"""Level-set energies of a truth that has its own value for every class: soft labels, overlapping or single masks.
+"""Computes level-set energies of a truth with its own value for every class: soft labels, overlapping or single masks.
 
-Legend: B images, C classes, P pixels of an image, b×C×n a block of them. The equations are those of
-:mod:`lsseg.functional.level_set`; the work is an opaque custom operator, done in blocks that stay in a CPU's cache.
+Legend: B images, C classes, b×C×n a block of logits with n pixels. The equations are those of
+:mod:`lsseg.functional.level_set`. The work is an opaque custom operator. Its blocks stay in a CPU's cache.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ def terms(
     mean: bool,
     cross_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy over valid pixels, and the energies B×C.
+    """Return the mean cross-entropy over valid pixels, and the energies B×C.
 
     Args:
         logits: B×C×spatial.
-        truth: G of the same shape, bool, integer 0 and 1, or floating in [0, 1].
+        truth: G of the same shape: bool, integers 0 and 1, or floating values in [0, 1].
         valid: Bool, B×spatial, or None.
-        softmax: Whether the probabilities are a softmax over classes; else each is a sigmoid.
+        softmax: Whether the probabilities are a softmax over classes; otherwise each is a sigmoid.
         epsilon: ε.
         kind: Name of the Heaviside function.
-        mean: Whether energies are per valid pixel, or summed.
-        cross_entropy: Whether the cross-entropy is wanted; 0 otherwise.
+        mean: Whether energies are per valid pixel; otherwise they are summed.
+        cross_entropy: Whether the cross-entropy is wanted; otherwise it is 0.
     """
     entropy, energies, _, _ = _Terms.apply(logits, truth, valid, softmax, epsilon, kind, mean, cross_entropy)
     return entropy, energies
@@ -54,7 +54,7 @@ def _forward(
     mean: bool,
     cross_entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns cross-entropy, energies, ∂energy/∂h as (B, 2, C) (of 1 and of G) and 1/(what cross-entropy counts)."""
+    """Return cross-entropy, energies, ∂energy/∂h (B×2×C: factors of 1 and G) and 1/(terms of the cross-entropy)."""
     scores, regions = logits.flatten(2), truth.flatten(2)
     counted = None if valid is None else valid.flatten(1).unsqueeze(1)
     images, classes, pixels = scores.shape
@@ -73,7 +73,7 @@ def _forward(
             h = drop_void(heaviside(p.sub_(0.5), epsilon, kind), keep)  # type: ignore[arg-type]
             gh = g * h
             for row, values in zip(sums, (h, gh, g, gh.mul(g), g.square()), strict=True):
-                row[place[0]] += values.sum(2).double()  # of a block; what grows long is summed in float64
+                row[place[0]] += values.sum(2).double()  # sums over blocks are in float64
         return sums, entropy
 
     shares = blocks.in_threads(add_up, list(blocks.of_pixels(scores)), scores.device)
@@ -87,7 +87,7 @@ def _forward(
 def _block(
     scores: Tensor, regions: Tensor, counted: Tensor | None, place: tuple[slice, slice, slice]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The logits, the truth (0 where void) and the valid pixels of a place."""
+    """Return the logits, the truth (0 where void) and the valid pixels of a block."""
     keep = None if counted is None else counted[place]
     x = scores[place].to(work_dtype(scores))
     g = regions[place].to(x.dtype, copy=True)
@@ -95,7 +95,7 @@ def _block(
 
 
 def _checked(truth: Tensor) -> Tensor:
-    """Refuse values that are no membership; on a CPU only, elsewhere they become no number."""
+    """Refuse values outside [0, 1]. On devices other than a CPU, replace them by NaN instead of waiting."""
     if truth.device.type != "cpu":
         return torch.where((truth >= 0) & (truth <= 1), truth, torch.nan)
     if truth.numel():
@@ -107,20 +107,20 @@ def _checked(truth: Tensor) -> Tensor:
 
 
 def _cross_entropy(x: Tensor, g: Tensor, softmax: bool, keep: Tensor | None) -> Tensor:
-    """-Σ G log P of every pixel, or the binary cross-entropy of every pixel and class; 0 where void."""
+    """Return -Σ G log P of every pixel, or the binary cross-entropy of every pixel and class, and 0 where void."""
     if softmax:
         return drop_void(-(g * torch.log_softmax(x, 1)).sum(1, keepdim=True), keep)
     return drop_void(F.softplus(x) - g * x, keep)
 
 
 def _energies_and_slope(sums: Tensor, count: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
-    """Energies and their derivatives by h from S, A, T, R, Q (each B×C, float64) and N (B×1)."""
+    """Return the energies and their derivatives by h, given S, A, T, R, Q (each B×C, float64) and N (B×1)."""
     inside, hits, sizes, squared_hits, squared_sizes = sums
     outside, misses = count - inside, sizes - hits
-    # A region of zero area has zero hits or misses too: any finite mean makes its term 0.
+    # A region of zero area has zero hits or misses, too, so any finite mean makes its term 0.
     c1 = (hits / torch.where(inside > 0, inside, 1.0)).clamp(0, 1)
     c2 = (misses / torch.where(outside > 0, outside, 1.0)).clamp(0, 1)
-    scale = (sizes != 0) / (count.clamp_min(1) if mean else 1.0)  # of what is no number, too
+    scale = (sizes != 0) / (count.clamp_min(1) if mean else 1.0)  # NaN differs from 0, so it is kept
     energies = (squared_hits - hits * c1) + (squared_sizes - squared_hits - misses * c2)
     slope = torch.stack([c1.square() - c2.square(), 2 * (c2 - c1)], 1)
     return energies.clamp_min(0) * scale, slope * scale.unsqueeze(1)
@@ -154,7 +154,7 @@ def _backward(
     epsilon: float,
     kind: str,
 ) -> Tensor:
-    """Gradient by the logits; ``slope`` and ``weight`` already hold the incoming gradients of the two terms."""
+    """Return the gradient by the logits. ``slope`` and ``weight`` include both terms' incoming gradients."""
     gradient = torch.empty_like(logits, memory_format=gradient_format(logits))
     scores, regions, flat = logits.flatten(2), truth.flatten(2), gradient.flatten(2)
     counted = None if valid is None else valid.flatten(1).unsqueeze(1)
@@ -167,7 +167,7 @@ def _backward(
             image = place[0]
             by_p = torch.addcmul(everywhere[image], by_truth[image], g)
             by_p.mul_(dirac(p - 0.5, epsilon, kind))  # type: ignore[arg-type]
-            if softmax:  # through the softmax: p (u - Σ p u); the cross-entropy adds weight (p Σ g - g) to it
+            if softmax:  # it makes p (u - Σ p u) of the gradient u by p; the cross-entropy adds weight (p Σ g - g)
                 total = (p * by_p).sum(1, keepdim=True).sub_(g.sum(1, keepdim=True) * weight)
                 block = p.mul_(by_p.sub_(total)).sub_(g.mul_(weight))
             else:

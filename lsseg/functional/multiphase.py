@@ -1,14 +1,14 @@
-"""Evolution of multiphase level sets by competition and curvature (Zhang 2019, eq. 7-10), O(C) per pixel.
+"""Evolves multiphase level sets by competition and curvature (Zhang 2019, eq. 7-10), in O(C) operations per pixel.
 
-Legend: B images, C classes, H×W pixels; b images and n classes of a block. φ > 0 inside (the paper's signs flipped).
+Legend: B images, C classes, H×W pixels. φ > 0 inside, which flips the paper's signs.
 
     ∂φ_i/∂t = (F_i + ε κ_i) |∇φ_i|
     F_i = log f_i - max(log ρ, max over j ≠ i of log f_j),   clipped to ± the speed limit
     κ_i = div(A ∇φ_i/|∇φ_i|),   A = Σ_j ∇φ_j ∇φ_jᵀ / (Σ_j |∇φ_j|² + η²), a 2×2 matrix for each pixel
 
-A takes three planes whatever C is: nothing grows as C². A time step is an opaque custom operator with an analytic
-backward that recomputes instead of keeping planes, and works through planes that fit into a CPU's cache; on a GPU by
-Triton's kernels (:mod:`lsseg.functional.kernels.multiphase`), and where there are none everything at once.
+A takes three planes for every C, so nothing grows as C². A time step is an opaque custom operator. Its analytic
+backward pass computes planes again instead of keeping them. On a CPU it takes as many planes at a time as fit into the
+cache. On a GPU it uses Triton's kernels (:mod:`lsseg.functional.kernels.multiphase`). Elsewhere it takes all at once.
 """
 
 import math
@@ -26,7 +26,7 @@ from lsseg.functional.partition import competition, largest_class, regions
 
 Normalization = Literal["gradient", "classes"]
 
-# How far a class without a pixel is kept below the winner of each pixel, and relative to it where |φ| > 1.
+# A class without pixels is kept this far below the largest φ of each pixel. This is relative to |φ| where |φ| > 1.
 MARGIN = 1e-4
 
 
@@ -46,27 +46,27 @@ def multiphase_evolve(
 ) -> Tensor:
     """Evolve the level-set functions of all classes at once (Zhang 2019, eq. 7-10).
 
-    The competition F takes upwind (Godunov) differences, the curvature central ones, both with the image's edge
-    repeated. A class that is nowhere the largest has no contour: it neither moves nor smooths others, and where the
-    others fall below it, it is held under them; so a class that is absent stays absent.
+    The competition F uses upwind (Godunov) differences, and the curvature uses central differences. Both repeat the
+    image's edge. A class that is nowhere the largest has no contour. It neither moves nor smooths other classes, and it
+    is lowered wherever the others fall below it. So a class that is absent stays absent.
 
     Args:
-        phi: B×C×H×W, positive inside; contours move in pixels per unit time on any scale on which gradients are well
-            above η. The region of a class is where its φ is the largest.
+        phi: B×C×H×W, positive inside. The region of a class is where its φ is the largest. Contours move in pixels per
+            unit time for any scale of φ, if its gradients are well above η.
         log_likelihood: B×C×H×W, log f; -∞ is taken as -10 000.
-        epsilon: ε ≥ 0, weight of the curvature; dt · ε may not exceed 1, the bound of its stability.
-        rho: ρ in (0, 1]: a class whose likelihood is below it retreats even without a rival.
-        dt: Δt in (0, ½], the bound of stability for a speed limit of 1.
+        epsilon: ε ≥ 0, weight of the curvature; dt · ε must not exceed 1, the bound of its stability.
+        rho: ρ in (0, 1]. A class whose likelihood is below ρ retreats even without a rival.
+        dt: Δt in (0, ½]; ½ is the bound of stability for a speed limit of 1.
         steps: Number of time steps; 0 returns φ.
-        speed_limit: Bound on the size of F, in pixels per unit time; dt · speed_limit may not exceed ½.
-        eta: η > 0, in units of φ per pixel: gradients much smaller have no direction.
-        normalize: Normalisation of A: ``gradient`` as above, so that every contour counts the same; ``classes`` as the
-            paper prints it, 1/C · Σ n_j n_jᵀ, which hardly smooths a contour between two of many classes.
-        present: B×C bool, which classes are the largest somewhere, where that is known already.
-        kernels: ``auto``: Triton's on a GPU, where Triton is there; ``triton`` or ``torch`` force one or the other.
+        speed_limit: Bound on |F|, in pixels per unit time; dt · speed_limit must not exceed ½.
+        eta: η > 0, in units of φ per pixel. Gradients much smaller than η have no direction.
+        normalize: Normalisation of A. ``gradient`` is as above, so that every contour counts the same. ``classes`` is
+            1/C · Σ n_j n_jᵀ as the paper prints it, which hardly smooths a contour between two of many classes.
+        present: B×C bool, which classes are the largest somewhere. None computes it from φ.
+        kernels: ``auto`` uses Triton on a GPU where it is installed. ``triton`` or ``torch`` forces one or the other.
 
     Returns:
-        B×C×H×W, float32 (float64 for float64 input). Differentiable once, by φ and the log-likelihood.
+        B×C×H×W, float32 (float64 for float64 input). Differentiable once, with respect to φ and log f.
 
     Raises:
         ValueError: If shapes do not fit or an option is out of range.
@@ -127,8 +127,8 @@ def _check(
 
 
 def _hold_under(phi: Tensor, present: Tensor) -> Tensor:
-    """Lower the classes that were absent to just below the winner of each pixel, where they are not."""
-    # That none has risen is nearly always so, and quickly seen; what is compiled cannot choose by a number.
+    """Lower the classes that were absent to just below the largest φ of each pixel, where they exceed it."""
+    # Nearly always no absent class has risen, and a CPU finds this out quickly. Compiled code cannot branch on a value.
     if blocks.in_cache(phi.device) and not torch.compiler.is_compiling() and not _any_risen(phi.detach(), present):
         return phi
     mask = present[:, :, None, None]

@@ -1,6 +1,6 @@
-"""One time step of multiphase level sets and its gradient as one operator (:mod:`lsseg.functional.multiphase`).
+"""Runs one time step of :mod:`lsseg.functional.multiphase` and its gradient as one operator.
 
-Legend: B images, C classes, H×W pixels; b images and n classes of a block.
+Legend: B images, C classes, H×W pixels. A block has b images and n classes.
 """
 
 import itertools
@@ -19,14 +19,15 @@ from lsseg.functional.curvature import (
 )
 from lsseg.functional.partition import equal, refuse_second_derivative
 
-# Differences between pixels along each axis serve both schemes. Upwind: where the front advances (F > 0), by how
-# much the higher neighbour exceeds the pixel; where it retreats, by how much the lower one falls short of it. Central:
-# the sum of the two differences at a pixel, the edge repeated, which is *twice* the derivative; what is made of it
-# takes that into account (n and A do not change if η is doubled, too), and saves a pass over every plane.
+# Both schemes use the differences between pixels along each axis. Where the front advances (F > 0), the upwind
+# difference is how much the higher neighbour exceeds the pixel. Where it retreats, it is how much the lower neighbour
+# falls short of the pixel. The central difference is the sum of both differences at a pixel, with the edge repeated.
+# This is twice the derivative, which saves a pass over every plane. The functions below take the factor 2 into account.
+# The factor does not change n and A, because η is doubled, too.
 
 
 def _upwind(d: Tensor, sign: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The upwind difference (≥ 0), and the signed difference ahead of each pixel."""
+    """Return the upwind difference (≥ 0), and the signed difference ahead of each pixel."""
     size = d.shape[dim]
     ahead = torch.empty_like(sign)
     torch.mul(d, sign.narrow(dim, 0, size), out=ahead.narrow(dim, 0, size))
@@ -38,7 +39,7 @@ def _upwind(d: Tensor, sign: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _upwind_adjoint(g: Tensor, taken: Tensor, ahead: Tensor, sign: Tensor, dim: int) -> Tensor:
-    """Gradient by the differences: each pixel's goes to the one that was taken; ``g`` is 0 where none was."""
+    """Return the gradient by the differences. ``g`` goes to the difference that was taken, and is 0 if none was."""
     size = g.shape[dim] - 1
     signed = g * sign
     by_ahead = equal(ahead, taken).mul_(signed)
@@ -47,7 +48,7 @@ def _upwind_adjoint(g: Tensor, taken: Tensor, ahead: Tensor, sign: Tensor, dim: 
 
 
 class _Planes:
-    """A block of planes with its differences; forward and backward share it.
+    """Holds the differences of a block of planes, for the forward and the backward pass.
 
     Args:
         phi: b×n×H×W.
@@ -60,15 +61,15 @@ class _Planes:
         self.eta = eta
 
     def normals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Twice |∇φ| (with η) and the unit normal."""
+        """Return twice |∇φ| (with η) and the unit normal."""
         norm = (self.gx * self.gx).addcmul_(self.gy, self.gy).add_(4 * self.eta**2).sqrt_()
         return norm, self.gx / norm, self.gy / norm
 
 
 def _blocks(phi: Tensor, present: Tensor) -> Iterator[tuple[Any, Tensor | None, slice]]:
-    """Index of a block of planes in B×C×H×W, the mask of those that evolve (b×n×1×1; None for all), and its images.
+    """Yield every block's index in B×C×H×W, its mask of classes that evolve (b×n×1×1; None for all), and its images.
 
-    On a CPU classes that are absent are not touched at all; elsewhere asking for them would wait for the device.
+    On a CPU the blocks leave out absent classes. On other devices, finding these classes would wait for the device.
     """
     if not blocks.in_cache(phi.device):
         yield slice(None), present[:, :, None, None], slice(None)
@@ -83,7 +84,7 @@ def _blocks(phi: Tensor, present: Tensor) -> Iterator[tuple[Any, Tensor | None, 
 
 
 def _each(work: Callable[[Any, Tensor | None, slice], None], phi: Tensor, present: Tensor) -> None:
-    """Do some work on every block; on a CPU a thread has whole images, so that no two add to the same sums."""
+    """Do some work on every block. On a CPU each thread has whole images, so no two threads add to the same sums."""
 
     def do(images: Any) -> None:
         for place, mask, image in itertools.chain.from_iterable(images):
@@ -94,7 +95,7 @@ def _each(work: Callable[[Any, Tensor | None, slice], None], phi: Tensor, presen
 
 
 def _sums(phi: Tensor, present: Tensor, eta: float, by_class: bool) -> Tensor:
-    """The sums in A, B×3×H×W (xx, xy, yy): of (2∇φ) (2∇φ)ᵀ, or of n nᵀ."""
+    """Return the sums in A, B×3×H×W (xx, xy, yy), of (2∇φ) (2∇φ)ᵀ, or of n nᵀ if ``by_class``."""
     sums = phi.new_zeros(len(phi), 3, *phi.shape[2:])
 
     def add(place: Any, mask: Tensor | None, image: slice) -> None:
@@ -110,23 +111,23 @@ def _sums(phi: Tensor, present: Tensor, eta: float, by_class: bool) -> Tensor:
 
 
 def _total(planes: Tensor) -> Tensor:
-    """Sum over the classes of a block; that of one class costs nothing."""
+    """Return the sum over the classes of a block, which costs nothing for one class."""
     return planes.sum(1) if planes.shape[1] > 1 else planes[:, 0]
 
 
 def _scale(sums: Tensor, classes: int, eta: float, by_class: bool) -> Tensor | int:
-    """What the sums are divided by to make A."""
+    """Return the number or planes by which the sums are divided to make A."""
     return classes if by_class else sums[:, 0:1] + sums[:, 2:3] + 4 * eta**2
 
 
 def _flow(nx: Tensor, ny: Tensor, tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """A n."""
+    """Return A n."""
     a, b, c = tensor.unsqueeze(2).unbind(1)
     return (a * nx).addcmul_(b, ny), (b * nx).addcmul_(c, ny)
 
 
 def _divergence(qx: Tensor, qy: Tensor) -> Tensor:
-    """Twice the divergence."""
+    """Return twice the divergence."""
     return spread(qx.diff(dim=-1), -1).add_(spread(qy.diff(dim=-2), -2))
 
 
@@ -134,7 +135,7 @@ def _divergence(qx: Tensor, qy: Tensor) -> Tensor:
 def multiphase_step(
     phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool, triton: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns φ after the step and the sums in A (empty where ε is 0)."""
+    """Return φ after the step and the sums in A (empty if ε is 0)."""
     if triton:
         from lsseg.functional.kernels import multiphase as kernels
 
@@ -197,7 +198,7 @@ def _step_backward(
 
     _each(back, phi, present)
     if tensor is not None:
-        # A = sums / scale, and unless it is a constant the scale is the trace of the sums (and 4η²).
+        # A is sums / scale. Unless ``by_class`` makes the scale a constant, it is the trace of the sums plus 4η².
         by_sums = by_tensor / scale
         if not by_class:
             by_sums[:, 0::2] -= (by_sums * tensor).sum(1, keepdim=True)
@@ -206,13 +207,13 @@ def _step_backward(
 
 
 def _upwind_backward(g: Tensor, planes: _Planes, force: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients by φ and by F of F |∇φ|."""
+    """Return the gradients of F |∇φ| by φ and by F."""
     sign = force.sign()
     ux, ahead_x = _upwind(planes.dx, sign, -1)
     uy, ahead_y = _upwind(planes.dy, sign, -2)
     norm = (ux * ux).addcmul_(uy, uy).sqrt_()
-    # At a norm of 0 both components are 0, and so is the gradient that is chosen there (the bound is large enough for
-    # the quotient to stay finite whatever a gradient scaler makes of g).
+    # At a norm of 0 both components are 0, and the gradient is defined as 0 there. The bound is so large that the
+    # quotient stays finite even when a gradient scaler enlarges g.
     share = (g * force).div_(norm.clamp_min(1e-12))
     gradient = difference_adjoint(_upwind_adjoint(share * ux, ux, ahead_x, sign, -1), -1)
     add_difference_adjoint(gradient, _upwind_adjoint(share.mul_(uy), uy, ahead_y, sign, -2), -2)
@@ -220,7 +221,7 @@ def _upwind_backward(g: Tensor, planes: _Planes, force: Tensor) -> tuple[Tensor,
 
 
 def _curvature_backward(g: Tensor, planes: _Planes, tensor: Tensor, by_tensor: Tensor, gradient: Tensor) -> None:
-    """Add the gradients by φ (A held fixed) and by A of (2 div A n) (2 |∇φ|)."""
+    """Add the gradients of (2 div A n) (2 |∇φ|) by φ, for a fixed A, and by A."""
     norm, nx, ny = planes.normals()
     divergence = _divergence(*_flow(nx, ny, tensor))
     by_divergence = g * norm
@@ -245,7 +246,7 @@ def _add_through_normal(
 
 
 def _sums_backward(by_sums: Tensor, phi: Tensor, present: Tensor, eta: float, by_class: bool, by_phi: Tensor) -> None:
-    """Add to ``by_phi`` what comes through the sums of A."""
+    """Add the gradient through the sums in A to ``by_phi``."""
     by_sums[:, 0::2] *= 2
 
     def add(place: Any, mask: Tensor | None, image: slice) -> None:

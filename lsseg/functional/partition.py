@@ -1,10 +1,11 @@
-"""The partition of an image by its scores: distances, likelihoods, and the competition of its classes (Zhang 2019).
+"""Partitions images by their scores: distances, likelihoods, and the competition of the classes (Zhang 2019).
 
-Legend: B images, C classes, D features, H×W pixels; b images of a block. Algorithm 1, and eq. 9-10 in O(C) per pixel.
+Legend: B images, C classes, D features, H×W pixels, b images in a block. The functions implement algorithm 1 and eq.
+9-10, in O(C) operations per pixel.
 
-In the competition the maximum over the other classes needs the two best of each pixel only. It is an opaque custom
-operator with an analytic backward, worked through plane by plane on a CPU, by Triton's kernels on a GPU, and elsewhere
-everything at once.
+In the competition the maximum over the other classes needs only the two largest values of each pixel. The competition
+is an opaque custom operator with an analytic backward pass. On a CPU it takes one image at a time, on a GPU it uses
+Triton's kernels, and elsewhere it takes all images at once.
 """
 
 import math
@@ -17,19 +18,19 @@ from lsseg.functional import blocks
 from lsseg.functional.distance import signed_distance
 from lsseg.functional.kernels import Kernels, use_triton
 
-# A region's standard deviation is at least a tenth of the image's: a flat region would have none.
+# A region's standard deviation is at least a tenth of the image's, because that of a flat region would be 0.
 VARIANCE_FLOOR = 0.01
 
 
 def largest_class(scores: Tensor) -> Tensor:
-    """The label of each pixel's largest score, the first of equals; B×C×H×W → B×H×W int64.
+    """Return the label of each pixel's largest score, or the first of equal ones (B×C×H×W to B×H×W int64).
 
     >>> largest_class(torch.tensor([0.2, 0.5, 0.5]).view(1, 3, 1, 1)).item()
     1
     """
     if not blocks.in_cache(scores.device):
         return scores.argmax(1)
-    # torch's argmax along a strided dimension is some ten times slower than plane by plane.
+    # torch's argmax along a strided dimension is some ten times slower than this loop over planes.
     labels = torch.zeros(len(scores), *scores.shape[2:], dtype=torch.int64)
     for planes, label in zip(scores.detach(), labels, strict=True):
         best, chosen = planes[0].clone(), label.to(torch.int16)
@@ -42,23 +43,23 @@ def largest_class(scores: Tensor) -> Tensor:
 
 
 def regions(labels: Tensor, num_classes: int) -> Tensor:
-    """The region of every class, B×spatial → B×C×spatial bool; a label outside 0..C-1, such as void, is no class's.
+    """Return the region of every class (B×spatial to B×C×spatial bool). Labels outside 0..C-1, such as void, have none.
 
     >>> regions(torch.tensor([[[0, 1, 255]]]), 2)[0, :, 0].tolist()
     [[True, False, False], [False, True, False]]
     """
-    narrow = torch.uint8 if num_classes <= 255 else torch.int32  # less memory to read than int64
+    narrow = torch.uint8 if num_classes <= 255 else torch.int32  # needs less memory to read than int64
     classes = torch.arange(num_classes, device=labels.device, dtype=narrow)
     if labels.dtype != torch.uint8:
-        labels = labels.long().clamp(-1, num_classes).to(narrow)  # in uint8 -1 is 255, which is no class either
+        labels = labels.long().clamp(-1, num_classes).to(narrow)  # in uint8 -1 is 255, which is no class, either
     return labels[:, None] == classes.view(-1, *[1] * (labels.ndim - 1))
 
 
 def partition_level_sets(scores: Tensor, region: Tensor, truncation: float = 10.0) -> Tensor:
-    """φ_i = d_i/(2τ) + S_i - ½ (Zhang 2019, algorithm 1, sign flipped).
+    """Return φ_i = d_i/(2τ) + S_i - ½ (Zhang 2019, algorithm 1, sign flipped).
 
-    d_i is the signed distance to the contour of class i in the partition, clipped to ±τ, so that its part lies in
-    [-½, ½]; it passes no gradient. The soft part S_i - ½ does: more S_i, more φ_i.
+    d_i is the signed distance to the contour of class i in the partition, clipped to ±τ, so that d_i/(2τ) lies in
+    [-½, ½]. It passes no gradient. S_i - ½ passes one: φ_i grows with S_i.
 
     Args:
         scores: S, B×C×H×W probabilities.
@@ -80,11 +81,12 @@ def partition_level_sets(scores: Tensor, region: Tensor, truncation: float = 10.
 
 
 def gaussian_log_posterior(values: Tensor, scores: Tensor, region: Tensor) -> Tensor:
-    """Log f_i/Σ_j f_j with f_i a Gaussian of what the pixels of region i look like (Zhang 2019, eq. 9).
+    """Return log f_i/Σ_j f_j, where f_i is a Gaussian of the features in region i (Zhang 2019, eq. 9).
 
-    Each region of each image has its own mean and variance of every feature (features taken as independent), weighted
-    by the region's scores. As a posterior the likelihood can be compared with ρ, whatever D. Features are standardised
-    over the image first, so their scale does not matter; a region's variance has a floor of 1 % of the image's.
+    Each region of each image has its own mean and variance of every feature, weighted by the region's scores. The
+    features are taken as independent. A posterior can be compared with ρ for every D, unlike the likelihood. Features
+    are first standardised over the image, so their scale does not matter. 1 % of the image's variance is added to a
+    region's.
 
     Args:
         values: B×D×H×W, colours or deep features.
@@ -117,16 +119,16 @@ def gaussian_log_posterior(values: Tensor, scores: Tensor, region: Tensor) -> Te
     return torch.log_softmax(log_f, 1).view(scores.shape)
 
 
-# log f of a likelihood of exactly 0 or ∞: finite, and beyond everything that the speed limit lets through.
+# This replaces |log f| of a likelihood of exactly 0 or ∞. It is finite, and far beyond usual speed limits.
 LOG_RANGE = 1e4
 
 
 def competition(
     log_likelihood: Tensor, rho: float = 0.5, speed_limit: float = 1.0, kernels: Kernels = "auto"
 ) -> Tensor:
-    """F of every class (Zhang 2019, eq. 9-10 with ρ inside the logarithm), B×C×H×W, clipped to ± the speed limit.
+    """Return F of every class (Zhang 2019, eq. 9-10, ρ inside the logarithm), B×C×H×W, clipped to ± the speed limit.
 
-    ``kernels`` is ``auto`` (Triton's on a GPU), ``triton`` or ``torch``.
+    ``kernels`` is ``auto`` (Triton on a GPU), ``triton`` or ``torch``.
 
     >>> competition(torch.tensor([0.7, 0.2, 0.1]).log().view(1, 3, 1, 1), speed_limit=9).flatten()
     tensor([ 0.3365, -1.2528, -1.9459])
@@ -135,22 +137,25 @@ def competition(
 
 
 def _images(x: Tensor) -> list[slice]:
-    """One image at a time on a CPU, all of them elsewhere."""
+    """Return the blocks of images: one image each on a CPU, all images in one block elsewhere."""
     return [slice(b, b + 1) for b in range(len(x))] if blocks.in_cache(x.device) else [slice(None)]
 
 
 def _finite(plane: Tensor) -> Tensor:
-    """A copy without infinities; values that far out are beyond the speed limit and pass no gradient."""
+    """Return a copy without infinities. Values that are clipped exceed the speed limit and pass no gradient."""
     return plane.clamp(-LOG_RANGE, LOG_RANGE)
 
 
 def equal(one: Tensor, other: Tensor) -> Tensor:
-    """1 where both are equal, else 0, as numbers: on a CPU four times as fast as a mask, and so is what follows."""
+    """Return 1 where both are equal, else 0, as numbers.
+
+    On a CPU this is four times as fast as a bool mask, and so are the operations that use it.
+    """
     return torch.eq(one, other, out=torch.empty_like(one))
 
 
 def _two_largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest and the second largest over the classes of b×C×H×W, each b×H×W (-∞ for the second of one class)."""
+    """Return the two largest values over the classes of b×C×H×W, each b×H×W. With one class the second is -∞."""
     first = _finite(x[:, 0])
     second = torch.full_like(first, -math.inf)
     lower = torch.empty_like(first)
@@ -170,7 +175,7 @@ def _competition(log_f: Tensor, log_rho: float, limit: float, triton: bool) -> T
     speed = torch.empty(log_f.shape, dtype=log_f.dtype, device=log_f.device)
     for image in _images(log_f):
         first, second = _two_largest(log_f[image])
-        # Of equals each has the other as its rival, and then the second is the first.
+        # Of two equally large classes each has the other as its rival, because ``second`` then equals ``first``.
         over_first, over_second = first.clamp_min(log_rho), second.clamp_min(log_rho)
         for plane, out in zip(map(_finite, log_f[image].unbind(1)), speed[image].unbind(1), strict=True):
             torch.sub(plane, torch.where(plane == first, over_second, over_first), out=out)
@@ -202,7 +207,7 @@ def _competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit
             owed = won.mul_(out)
             to_second -= owed
             to_first += owed.sub_(out)
-        # What the rivals owe, unless it is ρ that they are measured against.
+        # The rivals receive these gradients only where they exceed ρ, because otherwise ρ takes their place.
         to_first *= first > log_rho
         to_second *= (second > log_rho) & (second < first)
         for plane, out in zip(log_f[image].unbind(1), outs, strict=True):
@@ -225,7 +230,7 @@ def _differentiate_competition(ctx: Any, by_speed: Tensor) -> tuple[Tensor | Non
 
 
 def refuse_second_derivative(ctx: Any, *_: Tensor) -> None:
-    """The backward of a backward operator."""
+    """Refuse a second derivative, as the backward pass of a backward operator."""
     raise RuntimeError("level-set evolutions are differentiable once; their second derivatives are not implemented")
 
 

@@ -1,7 +1,7 @@
-"""Counts of label maps, boundaries included, and the scores that follow from counts.
+"""Counts the pixels and boundary pixels of label maps, and computes scores from the counts.
 
-Legend: B images, H×W pixels, C classes; … any leading dimensions (images, bootstrap samples). Distances are Euclidean,
-in pixels.
+Legend: B images, H×W pixels, C classes. … stands for any leading dimensions (images, bootstrap samples). Distances are
+Euclidean, in pixels.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def label_boundary(labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """Pixels of which a 4-neighbour carries another valid label.
+    """Return the pixels that have a 4-neighbour with another valid label.
 
     The image's edge is no boundary, and neither is the edge of a void region.
 
@@ -36,12 +36,12 @@ def label_boundary(labels: Tensor, ignore_index: int = 255) -> Tensor:
 def boundary_counts(
     prediction: Tensor, target: Tensor, num_classes: int, radius: int, ignore_index: int = 255
 ) -> Tensor:
-    """Matched and total boundary pixels of every class, in both maps.
+    """Count the matched and all boundary pixels of every class, in both maps.
 
     A boundary pixel of class c is matched if the other map has a boundary pixel of class c at distance ≤ ``radius``.
-    Pixels within ``radius`` of a void pixel of the target are not counted (they can still match another).
+    Pixels within ``radius`` of a void pixel of the target are not counted, but other pixels can still match them.
 
-    The cost does not grow with C: one comparison of label maps for each offset of the disc.
+    The cost does not grow with C, because whole label maps are compared for each offset of the disc.
 
     Args:
         prediction: B×H×W labels in 0..C-1.
@@ -51,7 +51,7 @@ def boundary_counts(
         ignore_index: Label of void pixels.
 
     Returns:
-        B×C×4 int64: matched and all boundary pixels of the prediction, matched and all of the target.
+        B×C×4 int64: matched and all boundary pixels of the prediction, then matched and all of the target.
 
     Raises:
         ValueError: If ``radius`` is negative.
@@ -59,7 +59,7 @@ def boundary_counts(
     if radius < 0:
         raise ValueError(f"radius must be at least 0, not {radius}")
     void = target == ignore_index
-    # int16 halves the memory traffic of the int64 labels several times over; -1 is no class.
+    # int16 needs a quarter of the memory traffic of int64 labels. -1 is no class.
     maps = []
     for labels in (prediction.masked_fill(void, ignore_index), target):
         maps.append(labels.to(torch.int16).masked_fill(~label_boundary(labels, ignore_index), -1))
@@ -72,7 +72,7 @@ def boundary_counts(
         found[1][here] |= maps[1][here] == maps[0][there]
     counts = []
     for own, matched in zip(maps, found, strict=True):
-        # Pixels that do not count go to an extra class, cut off at the end.
+        # Pixels that do not count go to an extra class, which is cut off at the end.
         kept = own.masked_fill(near_void | (own < 0), num_classes).long().flatten(1)
         for weight in (matched.flatten(1).long(), torch.ones_like(kept)):
             total = torch.zeros(len(kept), num_classes + 1, dtype=torch.int64, device=kept.device)
@@ -86,7 +86,7 @@ def _disc(radius: int) -> list[tuple[int, int]]:
 
 
 def _overlap(shape: torch.Size, dy: int, dx: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Slices of all pixels that have a neighbour at (dy, dx), and of those neighbours."""
+    """Return the slices of all pixels that have a neighbour at (dy, dx), and of those neighbours."""
     height, width = shape[-2:]
     here = (slice(max(0, -dy), max(0, height - max(0, dy))), slice(max(0, -dx), max(0, width - max(0, dx))))
     there = (slice(max(0, dy), max(0, height + min(0, dy))), slice(max(0, dx), max(0, width + min(0, dx))))
@@ -94,7 +94,7 @@ def _overlap(shape: torch.Size, dy: int, dx: int) -> tuple[tuple[slice, ...], tu
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Pixels of every (true class, predicted class), image by image.
+    """Count the pixels of every (true class, predicted class), image by image.
 
     Args:
         prediction: B×H×W labels in 0..C-1.
@@ -103,7 +103,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
         ignore_index: Label of void pixels.
 
     Returns:
-        B×C×C int64, rows the truth.
+        B×C×C int64, with the true classes as rows.
 
     Raises:
         ValueError: If (on a CPU) a label is none of these.
@@ -127,19 +127,19 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
 
 
 def overlap_counts(confusion: Tensor) -> Tensor:
-    """What IoU and accuracy need of a confusion matrix: C numbers three times over instead of C².
+    """Return the counts that IoU and accuracy need from a confusion matrix: 3·C numbers instead of C².
 
     Args:
-        confusion: …×C×C counts, rows the truth.
+        confusion: …×C×C counts, with the true classes as rows.
 
     Returns:
-        …×C×3: pixels in both, in the truth, in the prediction.
+        …×C×3: pixels of the class in both maps, in the truth, and in the prediction.
     """
     return torch.stack([confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)], -1)
 
 
 def class_iou(counts: Tensor) -> Tensor:
-    """Intersection over union of every class; NaN for a class that is in neither truth nor prediction.
+    """Return the intersection over union of every class, which is NaN for a class in neither truth nor prediction.
 
     Args:
         counts: …×C×3 from :func:`overlap_counts`.
@@ -155,7 +155,7 @@ def class_iou(counts: Tensor) -> Tensor:
 
 
 def pixel_accuracy(counts: Tensor) -> Tensor:
-    """Share of valid pixels with the right label; NaN where there is none.
+    """Return the share of valid pixels with the right label, which is NaN without valid pixels.
 
     Args:
         counts: …×C×3 from :func:`overlap_counts`.
@@ -168,13 +168,14 @@ def pixel_accuracy(counts: Tensor) -> Tensor:
 
 
 def boundary_f1(counts: Tensor) -> Tensor:
-    """F measure of every class from :func:`~lsseg.functional.boundary_counts`.
+    """Return the F measure of every class from :func:`~lsseg.functional.boundary_counts`.
 
     Args:
         counts: …×C×4.
 
     Returns:
-        …×C float64 in [0, 1]; 0 where one map has boundary pixels and none is matched, NaN where neither has any.
+        …×C float64 in [0, 1]. It is 0 where only one map has boundary pixels, or where none is matched. It is NaN where
+        neither map has any.
     """
     hit_prediction, prediction, hit_target, target = counts.double().unbind(-1)
     precision, recall = hit_prediction / prediction, hit_target / target

@@ -1,4 +1,4 @@
-"""Losses: they hold weights such as λ and return a scalar."""
+"""Provides the losses, which are modules that hold weights such as λ and by default return a scalar."""
 
 from lsseg.losses.cross_entropy import CrossEntropyLoss, WeightedCrossEntropy
 from lsseg.losses.instances import ClassBalancedLoss, TSDFLoss, VelocityLoss

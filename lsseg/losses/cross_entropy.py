@@ -1,4 +1,4 @@
-"""Cross-entropy, the baseline of every comparison, and the weighted one of DMLS (Zhang 2019, eq. 11-12).
+"""Computes cross-entropy, the baseline of every comparison, and the weighted one of DMLS (Zhang 2019, eq. 11-12).
 
 Both are means over the valid pixels of a batch, or over those of all processes of a training on several GPUs.
 """
@@ -16,35 +16,35 @@ from lsseg.functional import label_boundary
 
 
 class PixelMean(nn.Module):
-    """The base of losses that are a mean over valid pixels.
+    """Provides the base of losses that are a mean over valid pixels.
 
     Attributes:
-        over_processes: Whether the pixels are those of all processes that train together. A loss in a loop of yours
-            leaves the other processes alone; the tasks set it by :func:`set_over_processes`. In training every process
-            must then compute the loss.
+        over_processes: Whether the mean is over the pixels of all processes that train together. The default is
+            False, so that your own training loop need not involve other processes. The tasks set it by
+            :func:`set_over_processes`. Every process must then compute the loss in training.
     """
 
     over_processes = False
 
     def over_processes_too(self, mean: Tensor, valid: Callable[[], Tensor]) -> Tensor:
-        """The mean over this process's valid pixels; in a training of several processes times their share."""
+        """Return the mean over valid pixels, times :func:`share_of_pixels` if ``over_processes`` is set."""
         return mean * share_of_pixels(valid(), self.training) if self.over_processes else mean
 
 
 def set_over_processes(module: nn.Module) -> None:
-    """Let every loss in a module, itself included, be a mean over the pixels of all processes."""
+    """Make every loss in a module, or the module itself, a mean over the pixels of all processes."""
     for part in module.modules():
         if isinstance(part, PixelMean):
             part.over_processes = True
 
 
 def several_processes() -> bool:
-    """Whether this is one of several processes that train together."""
+    """Return whether this is one of several processes that train together."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Mean over the processes, or ``values`` itself in a single process. Every process must call it."""
+    """Return the mean over the processes, or ``values`` itself in a single process; every process must call it."""
     if not several_processes():
         return values
     total = values.clone()
@@ -53,11 +53,11 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def share_of_pixels(valid: Tensor, training: bool) -> Tensor:
-    """The number of this process's valid pixels by its mean over all processes; 1 in evaluation and in one process.
+    """Return this process's number of valid pixels divided by the mean number of all processes.
 
-    DDP averages gradients, and so gives processes with few valid pixels the weight of those with many. A mean over a
-    process's own pixels, times this share, becomes the mean over the pixels of all of them: that of one process with
-    the whole batch. In training every process must call it.
+    The share is 1 in evaluation, without gradients, and in a single process. DDP averages gradients. Processes with few
+    valid pixels thus get the weight of those with many. With this factor the average of the processes' means becomes
+    the mean over all pixels, as in one process with the whole batch. In training every process must call this function.
 
     Args:
         valid: Bool, any shape.
@@ -73,7 +73,7 @@ def share_of_pixels(valid: Tensor, training: bool) -> Tensor:
 
 
 class CrossEntropyLoss(PixelMean):
-    """Mean cross-entropy over the valid pixels of the batch; 0 where there are none (torch's own is NaN there).
+    """Computes the mean cross-entropy over the batch's valid pixels; 0 if there are none (torch's own is NaN then).
 
     Args:
         ignore_index: Label of void pixels.
@@ -87,7 +87,7 @@ class CrossEntropyLoss(PixelMean):
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of B×C×spatial logits on a B×spatial target."""
+        """Return the scalar loss of B×C×spatial logits on a B×spatial target."""
         total = cross_entropy(logits, target, None, self.ignore_index, "sum")
         valid = target != self.ignore_index
         return self.over_processes_too(total / valid.sum().clamp_min(1), lambda: valid)
@@ -96,20 +96,20 @@ class CrossEntropyLoss(PixelMean):
 def cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: Literal["sum", "none"]
 ) -> Tensor:
-    """The cross-entropy of torch, in float32 at least, that refuses a label which names no class.
+    """Compute torch's cross-entropy in float32 or float64, and refuse a label that names no class.
 
     Args:
         logits: B×C×spatial.
         target: B×spatial integers.
-        weight: Weight of each class; None is 1.
+        weight: Weight of each class; None means 1 for all.
         ignore_index: Label of void pixels.
         reduction: ``sum`` over pixels, or ``none``.
 
     Raises:
-        ValueError: For such a label, on a CPU. Elsewhere, where it would be waited for (or, on a GPU, end the process),
-            the loss is no number.
+        ValueError: If a label names no class, on a CPU. On other devices the loss is NaN instead, because a check would
+            have to wait for the device, and torch's own would end the process on a GPU.
     """
-    # A sum over 10⁵ pixels overflows float16 and says little in bfloat16.
+    # A sum over 10⁵ pixels overflows float16 and is very inexact in bfloat16.
     exact = logits if logits.dtype == torch.float64 else logits.float()
     labels, classes = target.long(), logits.shape[1]
     if labels.device.type == "cpu":
@@ -127,7 +127,7 @@ def cross_entropy(
 
 
 def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Raise ``ValueError`` for a label that names no class, on a CPU; elsewhere it would be waited for."""
+    """Raise ``ValueError`` for a label that names no class, only on a CPU, where this waits for no device."""
     if target.device.type != "cpu":
         return
     wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
@@ -138,18 +138,18 @@ def check_labels(target: Tensor, classes: int, ignore_index: int) -> None:
 
 
 class WeightedCrossEntropy(PixelMean):
-    """Cross-entropy with the weight w_c + boundary_weight · 1[boundary] at a pixel of class c (Zhang 2019, eq. 11-12).
+    """Weights cross-entropy by w_c + boundary_weight · 1[boundary] at a pixel of class c (Zhang 2019, eq. 11-12).
 
-    The sum is divided by the number of valid pixels, not by that of the weights.
+    The sum is divided by the number of valid pixels, not by the sum of the weights.
     The paper's λ‖θ‖² is the optimiser's weight decay.
 
     Args:
-        class_weights: w_c of every class, such as :func:`~lsseg.data.classes.median_frequency_weights`; None is 1.
-        boundary_weight: Added at pixels of which a 4-neighbour carries another valid label.
+        class_weights: w_c of every class, as from :func:`~lsseg.data.classes.median_frequency_weights`; None means 1.
+        boundary_weight: Weight added at pixels with a 4-neighbour of another valid label.
         ignore_index: Label of void pixels.
 
     Raises:
-        ArgumentError: If a weight is no number of at least 0; later, if there are not C of them.
+        ArgumentError: If a weight is negative or not finite, or all are 0; in ``forward``, if there are not C of them.
 
     >>> logits, target = torch.zeros(1, 2, 1, 3), torch.tensor([[[0, 0, 1]]])
     >>> WeightedCrossEntropy([1.0, 3.0])(logits, target) / torch.tensor(2.0).log()  # (1 + (1 + 1) + (3 + 1)) / 3
@@ -173,14 +173,14 @@ class WeightedCrossEntropy(PixelMean):
         """Set the weights of the classes, C numbers.
 
         Raises:
-            ArgumentError: If they are not numbers of at least 0, one of them above it.
+            ArgumentError: If a weight is negative or not finite, or if all of them are 0.
         """
         right = all(0 <= weight < math.inf for weight in class_weights) and any(class_weights)
         require(right, "class_weights", list(class_weights), "must be numbers of at least 0, not all of them 0")
         self.class_weights = torch.tensor(class_weights, dtype=torch.float32)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of B×C×H×W logits on a B×H×W target; 0 where every pixel is void."""
+        """Return the scalar loss of B×C×H×W logits on a B×H×W target; 0 where every pixel is void."""
         target = target.long()
         weights = self.class_weights
         if weights is not None:
@@ -202,7 +202,7 @@ class WeightedCrossEntropy(PixelMean):
         if weights is None:
             weight = weight + 1.0
         else:
-            # On a GPU the loss of a label that names no class is no number; to look it up would end the process.
+            # On a GPU an index outside the weights would end the process. The loss of a wrong label is already NaN.
             places = (target * valid).clamp(0, len(weights) - 1)
             weight = weight + weights[places]
         return torch.where(valid, by_pixel * weight, 0).sum()

@@ -1,4 +1,4 @@
-"""Losses of signed distances (Homayounfar 2020, section 4.2) and of DELSE, the edge-based rival (Wang 2019).
+"""Computes losses of signed distances (Homayounfar 2020, section 4.2) and of DELSE, the edge-based rival (Wang 2019).
 
 Legend: M objects, H×W pixels.
 """
@@ -13,7 +13,7 @@ from lsseg.functional.heaviside import arctan_step
 
 
 class ClassBalancedLoss(nn.Module):
-    """Cross-entropy of H_ε(φ) in which inside and outside of an object weigh the same, mean over objects.
+    """Computes cross-entropy of H_ε(φ) with equal weight for inside and outside of an object, averaged over objects.
 
     Args:
         epsilon: ε > 0, width of the step in units of φ.
@@ -29,7 +29,7 @@ class ClassBalancedLoss(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, phi: Tensor, mask: Tensor) -> Tensor:
-        """Scalar loss of φ and a bool mask, both M×H×W; 0 where there is no object."""
+        """Return the scalar loss of φ and a bool mask, both M×H×W; 0 where there is no object."""
         exact = phi if phi.dtype == torch.float64 else phi.float()
         entropy = -arctan_step(torch.where(mask, exact, -exact), exact.new_full((), self.epsilon)).log()
         sides = []
@@ -42,7 +42,7 @@ class ClassBalancedLoss(nn.Module):
 
 
 class VelocityLoss(nn.Module):
-    """Squared angle between a velocity and the direction to the nearest contour, mean over the pixels that have one.
+    """Computes the mean squared angle between a velocity and the direction to the nearest contour, where it exists.
 
     >>> mask = torch.tensor([[[False, False, True, True]]])
     >>> right = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
@@ -51,18 +51,18 @@ class VelocityLoss(nn.Module):
     """
 
     def forward(self, velocity: Tensor, mask: Tensor) -> Tensor:
-        """Scalar loss of an M×2×H×W velocity (x, y) and an M×H×W bool mask; 0 where there is no contour."""
+        """Return the scalar loss of an M×2×H×W velocity (x, y) and an M×H×W bool mask; 0 where there is no contour."""
         exact = velocity if velocity.dtype == torch.float64 else velocity.float()
         towards, valid = towards_contour(mask)
         (vx, vy), (tx, ty) = exact.unbind(1), towards.to(exact.dtype).unbind(1)
         along = torch.where(valid, vx * tx + vy * ty, 1)
         across = torch.where(valid, vx * ty - vy * tx, 0)
-        angle = torch.atan2(across, along)  # unlike the arc cosine it has a gradient at 0 and at π
+        angle = torch.atan2(across, along)  # Unlike the arc cosine it has a gradient at 0 and at π.
         return angle.square().sum() / valid.sum().clamp_min(1)
 
 
 class TSDFLoss(nn.Module):
-    """:func:`~lsseg.functional.tsdf_loss` as a module.
+    """Applies :func:`~lsseg.functional.tsdf_loss` as a module.
 
     Args:
         epsilon: ε > 0, width of the step in units of φ; 0.1 in the paper.
@@ -79,5 +79,5 @@ class TSDFLoss(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, phi: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Scalar loss of φ, φ_GT and M_GT, all of one shape; see the function."""
+        """Return the scalar loss of φ, φ_GT and M_GT, all of one shape; see the function."""
         return tsdf_loss(phi, target, mask, valid, self.epsilon)

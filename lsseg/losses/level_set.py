@@ -1,4 +1,4 @@
-"""Level-set loss (Kim 2019, eq. 4-8)."""
+"""Computes the level-set loss (Kim 2019, eq. 4-8)."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,21 @@ from lsseg.losses.cross_entropy import PixelMean
 
 
 class LevelSetLoss(nn.Module):
-    """Level-set energy of the class probabilities on the ground truth (Kim 2019, eq. 4-7).
+    """Computes the level-set energy of the class probabilities on the ground truth (Kim 2019, eq. 4-7).
 
-    Its gradient lives on undecided pixels (ε = 1/20: δ is 10 at P = ½ and 4.5e-6 at P = 0.1), so it refines what
-    another loss has taught; alone it does not teach.
+    Its gradient is large on undecided pixels only (ε = 1/20: δ is 10 at P = ½ and 4.5e-6 at P = 0.1). The loss
+    therefore refines what another loss has taught. Alone it does not train a network.
 
     Args:
         epsilon: Width of the Heaviside transition, in units of probability.
         heaviside: ``mahf`` (the paper's), ``ahf`` (Chan and Vese's) or ``hf`` (a step; no gradient).
-        reduction: ``mean`` per valid pixel, independent of the resolution; ``balanced`` per pixel of its own class, so
-            that small classes count like large ones; ``batchmean`` summed over pixels as printed (``sum`` is its older
-            name); ``none`` keeps one energy for each image and class.
+        reduction: ``mean`` divides by the valid pixels, independent of the resolution. ``balanced`` divides by the
+            pixels of the class, so that small classes count like large ones. ``batchmean`` sums over pixels as printed
+            (``sum`` is its older name). ``none`` keeps one energy for each image and class.
         ignore_index: Label of void pixels.
-        kernels: ``auto``: Triton's on a GPU, where Triton is installed; ``triton`` or ``torch`` force one or the other.
+        kernels: ``auto`` uses Triton's kernels on a GPU if Triton is installed; ``triton`` or ``torch`` forces one.
         mode: ``multiclass`` (softmax), ``multilabel`` (a sigmoid of each class) or ``binary`` (a sigmoid, C = 1).
-        class_weights: Factors of the classes' energies, C numbers; None is 1.
+        class_weights: Factors of the classes' energies, C numbers; None means 1 for all.
 
     Raises:
         ValueError: If an option is out of range or unknown.
@@ -63,16 +63,16 @@ class LevelSetLoss(nn.Module):
         self.register_buffer("class_weights", weights_of_classes(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The energy.
+        """Return the energy.
 
         Args:
             logits: B×C×spatial scores, with any number of axes.
             target: Labels B×spatial, or soft or overlapping regions B×C×spatial; see
                 :func:`~lsseg.functional.level_set_energy`.
-            valid: Bool, B×spatial: pixels that count; None is all of them (but void labels).
+            valid: Bool, B×spatial, True for pixels that count; None counts all pixels except void labels.
 
         Returns:
-            A scalar; B×C with ``none``.
+            A scalar; B×C energies with ``none``.
         """
         return level_set_energy(
             logits,
@@ -88,7 +88,7 @@ class LevelSetLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options."""
+        """Return the options that the ``repr`` of the module shows."""
         return (
             f"epsilon={self.epsilon:g}, heaviside={self.heaviside!r}, reduction={self.reduction!r}, "
             f"ignore_index={self.ignore_index}, mode={self.mode!r}"
@@ -96,16 +96,17 @@ class LevelSetLoss(nn.Module):
 
 
 class CrossEntropyLevelSetLoss(PixelMean):
-    """Cross-entropy + λ · level-set energy, fused: both read one softmax or sigmoid (Kim 2019, eq. 8).
+    """Computes cross-entropy + λ · level-set energy from one shared softmax or sigmoid (Kim 2019, eq. 8).
 
     Args:
         level_set_weight: λ. The paper's 4e-4 belongs to a sum over the pixels of its network's map, an eighth of the
-            crop in each direction: 4e-4 · 41² = 0.67 for a crop of 321 is the same under ``mean`` at any resolution
-            (1.69 for a crop of 512, whose map has 65²). That 0.67 is also good elsewhere is this project's choice.
+            crop in each direction. For a crop of 321 the same weight under ``mean`` is 4e-4 · 41² = 0.67 at any
+            resolution. For a crop of 512, whose map has 65² pixels, it is 1.69. Other uses of 0.67 are this project's
+            choice.
         epsilon: See :class:`LevelSetLoss`.
         heaviside: See :class:`LevelSetLoss`.
-        reduction: ``mean``, ``balanced`` or ``batchmean``, see :class:`LevelSetLoss`; of the cross-entropy it is always
-            the mean.
+        reduction: ``mean``, ``balanced`` or ``batchmean``, see :class:`LevelSetLoss`; the cross-entropy is always the
+            mean.
         ignore_index: Label of void pixels.
         kernels: See :class:`LevelSetLoss`.
         mode: See :class:`LevelSetLoss`; the cross-entropy of ``binary`` and ``multilabel`` is the binary one.
@@ -149,7 +150,7 @@ class CrossEntropyLevelSetLoss(PixelMean):
 
     @property
     def level_set_weight(self) -> float:
-        """λ; not negative."""
+        """Return λ, which is never negative."""
         return self._level_set_weight
 
     @level_set_weight.setter
@@ -159,12 +160,12 @@ class CrossEntropyLevelSetLoss(PixelMean):
         self._level_set_weight = value
 
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Scalar loss; see :meth:`LevelSetLoss.forward` for the shapes."""
+        """Return the scalar loss; see :meth:`LevelSetLoss.forward` for the shapes."""
         cross_entropy, energy = self.terms(logits, target, valid)
         return cross_entropy + self.level_set_weight * energy
 
     def terms(self, logits: Tensor, target: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The cross-entropy and the (unweighted) level-set energy, both differentiable."""
+        """Return the cross-entropy and the unweighted level-set energy, both differentiable."""
         cross_entropy, energy = cross_entropy_level_set(
             logits,
             target,
@@ -180,19 +181,19 @@ class CrossEntropyLevelSetLoss(PixelMean):
         return self.over_processes_too(cross_entropy, lambda: self._counted(target, valid)), energy
 
     def _counted(self, target: Tensor, valid: Tensor | None) -> Tensor:
-        """Which pixels the cross-entropy is a mean over."""
+        """Return a mask of the pixels that the cross-entropy is a mean over."""
         if target.is_floating_point() or target.dtype == torch.bool:
             return torch.ones_like(target[:, :1], dtype=torch.bool) if valid is None else valid
         known = target != self.ignore_index
         return known if valid is None else known & valid.view_as(known)
 
     def extra_repr(self) -> str:
-        """The options."""
+        """Return the options that the ``repr`` of the module shows."""
         return f"level_set_weight={self.level_set_weight:g}, " + LevelSetLoss.extra_repr(self)  # type: ignore[arg-type]
 
 
 def weights_of_classes(weights: Sequence[float] | None) -> Tensor | None:
-    """A tensor of numbers, none of which may be negative."""
+    """Return the class weights as a tensor, or None; refuse weights that are negative or not finite."""
     if weights is None:
         return None
     values = torch.as_tensor(weights, dtype=torch.float32)

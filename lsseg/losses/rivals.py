@@ -1,4 +1,6 @@
-"""Rivals of the level-set loss: boundary, active-contour and max-pooling loss (Bulò 2017), alone or with cross-entropy.
+"""Holds rivals of the level-set loss: boundary, active-contour and max-pooling loss (Bulò 2017).
+
+Each of them can be used alone or with cross-entropy.
 
 Legend: B images, C classes, H×W pixels; P are the class probabilities; n valid pixels of an image.
 """
@@ -13,10 +15,10 @@ from lsseg.losses.level_set import CrossEntropyLevelSetLoss
 
 
 class BoundaryLoss(nn.Module):
-    """mean -φ_G · P over valid pixels and classes, φ_G the signed distance of the truth (Kervadec 2019, eq. 5).
+    """Computes the mean of -φ_G · P over valid pixels and classes (Kervadec 2019, eq. 5).
 
-    A class that an image lacks, or that fills it, has no contour and counts 0 there. The loss has no scale of its own
-    and is meant to be added to another.
+    φ_G is the signed distance of the truth. A class that an image lacks, or that fills the image, has no contour and
+    counts 0 there. The loss has no fixed scale and is meant to be added to another loss.
 
     Args:
         ignore_index: Label of void pixels.
@@ -31,7 +33,7 @@ class BoundaryLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of B×C×H×W logits on a B×H×W target; 0 where nothing is valid."""
+        """Return the scalar loss of B×C×H×W logits on a B×H×W target; 0 where nothing is valid."""
         check_labels(target, logits.shape[1], self.ignore_index)
         probability = _probabilities(logits)
         mask = regions(target, logits.shape[1])
@@ -43,14 +45,14 @@ class BoundaryLoss(nn.Module):
 
 
 class ActiveContourLoss(nn.Module):
-    """Length of the contours and Chan-Vese regions of values 1 inside and 0 outside (Chen 2019, eq. 5-8), per pixel.
+    """Adds contour length and Chan-Vese regions with values 1 inside and 0 outside (Chen 2019, eq. 5-8), per pixel.
 
-    Σ_c |∇P_c| + λ · Σ_c [P_c (1 - G_c)² + (1 - P_c) G_c²], mean over the valid pixels. The slope takes forward
-    differences, only between valid pixels.
+    The loss is Σ_c |∇P_c| + λ · Σ_c [P_c (1 - G_c)² + (1 - P_c) G_c²], averaged over the valid pixels. The slope |∇P_c|
+    comes from forward differences between valid pixels only.
 
     Args:
         region_weight: λ; 1 in the paper.
-        eta: Slopes much smaller than it have no direction.
+        eta: η > 0, which smooths the length: slopes much smaller than η add almost nothing.
         ignore_index: Label of void pixels.
 
     >>> target = torch.tensor([[[0, 0, 1, 1]]])
@@ -69,7 +71,7 @@ class ActiveContourLoss(nn.Module):
         self.region_weight, self.eta, self.ignore_index = region_weight, eta, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of B×C×H×W logits on a B×H×W target; 0 where nothing is valid."""
+        """Return the scalar loss of B×C×H×W logits on a B×H×W target; 0 where nothing is valid."""
         check_labels(target, logits.shape[1], self.ignore_index)
         probability = _probabilities(logits)
         mask = regions(target, logits.shape[1])
@@ -83,7 +85,7 @@ class ActiveContourLoss(nn.Module):
 
 
 def _difference(values: Tensor, valid: Tensor, axis: int) -> Tensor:
-    """To the next pixel along an axis; 0 at the end and where one of the two is void."""
+    """Return the difference to the next pixel along an axis; 0 at the end and where one of the two pixels is void."""
     count = values.shape[axis] - 1
     both = valid.narrow(axis, 0, count) & valid.narrow(axis, 1, count)
     step = torch.where(both, values.diff(dim=axis), 0)
@@ -96,11 +98,11 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 
 class LossMaxPooling(nn.Module):
-    """Cross-entropy under the worst weights: max_w Σ w_u ℓ_u with ‖w‖_p ≤ γ, ‖w‖_∞ ≤ τ and w ≥ 0, image by image.
+    """Computes each image's cross-entropy under the worst weights: max_w Σ w_u ℓ_u, ‖w‖_p ≤ γ, ‖w‖_∞ ≤ τ, w ≥ 0.
 
-    γ = n^(-1/q) with 1/p + 1/q = 1, so that equal weights 1/n are just possible, and τ = γ m^(-1/p), so that at least
-    m = share · n pixels carry weight. At p → 1 and share 1 it is the mean. The gradient is that of the loss under its
-    worst weights (their own change adds nothing, being an optimum).
+    γ is n^(-1/q) with 1/p + 1/q = 1, so that equal weights 1/n are just possible. τ is γ m^(-1/p), so that at least
+    m = share · n pixels carry weight. For p → 1 and share 1 the loss is the mean. The gradient treats the worst weights
+    as constants, because a change of the weights adds nothing at their optimum.
 
     Args:
         p: The exponent, in (1, ∞); 1.7 in the paper.
@@ -124,7 +126,7 @@ class LossMaxPooling(nn.Module):
         self.p, self.share, self.ignore_index = p, share, ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of B×C×H×W logits on a B×H×W target: the mean over the images that have a valid pixel."""
+        """Return the scalar loss of B×C×H×W logits on a B×H×W target, a mean over the images with a valid pixel."""
         losses = cross_entropy(logits, target, None, self.ignore_index, "none")
         valid = target != self.ignore_index
         pooled = [self._pooled(loss[keep]) for loss, keep in zip(losses, valid, strict=True)]
@@ -137,17 +139,18 @@ class LossMaxPooling(nn.Module):
 
 
 def worst_weights(losses: Tensor, p: float, share: float) -> Tensor:
-    """The weights of n losses (≥ 0) that maximise their sum: w = min(τ, c · ℓ^(1/(p-1))), with c such that ‖w‖_p = γ.
+    """Return the weights of n losses (≥ 0) that maximise their weighted sum.
 
-    With k losses at the cap that is k + (c/τ)^p · Σ ℓ^q over the others = m, since γ^p = m τ^p; k is the least number
-    with which no other one exceeds the cap. Powers are kept as logarithms: q is large for p near 1.
+    The weights are w = min(τ, c · ℓ^(1/(p-1))), with c such that ‖w‖_p = γ. If k losses reach the cap τ, this condition
+    is k + (c/τ)^p · Σ ℓ^q over the others = m, since γ^p = m τ^p. The function takes the least k with which no other
+    loss exceeds the cap. Powers are kept as logarithms, because q is large for p near 1.
     """
     count = len(losses)
     least = share * count
     power, order = (losses.double().log() * (p / (p - 1))).sort(descending=True)
     others = power.flip(0).logcumsumexp(0).flip(0)  # log Σ ℓ^q over a loss and all smaller ones
     left = (least - torch.arange(count, device=losses.device, dtype=power.dtype)).clamp_min(0).log()
-    capped = int((left + power > others).sum())  # these come first: the sum falls faster than what is left
+    capped = int((left + power > others).sum())  # These come first, as the sum falls faster than ``left``.
     weights = torch.ones_like(power)
     if capped < count and others[capped] > -torch.inf:
         weights[capped:] = ((left[capped] - others[capped] + power[capped:]) / p).exp().clamp_max(1)
@@ -156,24 +159,24 @@ def worst_weights(losses: Tensor, p: float, share: float) -> Tensor:
 
 
 class CrossEntropyPlus(nn.Module):
-    """Cross-entropy + weight · another loss of logits and target.
+    """Computes cross-entropy + weight · another loss of logits and target.
 
-    The other one is given float32 logits (smp's overflow in half precision), and nothing where no pixel is valid (some
-    are NaN there).
+    The other loss gets float32 logits, because smp's losses overflow in half precision. It is left out where no pixel
+    is valid, because some losses are NaN there.
 
     Args:
         loss: Maps B×C×H×W logits and a B×H×W target to a scalar, such as ``lsseg.losses.BoundaryLoss`` or
             ``segmentation_models_pytorch.losses.DiceLoss``.
         weight: Weight of the loss.
         cross_entropy_weight: Weight of cross-entropy.
-        pixels: Whether the other loss takes pixels as a set, as those of overlap do: it is given the valid ones of the
-            batch, 1×C×n×1 and 1×n×1, and needs to know nothing of void. Otherwise it must leave out void by itself.
-        level_set_weight: λ of the level-set energy (Kim 2019, eq. 8), which is a third term and is computed in one pass
-            with cross-entropy; 0 leaves it out.
+        pixels: Whether the other loss takes pixels as a set, as losses of overlap do. It then gets the valid pixels of
+            the batch, 1×C×n×1 and 1×n×1. Otherwise it must leave out void pixels by itself.
+        level_set_weight: λ of the level-set energy (Kim 2019, eq. 8), a third term that is computed in one pass with
+            cross-entropy; 0 leaves it out.
         ignore_index: Label of void pixels.
 
     Raises:
-        ArgumentError: If a weight is negative, or the loss needs the image and is given pixels.
+        ArgumentError: If a weight is negative or not finite, or if ``pixels`` is set for a loss that needs the image.
 
     >>> loss = CrossEntropyPlus(CrossEntropyLoss(), 0.5)
     >>> loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long))
@@ -204,7 +207,7 @@ class CrossEntropyPlus(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of B×C×H×W logits on a B×H×W target."""
+        """Return the scalar loss of B×C×H×W logits on a B×H×W target."""
         total = self._cross_entropy_and_level_set(logits, target)
         valid = target != self.ignore_index
         if not bool(valid.any()):

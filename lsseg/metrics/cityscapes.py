@@ -1,6 +1,6 @@
-"""Cityscapes' own scores (Cordts 2016), by the official scripts: IoU and iIoU of classes and categories; AP of objects.
+"""Runs Cityscapes' official scripts (Cordts 2016) for IoU and iIoU of classes and categories, and for AP of objects.
 
-The scripts read files: the predictions as the server wants them, and the official annotation.
+The scripts read files: the predictions in the format of the server, and the official annotations.
 """
 
 import io
@@ -21,11 +21,11 @@ Pairs = Sequence[tuple[Path, Path]]
 
 
 def cityscapes_pixel_scores(pairs: Pairs) -> dict[str, float]:
-    """Scores of label maps over a data set, in [0, 1]; NaN where nothing is there to be found.
+    """Return the scores of label maps over a data set, in [0, 1]; NaN where there is nothing to find.
 
     Args:
-        pairs: Prediction (8-bit PNG of official numbers) and ``*_gtFine_labelIds.png``, beside which
-            ``*_gtFine_instanceIds.png`` lies.
+        pairs: Pairs of a prediction (8-bit PNG of official numbers) and ``*_gtFine_labelIds.png``, in whose folder
+            there must also be ``*_gtFine_instanceIds.png``.
 
     Returns:
         ``miou``, ``category_miou``, ``iiou``, ``category_iiou``.
@@ -54,10 +54,10 @@ def cityscapes_pixel_scores(pairs: Pairs) -> dict[str, float]:
 
 
 def cityscapes_object_scores(pairs: Pairs, root: Path) -> dict[str, float]:
-    """Average precision of objects over a data set, in [0, 1]; NaN where nothing is there to be found.
+    """Return the average precision of objects over a data set, in [0, 1]; NaN where there is nothing to find.
 
     Args:
-        pairs: Prediction (a text file that lists masks, classes and confidences) and ``*_gtFine_instanceIds.png``.
+        pairs: Pairs of a prediction (text file of masks, classes and confidences) and ``*_gtFine_instanceIds.png``.
         root: The folder that holds all predictions.
 
     Returns:
@@ -71,7 +71,7 @@ def cityscapes_object_scores(pairs: Pairs, root: Path) -> dict[str, float]:
         options.quiet, options.JSONOutput, options.predictionPath = True, False, str(root.resolve())
         scripts.setInstanceLabels(options)
         predictions, truths = ([str(path.resolve()) for path in side] for side in zip(*pairs, strict=True))
-        # Not the scripts' own cache of the truth, a file inside their package.
+        # The truth is read here, because the scripts would cache it in a file inside their own package.
         objects = scripts.instances2dict(truths, False)
         matches = scripts.matchGtWithPreds(predictions, truths, objects, options)
         averages = scripts.computeAverages(scripts.evaluateMatches(matches, options), options)
@@ -89,7 +89,7 @@ def require_scripts() -> None:
 
 @contextmanager
 def _scripts(name: str) -> Iterator[ModuleType | Any]:
-    """A module of the official scripts, which call a function that NumPy 2.4 no longer has, and exit on errors."""
+    """Import a module of the official scripts, supply the function that NumPy 2.4 lacks, and turn exits into errors."""
     require_scripts()
     scripts = import_module(f"cityscapesscripts.evaluation.{name}")
     said = io.StringIO()
@@ -97,7 +97,7 @@ def _scripts(name: str) -> Iterator[ModuleType | Any]:
     if lacking:
         np.in1d = np.isin  # type: ignore[attr-defined]  # noqa: NPY201
     try:
-        with np.errstate(all="ignore"), redirect_stdout(said), redirect_stderr(said):  # means of nothing
+        with np.errstate(all="ignore"), redirect_stdout(said), redirect_stderr(said):  # hides warnings of empty means
             yield scripts
     except SystemExit as error:
         lines = said.getvalue().split("\n")
@@ -109,7 +109,7 @@ def _scripts(name: str) -> Iterator[ModuleType | Any]:
 
 
 def known_only(scores: dict[str, float]) -> dict[str, float]:
-    """Scores that have a value.
+    """Return the scores that have a value.
 
     >>> known_only({"ap": 0.5, "ap50": float("nan")})
     {'ap': 0.5}

@@ -1,4 +1,4 @@
-"""COCO's average precision of masks and boxes, and LVIS's (Gupta 2019), by kept evaluators."""
+"""Computes COCO's average precision of masks and boxes, and LVIS's (Gupta 2019), by a maintained evaluator."""
 
 import contextlib
 import io
@@ -23,14 +23,14 @@ RANGES = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
 
 
 class CocoAP(Metric):
-    """AP, AP50, AP75 and AP by size of masks, and AP of boxes, with the figures of the official evaluator.
+    """Computes AP, AP50, AP75 and AP by size of masks, and AP of boxes, with the values of the official evaluator.
 
-    (torchmetrics' own wrapper of the evaluator leaves out images without objects, and with them what was invented
-    there.)
+    torchmetrics' own wrapper of the evaluator leaves out images without objects, and with them the false positives
+    there.
 
     Args:
         num_classes: C.
-        detections: Most detections of an image that count; the official figure is 100.
+        detections: Most detections of an image and class that count; the official number is 100.
         boxes: Whether boxes are scored, too.
     """
 
@@ -40,16 +40,16 @@ class CocoAP(Metric):
     def __init__(self, num_classes: int, detections: int = DETECTIONS, boxes: bool = True) -> None:
         super().__init__()
         self.num_classes, self.detections, self.boxes = num_classes, detections, boxes
-        # One line of JSON for each image, as bytes: what ranks can gather.
+        # Each image is one line of JSON as bytes, because ranks can gather only tensors.
         self.add_state("lines", [], dist_reduce_fx="cat")
 
     def update(self, found: Sequence[Found], truth: Sequence[Found], index: Tensor) -> None:
         """Add images.
 
         Args:
-            found: For every image ``masks`` (n×H×W bool), ``boxes`` (n×4), ``scores`` (n), ``labels`` (n).
-            truth: For every image ``masks`` (m×H×W bool), ``boxes`` (m×4), ``labels`` (m), ``crowd`` (m bool).
-            index: The images' places in the data set (negative: do not count).
+            found: For every image: ``masks`` (n×H×W bool), ``boxes`` (n×4), ``scores`` (n), ``labels`` (n).
+            truth: For every image: ``masks`` (m×H×W bool), ``boxes`` (m×4), ``labels`` (m), ``crowd`` (m bool).
+            index: The images' places in the data set; images with a negative place do not count.
         """
         for image, own, theirs in zip(index.tolist(), found, truth, strict=True):
             if image >= 0:
@@ -57,17 +57,17 @@ class CocoAP(Metric):
                 line = {"image": image, "size": size, "found": _objects(own), "truth": _objects(theirs)}
                 data = np.frombuffer((json.dumps(line) + "\n").encode(), np.uint8).copy()
                 self.lines.append(torch.from_numpy(data).to(self.device))
-            else:  # a rank without a single image must have something of the right type to send
+            else:  # A rank without a single image must have a tensor of the right type to send.
                 self.lines.append(torch.zeros(0, dtype=torch.uint8, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """In [0, 1], NaN where there is nothing to be found.
+        """Return the scores in [0, 1], with NaN where there is nothing to find.
 
-        ``mask_ap``, ``mask_ap50``, ``mask_ap75``, ``mask_ap_small``, ``mask_ap_medium``, ``mask_ap_large``, the AP of
-        each class ``mask_ap_by_class`` (C), and ``box_ap``.
+        The names are ``mask_ap``, ``mask_ap50``, ``mask_ap75``, ``mask_ap_small``, ``mask_ap_medium``,
+        ``mask_ap_large``, ``mask_ap_by_class`` (C, the AP of each class), and ``box_ap`` if boxes are scored.
         """
         lines: Any = self.lines
-        parts = [lines] if isinstance(lines, Tensor) else lines  # one tensor after ranks were joined
+        parts = [lines] if isinstance(lines, Tensor) else lines  # The state is one tensor after ranks are joined.
         text = b"".join(part.cpu().numpy().tobytes() for part in parts)
         images = [json.loads(line) for line in text.splitlines()]
         truth, found = self._data_sets(sorted(images, key=lambda entry: entry["image"]))
@@ -98,10 +98,10 @@ class CocoAP(Metric):
         return data, found
 
     def _evaluate(self, truth: dict[str, Any], found: list[dict[str, Any]], kind: str) -> npt.NDArray[np.float64]:
-        """Precision at T thresholds, 101 recalls, C classes, four sizes; -1 where there is nothing to be found."""
+        """Return precision at T thresholds, 101 recalls, C classes, four sizes; -1 where there is nothing to find."""
         if not found:
             return self._nothing_found(truth["annotations"])
-        if kind == "bbox":  # sizes are those of the masks; only the outline differs
+        if kind == "bbox":  # The evaluator takes outline and area from the key that is left.
             found = [{k: v for k, v in thing.items() if k != "segmentation"} for thing in found]
         else:
             found = [{k: v for k, v in thing.items() if k != "bbox"} for thing in found]
@@ -116,7 +116,7 @@ class CocoAP(Metric):
         return precision
 
     def _nothing_found(self, objects: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
-        """Precision 0 wherever there is something to be found; the evaluator takes no empty list."""
+        """Return precision 0 wherever there is something to find, because the evaluator takes no empty list."""
         precision = np.full((10, 101, self.num_classes, len(AREAS)), -1.0)
         for thing in objects:
             for place, (low, high) in enumerate(RANGES):
@@ -126,7 +126,7 @@ class CocoAP(Metric):
 
 
 def _objects(things: Found) -> list[dict[str, Any]]:
-    """Run-length codes, boxes (left, top, width, height), categories; scores or crowd flags."""
+    """Return run-length codes, boxes (left, top, width, height), categories, and scores or crowd flags."""
     masks = things["masks"].cpu().numpy().astype(np.uint8)
     codes = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
     boxes = things["boxes"].double().cpu().numpy()
@@ -150,19 +150,19 @@ def _mean(precision: npt.NDArray[np.float64]) -> Tensor:
 
 NAMES = {"AP_all": "ap", "AP_50": "ap50", "AP_75": "ap75", "AP_small": "ap_small", "AP_medium": "ap_medium"}
 NAMES |= {"AP_large": "ap_large", "APr": "ap_rare", "APc": "ap_common", "APf": "ap_frequent"}
-LVIS_DETECTIONS = 300  # of an image, over all its categories
+LVIS_DETECTIONS = 300  # most detections of an image, over all its categories
 NEEDED = ("image_id", "category_id", "segmentation", "score")
 
 
 def lvis_scores(truth: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, float]:
-    """AP of masks in [0, 1]; scores of which there is nothing to be found are left out.
+    """Return the AP of masks in [0, 1], without the scores for which there is nothing to find.
 
-    An image counts for the categories that are annotated in it or known to be absent from it; where a category is
-    annotated but not exhaustively, what matches nothing is not held against the detector. Of a truth that has COCO's
-    80 categories only, ``ap`` is the AP* of Homayounfar 2020.
+    An image counts for the categories that are annotated in it or known to be absent from it. Where a category is not
+    annotated exhaustively, detections that match nothing do not count as errors. If the truth has only COCO's 80
+    categories, ``ap`` is the AP* of Homayounfar 2020.
 
     Args:
-        truth: An LVIS file's content: ``images`` with ``neg_category_ids`` and ``not_exhaustive_category_ids``,
+        truth: The content of an LVIS file: ``images`` with ``neg_category_ids`` and ``not_exhaustive_category_ids``,
             ``annotations``, ``categories`` with ``frequency``.
         found: Objects as in COCO's result files: ``image_id``, ``category_id``, ``segmentation`` (run-length code),
             ``score``.
@@ -171,7 +171,7 @@ def lvis_scores(truth: dict[str, Any], found: list[dict[str, Any]]) -> dict[str,
         return {"ap": 0.0}
     known = {category["id"] for category in truth["categories"]}
     data = {key: truth[key] for key in ("images", "categories")} | {"info": {}}
-    # Copies: the evaluator adds to what it is given.
+    # The evaluator adds keys to the objects that it gets, so it gets copies.
     data["annotations"] = [{**thing} for thing in truth["annotations"] if thing["category_id"] in known]
     found = _best([{key: thing[key] for key in NEEDED} for thing in found])
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""Metrics of label maps, and what all their scores are made of: counts of images, and their sums.
+"""Computes metrics of label maps, and the counts of images and their sums that all their scores are made of.
 
 Legend: B images of a batch, N of a data set, C classes, R radii.
 """
@@ -17,21 +17,21 @@ RADII = (1, 2, 3)  # of boundary scores, in pixels
 
 
 def _overlap(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """B×C×3, see :func:`~lsseg.functional.overlap_counts`."""
+    """Return B×C×3 counts; see :func:`~lsseg.functional.overlap_counts`."""
     return overlap_counts(confusion_matrix(prediction, target, num_classes, ignore_index))
 
 
 def _boundary(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """B×R×C×4, see :func:`~lsseg.functional.boundary_counts`."""
+    """Return B×R×C×4 counts; see :func:`~lsseg.functional.boundary_counts`."""
     return torch.stack([boundary_counts(prediction, target, num_classes, r, ignore_index) for r in RADII], 1)
 
 
-# By name. Each maps B×H×W predicted labels, their truth, C and the label of void to int64 counts, B×….
+# Each function maps B×H×W predicted labels, their truth, C and the label of void to int64 counts, B×….
 COUNTERS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {"overlap": _overlap, "boundary": _boundary}
 
 
 class Counts(Metric):
-    """The base of metrics that keep all counts.
+    """Provides the base of metrics that keep all counts.
 
     Args:
         num_classes: C.
@@ -45,14 +45,14 @@ class Counts(Metric):
         self.num_classes, self.ignore_index = num_classes, ignore_index
 
     def counted(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The counts of B×H×W predicted labels and their truth, by name."""
+        """Return the counts of B×H×W predicted labels and their truth, by name."""
         return {
             name: count(prediction, target, self.num_classes, self.ignore_index) for name, count in COUNTERS.items()
         }
 
 
 class CountSums(Counts):
-    """Counts of a whole data set, as integers over images and ranks: how it is divided does not matter."""
+    """Sums the counts of a data set as integers over images and ranks, so that its division does not matter."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         super().__init__(num_classes, ignore_index)
@@ -66,12 +66,12 @@ class CountSums(Counts):
             setattr(self, name, getattr(self, name) + counts.sum(0))
 
     def compute(self) -> dict[str, Tensor]:
-        """The sums by name."""
+        """Return the sums by name."""
         return {name: getattr(self, name) for name in COUNTERS}
 
 
 class PerImage(Counts):
-    """Counts of each image, in the order of the data set, from all ranks: what a bootstrap over images resamples."""
+    """Keeps the counts of each image of all ranks, in the data set's order, for a bootstrap over images."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         super().__init__(num_classes, ignore_index)
@@ -79,15 +79,15 @@ class PerImage(Counts):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, prediction: Tensor, target: Tensor, index: Tensor) -> None:
-        """Add B×H×W predicted labels, their truth and the images' places in the data set (negative: do not count)."""
+        """Add B×H×W predicted labels, their truth and the images' places in the data set; negative ones are ignored."""
         states: dict[str, Any] = {name: getattr(self, name) for name in ("index", *COUNTERS)}
         states["index"].append(index)
         for name, counts in self.counted(prediction, target).items():
             states[name].append(counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """``index`` (N), ``overlap`` (N×C×3) and ``boundary`` (N×R×C×4), sorted by index."""
-        # A list state is one tensor after ranks were joined, and a list before.
+        """Return ``index`` (N), ``overlap`` (N×C×3) and ``boundary`` (N×R×C×4), sorted by index."""
+        # A list state is one tensor after ranks are joined, and a list before.
         parts = {name: getattr(self, name) for name in ("index", *COUNTERS)}
         joined = {name: part if isinstance(part, Tensor) else torch.cat(part) for name, part in parts.items()}
         order = joined["index"].argsort()
@@ -96,9 +96,9 @@ class PerImage(Counts):
 
 
 class Overlap(MulticlassConfusionMatrix):
-    """Pixel accuracy, mean IoU and IoU of every class over the whole data set.
+    """Computes pixel accuracy, mean IoU and the IoU of every class over the whole data set.
 
-    torchmetrics accumulates the confusion matrix (int64, summed over ranks); the scores are formed from it in float64.
+    torchmetrics accumulates the confusion matrix (int64, summed over ranks). The scores come from it in float64.
     A class that is in neither truth nor prediction has no IoU (NaN) and is left out of the mean.
 
     Args:
@@ -116,14 +116,14 @@ class Overlap(MulticlassConfusionMatrix):
         super().__init__(num_classes, ignore_index=ignore_index, validate_args=False)
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """``accuracy`` and ``miou`` (scalars) and ``iou`` (C)."""
+        """Return ``accuracy`` and ``miou`` (scalars) and ``iou`` (C)."""
         counts = overlap_counts(self.confmat)
         iou = class_iou(counts)
         return {"accuracy": pixel_accuracy(counts), "miou": iou.nanmean(), "iou": iou}
 
 
 class BoundaryF1(Metric):
-    """F measure of every class's boundary pixels, matched within ``radius`` pixels, over the whole data set.
+    """Computes the F measure of each class's boundary pixels, matched within ``radius`` pixels, over the data set.
 
     Counts are summed as integers over images and ranks before precision and recall are formed, so the result does not
     depend on how the data set is divided. Pixels within ``radius`` of void are left out.
@@ -156,5 +156,5 @@ class BoundaryF1(Metric):
         self.counts += boundary_counts(prediction, target, self.num_classes, self.radius, self.ignore_index).sum(0)
 
     def compute(self) -> Tensor:
-        """C float64; NaN for a class without boundary pixels in either map."""
+        """Return C float64 values; NaN for a class without boundary pixels in either map."""
         return boundary_f1(self.counts)

@@ -1,4 +1,4 @@
-"""Matches of detections and objects over a data set, and the boundary scores of what was found (AF).
+"""Matches detections with objects over a data set, and computes the boundary scores of true positives (AF).
 
 Legend: n detections and m objects of an image, H×W pixels, T thresholds of overlap, R radii, C classes.
 """
@@ -16,22 +16,22 @@ from torchmetrics import Metric
 from lsseg.functional import boundary_counts, boundary_f1
 from lsseg.functional.instances import FOUND, THRESHOLDS, average_precision, match_detections
 
-DETECTIONS = 100  # of an image; the evaluator looks at no more
+DETECTIONS = 100  # of an image and class, as in the evaluator
 Found = dict[str, Tensor]
-# Columns of a row before the T kinds and the T×R boundary scores of a detection.
+# These columns of a row come before the T kinds and the T×R boundary scores of a detection.
 HEAD = ("image", "label", "score")
 
 
 class InstanceMatches(Metric):
-    """Every detection with what it found at each IoU threshold, and how well the contours of both agree.
+    """Keeps what every detection found at each IoU threshold, and how well the contours of both agree.
 
-    Rows are kept in float64 and put in order before anything is summed, so that scores made of them are the same to the
+    Rows are kept in float64 and sorted before anything is summed, so that scores computed from them are the same to the
     last digit on any number of processes.
 
     Args:
         num_classes: C.
         radii: Tolerances of the boundary scores in pixels.
-        detections: Most detections of an image and class that count; the official figure is 100.
+        detections: Most detections of an image and class that count; the official number is 100.
     """
 
     full_state_update = False
@@ -48,22 +48,22 @@ class InstanceMatches(Metric):
         """Add images.
 
         Args:
-            found: For every image ``masks`` (n×H×W bool), ``scores`` (n), ``labels`` (n).
-            truth: For every image ``masks`` (m×H×W bool), ``labels`` (m), ``crowd`` (m bool).
-            index: The images' places in the data set (negative: do not count).
+            found: For every image: ``masks`` (n×H×W bool), ``scores`` (n), ``labels`` (n).
+            truth: For every image: ``masks`` (m×H×W bool), ``labels`` (m), ``crowd`` (m bool).
+            index: The images' places in the data set; images with a negative place do not count.
         """
         for image, own, theirs in zip(index.tolist(), found, truth, strict=True):
             if image >= 0:
                 self._add(image, own, theirs)
-            else:  # a rank without a single image must have something of the right type to send
+            else:  # A rank without a single image must have a tensor of the right type to send.
                 self.found.append(torch.zeros(0, self._width(), dtype=torch.float64, device=self.device))
                 self.objects.append(torch.zeros(0, 1 + self.num_classes, dtype=torch.float64, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """All rows, by image.
+        """Return all rows, sorted by image.
 
-        ``detections``, N×(3 + T + T·R): image, label, score, kinds, boundary F at R radii (NaN where none is);
-        ``objects``, images×(1 + C): image, and how many objects of each class it has (crowds not counted).
+        ``detections`` is N×(3 + T + T·R): image, label, score, T kinds, T×R boundary F (NaN except for true positives).
+        ``objects`` is images×(1 + C): image, and the number of its objects of each class without crowds.
         """
         return {
             "detections": _ordered(self.found, self._width()),
@@ -98,7 +98,7 @@ class InstanceMatches(Metric):
         chosen: npt.NDArray[np.int64],
         what: npt.NDArray[np.int8],
     ) -> npt.NDArray[np.float64]:
-        """Boundary F of every detection at every threshold and radius, n×(T·R)."""
+        """Return boundary F of every detection at every threshold and radius, n×(T·R)."""
         known: dict[tuple[int, int], list[float]] = {}
         result = np.full((len(own), len(chosen), len(self.radii)), np.nan)
         for t, d in zip(*np.nonzero(what == FOUND), strict=True):
@@ -110,10 +110,10 @@ class InstanceMatches(Metric):
 
 
 class AverageBoundaryF1(InstanceMatches):
-    """AF: boundary F of what was found, averaged over IoU thresholds and classes (Homayounfar 2020, table 5).
+    """Computes AF, boundary F of true positives averaged over IoU thresholds and classes (Homayounfar 2020, table 5).
 
-    For each class and threshold .50:.05:.95 the mean of F over the true positives; then the mean over thresholds, then
-    over classes. A class and threshold without a true positive is left out and counted.
+    The metric takes the mean of F over the true positives of each class and threshold .50:.05:.95, then the mean over
+    thresholds, and then the mean over classes. A class and threshold without a true positive is left out and counted.
 
     Args:
         num_classes: C.
@@ -132,13 +132,13 @@ class AverageBoundaryF1(InstanceMatches):
         super().__init__(num_classes, (radius,))
 
     def compute(self) -> dict[str, Tensor]:
-        """``af`` (NaN where nothing was found) and ``left_out``, the number of cells without a true positive."""
+        """Return ``af`` (NaN if nothing was found) and ``left_out``, the number of class-threshold pairs left out."""
         by_class, left_out = boundary_averages(super().compute()["detections"], self.num_classes, 1)
         return {"af": by_class[:, 0].nanmean(), "left_out": left_out}
 
 
 def boundary_averages(detections: Tensor, num_classes: int, radii: int) -> tuple[Tensor, Tensor]:
-    """AF of every class and radius, C×R (NaN for a class of which nothing was found), and the cells left out.
+    """Return AF of every class and radius, C×R (NaN if nothing was found), and how many class-threshold pairs are NaN.
 
     Args:
         detections: Rows of :class:`InstanceMatches`.
@@ -147,15 +147,15 @@ def boundary_averages(detections: Tensor, num_classes: int, radii: int) -> tuple
     """
     steps = len(THRESHOLDS)
     scores = detections[:, len(HEAD) + steps :].view(-1, steps, radii)
-    # C×T×R; the mean of nothing is NaN
+    # C×T×R; NaN without a true positive
     cells = torch.stack([scores[detections[:, 1] == label].nanmean(0) for label in range(num_classes)])
     return cells.nanmean(1), cells[..., 0].isnan().sum()
 
 
 class TrueBoxScores(Metric):
-    """How well masks that are found in the objects' true boxes agree with the objects: means over all objects.
+    """Measures how well masks found in the objects' true boxes agree with the objects, as means over all objects.
 
-    Average precision mixes how well boxes are found with how well they are filled. This is the second alone.
+    Average precision mixes how well boxes are found with how well they are filled. This class measures only the second.
 
     Args:
         radius: Tolerance of the boundary score in pixels.
@@ -180,9 +180,9 @@ class TrueBoxScores(Metric):
         """Add images.
 
         Args:
-            found: For every image the masks that were found in its objects' boxes, m×H×W bool.
-            truth: For every image its objects, m×H×W bool; an object without a pixel does not count.
-            index: The images' places in the data set (negative: do not count).
+            found: For every image: the masks that were found in its objects' boxes, m×H×W bool.
+            truth: For every image: its objects, m×H×W bool; an object without a pixel does not count.
+            index: The images' places in the data set; images with a negative place do not count.
         """
         for image, own, theirs in zip(index.tolist(), found, truth, strict=True):
             pairs = zip(own.cpu().numpy(), theirs.cpu().numpy(), strict=True)
@@ -193,13 +193,13 @@ class TrueBoxScores(Metric):
         return float((own & theirs).sum() / (own | theirs).sum()), pair_boundary_f1(own, theirs, self.radius)
 
     def compute(self) -> dict[str, Tensor]:
-        """``true_box_iou`` and ``true_box_f1``; NaN without an object."""
+        """Return ``true_box_iou`` and ``true_box_f1``; NaN without an object."""
         iou, boundary = _ordered(self.rows, 3)[:, 1:].mean(0)
         return {"true_box_iou": iou, "true_box_f1": boundary}
 
 
 def pair_boundary_f1(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], radius: int) -> float:
-    """Boundary F of two H×W masks; 1 where neither has a boundary (both fill the image, whose edge is none)."""
+    """Return boundary F of two H×W masks; 1 where both fill the image, whose edge is no boundary."""
     rows, columns = np.nonzero((one | other).any(1))[0], np.nonzero((one | other).any(0))[0]
     margin = radius + 1
     part = tuple(slice(max(0, int(places[0]) - margin), int(places[-1]) + margin + 1) for places in (rows, columns))
@@ -211,7 +211,7 @@ def pair_boundary_f1(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], r
 def _overlap(
     own: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_], crowd: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
-    """COCO's IoU of n and m masks."""
+    """Return COCO's IoU of n and m masks, n×m."""
     if not len(own) or not len(theirs):
         return np.zeros((len(own), len(theirs)))
     codes = [coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))) for masks in (own, theirs)]
@@ -220,8 +220,8 @@ def _overlap(
 
 
 def _ordered(rows: list[Tensor] | Tensor, width: int) -> Tensor:
-    """Rows of all images by image; within an image as they came."""
-    # A list state is one tensor after ranks were joined, and a list before.
+    """Return the rows of all images, sorted by image; rows of one image keep their order."""
+    # A list state is one tensor after ranks are joined, and a list before.
     parts = [rows] if isinstance(rows, Tensor) else rows
     joined = torch.cat([torch.zeros(0, width, dtype=torch.float64), *[part.cpu() for part in parts]])
     return joined[torch.argsort(joined[:, 0], stable=True)]
@@ -229,22 +229,22 @@ def _ordered(rows: list[Tensor] | Tensor, width: int) -> Tensor:
 
 Floats = npt.NDArray[np.float64]
 Counts = dict[str, npt.NDArray[Any]]
-RADII = 2  # of AF
+RADII = 2  # number of radii of AF
 
 
 def ap_of_images(counts: Counts, weights: Floats) -> Floats:
-    """Average precision on images that count as often as weights say, R, in [0, 1].
+    """Return the average precision on images that count as often as ``weights`` says, R values in [0, 1].
 
     Args:
-        counts: ``detections``, rows of :class:`~lsseg.metrics.InstanceMatches`; ``objects``, N×C, objects of each class
-            in each image; ``index``, N, the images' places in the data set.
-        weights: R×N.
+        counts: ``detections``, rows of :class:`~lsseg.metrics.InstanceMatches`; ``objects``, N×C, the number of objects
+            of each class in each image; ``index``, N, the images' places in the data set.
+        weights: R×N; how often each image counts in each selection.
     """
     return _over_classes(counts, lambda rows, images, objects: _precision(rows, images, objects, weights))
 
 
 def af_of_images(radius: int, counts: Counts, weights: Floats) -> Floats:
-    """AF at one of the radii of :class:`~lsseg.metrics.InstanceMatches`; otherwise as :func:`ap_of_images`."""
+    """Return AF at radius number ``radius`` of :class:`~lsseg.metrics.InstanceMatches`; see :func:`ap_of_images`."""
     return _over_classes(counts, lambda rows, images, objects: _boundary(rows, images, radius, weights))
 
 
@@ -257,7 +257,7 @@ def _over_classes(counts: Counts, score: Callable[[Floats, npt.NDArray[np.int64]
 
 
 def _precision(rows: Floats, images: npt.NDArray[np.int64], objects: Floats, weights: Floats) -> Floats:
-    """AP of one class, R."""
+    """Return AP of one class, R values."""
     order = np.argsort(-rows[:, 2], kind="stable")
     rows, images = rows[order], images[order]
     what = rows[:, len(HEAD) : len(HEAD) + len(THRESHOLDS)].T.astype(np.int8)
@@ -266,7 +266,7 @@ def _precision(rows: Floats, images: npt.NDArray[np.int64], objects: Floats, wei
 
 
 def _boundary(rows: Floats, images: npt.NDArray[np.int64], radius: int, weights: Floats) -> Floats:
-    """AF of one class, R: the mean over thresholds of the mean over what was found."""
+    """Return AF of one class, R values: the mean over thresholds of the mean over true positives."""
     steps = len(THRESHOLDS)
     found = rows[:, len(HEAD) : len(HEAD) + steps] == FOUND
     scores = rows[:, len(HEAD) + steps :].reshape(len(rows), steps, RADII)[..., radius]
@@ -279,7 +279,7 @@ def _boundary(rows: Floats, images: npt.NDArray[np.int64], radius: int, weights:
 
 
 def _mean(values: Floats, axis: int) -> Floats:
-    """Mean of what is a number; NaN where nothing is."""
+    """Return the mean of the values that are not NaN; NaN where all are."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         mean: Floats = np.where(known, values, 0).sum(axis) / known.sum(axis)

@@ -1,8 +1,9 @@
-"""The one table of scores: what they are called, which classes have them, and how counts of images make them.
+"""Holds the table of all scores: their names, whether classes have them, and how they are computed from counts.
 
-Tasks log by it; progress, a test's table, suites, their pages and their statistics read it. A new score of label maps
-is a row below and, where no counts of it are made yet, a function in :data:`~lsseg.metrics.counts.COUNTERS`. A new
-score of instances is a row below and what a metric in :class:`~lsseg.tasks.level_set_rcnn.InstanceScores` returns.
+Tasks log the scores of this table. Progress lines, the table of a test, suites, and their pages and statistics read it.
+A new score of label maps needs a row below and, if it needs new counts, a function in
+:data:`~lsseg.metrics.counts.COUNTERS`. A new score of instances needs a row below, and a metric in
+:class:`~lsseg.tasks.level_set_rcnn.InstanceScores` must return it.
 
 Legend: N test images, R selections of them, C classes, … leading dimensions.
 """
@@ -27,26 +28,26 @@ Counts = dict[str, npt.NDArray[Any]]  # of the test images, by name
 Scored = Callable[[Floats], Floats]  # how often each test image counts, R×N → the score, R
 Unit = Literal["%", "ms"]
 RESAMPLES = 10_000
-FEWEST_SEEDS = 3  # of an interval over seeds
-CHUNK = 1_000  # resamples at a time: R×C×K float64 stays small for 150 classes
-UNITS: dict[Unit, float] = {"%": 100, "ms": 1000}  # factors of shares and of seconds
+FEWEST_SEEDS = 3  # needed for an interval over seeds
+CHUNK = 1_000  # resamples at a time, so that R×C×K float64 stays small for 150 classes
+UNITS: dict[Unit, float] = {"%": 100, "ms": 1000}  # factors from shares and from seconds
 
 
 @dataclass(frozen=True)
 class Summed:
-    """A score of label maps, formed of counts that are summed over images.
+    """Computes a score of label maps from counts that are summed over images.
 
     Attributes:
-        counts: Their name in :data:`~lsseg.metrics.counts.COUNTERS`.
-        formula: Maps summed counts (… in front) to scores of the classes, …×C with NaN for a class without one, or to
-            one score, ….
+        counts: The name of the counts in :data:`~lsseg.metrics.counts.COUNTERS`.
+        formula: Maps summed counts with leading dimensions … to the scores of the classes, …×C with NaN for a class
+            without a score, or to one score, ….
     """
 
     counts: str
     formula: Callable[[Tensor], Tensor]
 
     def __call__(self, counts: Counts, weights: Floats) -> Floats:
-        """The score, R, where N images count as often as ``weights``, R×N, say: the mean over classes."""
+        """Return the mean score over classes, R values; ``weights``, R×N, says how often each image counts."""
         own = counts[self.counts]
         summed = torch.from_numpy(weights @ own.reshape(len(own), -1).astype(float))
         scores: Floats = self.formula(summed.view(-1, *own.shape[1:])).reshape(len(weights), -1).nanmean(1).numpy()
@@ -55,21 +56,21 @@ class Summed:
 
 @dataclass(frozen=True)
 class Score:
-    """One score.
+    """Describes one score.
 
     Attributes:
         name: The name in logs, files and suites.
         label: The name in tables.
-        kind: The kind of tasks that have it; costs belong to both.
-        unit: It is kept as a share, or in seconds, and shown in this unit.
+        kind: The kind of tasks that have the score; empty for costs, which tasks of both kinds have.
+        unit: The unit in which tables show the score, which is stored as a share or in seconds.
         higher_is_better: Whether a higher value is better.
-        of_images: The score on any selection of the test images; without it, it is known of the whole split only.
+        of_images: Computes the score on any selection of the test images; if None, only the whole split has the score.
         compared: Whether tables show differences to the baseline, with an interval over the test images.
-        classes: What a class's score is called, before a slash and the class (``iou``); nothing where it has none.
-        class_label: The name in tables by class; without it suites have no such table.
-        trained: Whether it is measured during training, too.
-        curve: Whether it has a learning curve, and a place in progress lines.
-        in_suites: Whether a suite's table has a column of it.
+        classes: The name of class scores, before a slash and the class (``iou``); empty if classes have no score.
+        class_label: The name in tables by class; if it is empty, suites have no such table.
+        trained: Whether the score is measured during training, too.
+        curve: Whether the score has a learning curve and a place in progress lines.
+        in_suites: Whether a suite's table has a column of the score.
     """
 
     name: str
@@ -86,18 +87,18 @@ class Score:
     in_suites: bool = True
 
     def shown(self, value: float) -> float:
-        """A value in the unit in which tables show it."""
+        """Return a value in the unit in which tables show it."""
         return UNITS[self.unit] * value
 
 
 def _boundary(place: int, counts: Tensor) -> Tensor:
-    """Boundary F at one of the radii, …×C, of counts …×radii×C×4."""
+    """Return boundary F at radius number ``place``, …×C, from counts …×radii×C×4."""
     return boundary_f1(counts[..., place, :, :])
 
 
 _semantic = partial(Score, kind="semantic")
 _instances = partial(Score, kind="instances")
-# In the order of tables. The first of a kind is what methods are compared by, the second compared one stands beside it.
+# Tables keep this order. Methods are compared by the first score of a kind; the second compared one stands beside it.
 SCORES: list[Score] = [
     _semantic(
         "miou",
@@ -161,12 +162,12 @@ COSTS = [
 
 
 def of_kind(kind: str) -> list[Score]:
-    """The scores of a kind of tasks, in the order of tables."""
+    """Return the scores of a kind of tasks, in the order of tables."""
     return [score for score in SCORES if score.kind == kind]
 
 
 def better_is_higher(name: str) -> bool:
-    """Whether a higher value of a score is better; of one that the table does not have, too.
+    """Return whether a higher value of a score is better; True for a score that the table does not have.
 
     >>> better_is_higher("miou"), better_is_higher("test_seconds_per_image"), better_is_higher("own")
     (True, False, True)
@@ -175,7 +176,7 @@ def better_is_higher(name: str) -> bool:
 
 
 def can_be_cited(name: str, scores: Iterable[Score]) -> bool:
-    """Whether a paper's number may be given for it: a score, a cost, or a score of a class.
+    """Return whether a paper's number may be given for a name: that of a score, a cost, or a score of a class.
 
     >>> can_be_cited("miou", SCORES), can_be_cited("iou/road", SCORES), can_be_cited("dice", SCORES)
     (True, True, False)
@@ -187,7 +188,7 @@ def can_be_cited(name: str, scores: Iterable[Score]) -> bool:
 
 
 def scores_of_sums(sums: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Scores by name, of counts that are summed over images: the mean over classes, and each class's (C) or None.
+    """Return scores by name from counts summed over images: the mean over classes, and each class's score (C) or None.
 
     Args:
         sums: Sums by the names of :data:`~lsseg.metrics.counts.COUNTERS`.
@@ -202,12 +203,12 @@ def scores_of_sums(sums: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference and its bootstrap 95 % interval, in the units of the score.
+    """Holds a difference and its bootstrap 95 % interval, in the units of the score.
 
     Attributes:
-        mean: Over seeds, on the test images as they are.
-        low: Of the interval.
-        high: Of the interval.
+        mean: Mean over seeds, on the test images as they are.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
         by_seed: The difference of each seed.
     """
 
@@ -218,10 +219,10 @@ class Difference:
 
     @property
     def over_seeds(self) -> tuple[float, float] | None:
-        """95 % interval of the mean over seeds (Student's t); None of fewer than three.
+        """Return the 95 % interval of the mean over seeds (Student's t).
 
-        It says what other trainings might have shown on these test images, where low and high say what these trainings
-        might have shown on others.
+        It is None for fewer than three seeds, or if a difference is not finite. The interval says what other trainings
+        might have shown on these test images. ``low`` and ``high`` say what these trainings might have shown on others.
         """
         values = np.array(self.by_seed)
         if len(values) < FEWEST_SEEDS or not np.isfinite(values).all():
@@ -230,28 +231,28 @@ class Difference:
         return self.mean - reach, self.mean + reach
 
     def times(self, factor: float) -> "Difference":
-        """The same in other units."""
+        """Return the difference in other units."""
         by_seed = tuple(factor * value for value in self.by_seed)
         return Difference(factor * self.mean, factor * self.low, factor * self.high, by_seed)
 
 
 def resampling_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> npt.NDArray[np.float64]:
-    """How often each of N images is drawn in each resample, R×N."""
+    """Return how often each of N images is drawn in each resample, R×N."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples).astype(float)
 
 
 def paired_difference(
     ours: Sequence[Scored], baseline: Sequence[Scored], images: int, resamples: int = RESAMPLES
 ) -> Difference:
-    """Difference of the mean score of two methods, with a bootstrap interval over the test images.
+    """Return the difference of the mean scores of two methods, with a bootstrap interval over the test images.
 
-    A data set's score is no mean over images, so each selection of images is scored as a data set. Each resample draws
-    the same images for both methods and all seeds: what is hard about an image cancels. The interval says what other
-    test images might have shown, not other seeds.
+    A data set's score is not a mean over images, so each selection of images is scored as a data set. Each resample
+    draws the same images for both methods and all seeds, so that the difficulty of an image cancels. The interval says
+    what other test images might have shown, not what other seeds might have shown.
 
     Args:
-        ours: The score of each seed.
-        baseline: The same of the other method, for the same seeds and images.
+        ours: The score of each seed, as a function of how often the images count.
+        baseline: The scores of the other method, for the same seeds and images.
         images: N.
         resamples: R.
 
@@ -267,6 +268,6 @@ def paired_difference(
     by_seed = differences(np.ones((1, images)))[:, 0]
     weights = resampling_weights(images, resamples)
     drawn = np.concatenate([differences(weights[i : i + CHUNK]).mean(0) for i in range(0, resamples, CHUNK)])
-    known = drawn[~np.isnan(drawn)]  # a resample can lack what is scored
+    known = drawn[~np.isnan(drawn)]  # A resample can lack everything that is scored.
     low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
     return Difference(float(by_seed.mean()), float(low), float(high), tuple(map(float, by_seed)))

@@ -1,4 +1,4 @@
-"""Networks: what has learnable parameters."""
+"""Contains the networks: all modules with learnable parameters."""
 
 from lsseg.models.chan_vese import ChanVeseNet
 from lsseg.models.deeplab import DeepLabLargeFOV, DeepLabV2

@@ -1,6 +1,7 @@
-"""The Chan-Vese refinement head on a semantic network (after Homayounfar 2020: an object is one class in one image).
+"""Refines the scores of a semantic network by Chan-Vese evolution (after Homayounfar 2020).
 
-Legend: B images, C classes, K of them evolve, D features, N iterations, H×W pixels; h×w of the evolution's grid.
+Legend: B images, C classes of which K evolve, D features, N iterations, H×W pixels, h×w cells of the evolution's grid.
+An object of the paper is here one class in one image.
 """
 
 import math
@@ -24,20 +25,20 @@ from lsseg.models.state import takes_relatives
 Initial = Literal["scores", "distances"]
 Refine = Literal["chan_vese", "convolution", "none"]
 
-# Where φ is a distance, all classes compete as φ/T; with T the width of the step function in the loss.
+# Where φ is a distance, the scores are φ/T. T equals the width of the step function in the loss.
 TEMPERATURE = 0.1
 
 
 class Parts(NamedTuple):
-    """What an evolution starts from.
+    """Holds what an evolution starts from.
 
     Attributes:
-        logits: The scores before it, B×C×H×W.
+        logits: Scores before the evolution, B×C×H×W.
         phi: φ⁰ of every class, B×C×H×W in (-1, 1).
-        classes: B×K, which of them evolve.
-        start: φ⁰ of those on the grid, (B·K)×h×w.
-        features: B×D×h'×w', of the network's stride where that is the coarser one.
-        numbers: Hyperparameters of the B·K objects; of no use where a convolution takes the evolution's place.
+        classes: Indices of the classes that evolve, B×K.
+        start: φ⁰ of these classes on the grid, (B·K)×h×w.
+        features: Features F, B×D×h'×w', at the coarser of two strides: the grid's and the network's.
+        numbers: Hyperparameters of the B·K objects; empty where a convolution replaces the evolution.
     """
 
     logits: Tensor
@@ -49,37 +50,38 @@ class Parts(NamedTuple):
 
 
 class ChanVeseNet(nn.Module):
-    """A network whose scores are refined by N unrolled Chan-Vese iterations on learnt features.
+    """Refines the scores of a network by N unrolled Chan-Vese iterations on learnt features.
 
-    With ``initial: scores`` the network keeps its scores, and what the evolution changes is added to them:
+    With ``initial: scores`` the change of φ by the evolution is added to the network's scores:
 
         φ⁰ = 2 softmax(logits) - 1,    refined scores = logits + g · (φᴺ - φ⁰),    g learnt
 
-    Cross-entropy trains both. With ``initial: distances`` the head regresses truncated signed distances instead, as the
-    paper's does: φ⁰ = tanh(slope · logits), and the scores are φ / 0.1. A second head on the network's features makes
-    the D channels F, which all classes of an image share.
+    Cross-entropy trains the scores before and after the evolution. With ``initial: distances`` the network regresses
+    truncated signed distances instead, as in the paper: φ⁰ = tanh(slope · logits), and the scores are φ / 0.1. A second
+    head computes D features F from the network's features. All classes of an image share F.
 
     Args:
-        num_classes: C.
-        network: Makes the network for C classes, anything that returns ``SegOutput`` with features, or is such a
-            network; null is :class:`~lsseg.models.SmpNet`. In YAML a class path and its arguments without
-            ``num_classes``.
+        num_classes: Number of classes, C.
+        network: A network that returns ``SegOutput`` with features, or a callable that makes one for C classes; null
+            is :class:`~lsseg.models.SmpNet`. In YAML give a class path and its arguments without ``num_classes``.
         initial: What φ⁰ is made of: ``scores`` or ``distances``.
-        refine: ``chan_vese``; ``convolution``, the control: a block of 1×1 convolutions with as many weights, on the
-            same features and φ⁰, in the evolution's place; or ``none``, which leaves the network as it is.
-        steps: N ≥ 0; 3 in the paper; 0 leaves the evolution out.
-        features: D; 64 in the paper.
-        stride: Pixels per cell of the evolution's grid, a power of 2; null is that of the network's features.
-        hyperparameters: ``adaptive``, of every class in every image; or ``global``, one learnt set.
-        detach_init: Whether the final prediction's gradient stops at φ⁰.
-        max_classes: K: at most so many classes of an image evolve, those with the largest φ⁰ somewhere (in training
-            those of the truth first); the others keep their scores.
-        gain: g at the start, for ``initial: scores``.
-        slope: Slope of the start with ``initial: distances``. At 1, as in the first version of this head, many pixels
-            soon lie at ±1, where tanh passes no gradient; at 0.1 a distance takes large logits, which take long to
+        refine: ``chan_vese``; ``convolution``, the control, which replaces the evolution by 1×1 convolutions with as
+            many weights on the same features and φ⁰; or ``none``, which leaves the network as it is.
+        steps: Number N ≥ 0 of iterations, 3 in the paper; 0 leaves the evolution out.
+        features: Number D of features; 64 in the paper.
+        stride: Side of a cell of the evolution's grid in pixels, a power of 2; null is the stride of the network's
+            features.
+        hyperparameters: ``adaptive``, one set for every class in every image; or ``global``, one learnt set for all.
+        detach_init: Whether the gradient of the final prediction stops at φ⁰.
+        max_classes: K, the largest number of classes of an image that evolve: those whose φ⁰ has the largest maximum
+            (in training the classes of the truth come first). Other classes keep their scores. ``convolution`` changes
+            all classes.
+        gain: g at the start of training, with ``initial: scores``.
+        slope: Slope of tanh in φ⁰, with ``initial: distances``. At 1, as in the first version of this head, many
+            pixels soon reach ±1, where tanh passes no gradient. At 0.1 distances need large logits, which take long to
             learn.
-        delta: Form of δ in the evolution: ``printed`` or ``derivative``.
-        eta: Floor of the gradient's length in the evolution: slopes of φ much smaller have no direction.
+        delta: Form of δ in the evolution: ``printed`` as in eq. 4, or the ``derivative`` of the step function.
+        eta: η, floor of the length of φ's gradient in the evolution; much smaller gradients have no direction.
 
     Raises:
         InputError: If a value is out of range, or the network returns no features.
@@ -90,7 +92,7 @@ class ChanVeseNet(nn.Module):
     (torch.Size([1, 3, 45, 70]), 2)
     """
 
-    rates = ("log_gain",)  # parameters with a learning rate of their own and no weight decay
+    rates = ("log_gain",)  # these have their own learning rate and no weight decay
 
     def __init__(
         self,
@@ -141,16 +143,16 @@ class ChanVeseNet(nn.Module):
             numbers = Hyperparameters(channels, self.steps, hyperparameters == "adaptive")
             self.block = pointwise_block(features, num_classes, sum(p.numel() for p in numbers.parameters()))
         if self.refine != "none" and initial == "scores":
-            # Its logarithm is what is learnt, so that it stays positive.
+            # The logarithm of the gain is learnt, so that the gain stays positive.
             self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
         takes_relatives(self)
 
     def forward(self, image: Tensor, present: Tensor | None = None) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]: the final ones, and as steps those before and after.
+        """Return the final scores of an image, and as steps the scores before and after the evolution.
 
         Args:
-            image: B×3×H×W.
-            present: B×C bool, classes that evolve before all others.
+            image: B×3×H×W with values in [0, 1].
+            present: B×C bool, the classes that are chosen first to evolve.
         """
         output = self._output(image)
         first = Step(self._first_scores(output.logits))
@@ -162,21 +164,24 @@ class ChanVeseNet(nn.Module):
         return SegOutput(last.logits, (first, last), auxiliary=output.auxiliary)
 
     def evolution(self, image: Tensor) -> list[Tensor]:
-        """Scores before the evolution and after every iteration, N + 1 of B×C×H×W; without one, before and after."""
+        """Return the scores before the evolution and after every iteration, N + 1 tensors of B×C×H×W.
+
+        Without an evolution, return the scores of all steps of the output.
+        """
         if self.refine != "chan_vese":
             return [step.logits for step in self(image).steps]
         parts = self.parts(image)
         return [self._refined(parts, self._change(parts, phi)) for phi in self.history(parts)]
 
     def history(self, parts: Parts) -> list[Tensor]:
-        """φ⁰ and φ after every iteration on the grid, N + 1 of (B·K)×h×w."""
+        """Return φ⁰ and φ after every iteration on the grid, N + 1 tensors of (B·K)×h×w."""
         phi = [parts.start]
         for numbers in parts.numbers.by_step():
             phi.append(self._evolved(phi[-1], parts.features, numbers))
         return phi
 
     def parts(self, image: Tensor, present: Tensor | None = None) -> Parts:
-        """What the evolution of an image starts from."""
+        """Return what the evolution of an image starts from."""
         return self._parts(self._output(image), present)
 
     def _output(self, image: Tensor) -> SegOutput:
@@ -208,11 +213,11 @@ class ChanVeseNet(nn.Module):
 
     @property
     def _coarse(self) -> int:
-        """Cells of the grid in one of the features, each way."""
+        """Return the number of grid cells per feature along each axis."""
         return max(1, self.feature_stride // self.stride)
 
     def _share(self, phi: Tensor) -> Tensor:
-        """How much of each cell is a class's: what its features are pooled over."""
+        """Return the share of every class in each cell, the weight of the cell's features in the class's mean."""
         if self.initial == "scores":
             return (phi + 1) / 2 + ABSENT
         return arctan_step(phi, phi.new_full((), TEMPERATURE))
@@ -236,11 +241,11 @@ class ChanVeseNet(nn.Module):
         return self.refine == "convolution" or self.max_classes == self.num_classes
 
     def _on_grid(self, values: Tensor, stride: int) -> Tensor:
-        """Averages over the cells of the grid of what has a finer stride; a coarser one is left as it is."""
+        """Average values over the cells of the grid; leave values of a coarser stride than the grid's as they are."""
         return averaged(values, max(1, self.stride // stride))
 
     def _change(self, parts: Parts, evolved: Tensor) -> Tensor:
-        """What the evolution has changed, B×C×H×W; 0 for classes that do not evolve."""
+        """Return the change of φ by the evolution, B×C×H×W; it is 0 for classes that do not evolve."""
         change = (evolved - parts.start).view(*parts.classes.shape, *parts.start.shape[1:])
         change = enlarged(change, self.stride, parts.phi)
         if self._all_evolve:
@@ -249,13 +254,13 @@ class ChanVeseNet(nn.Module):
         return torch.zeros_like(parts.phi).scatter(1, index, change)
 
     def _convolved(self, parts: Parts) -> Tensor:
-        """What the control changes in the evolution's place."""
+        """Return the change of φ by the control, which replaces the evolution."""
         start = parts.start.view(*parts.classes.shape, *parts.start.shape[1:])
         features = enlarged(parts.features, self._coarse, start)
         return enlarged(self.block(torch.cat([features, start], 1)), self.stride, parts.phi)
 
     def _refined(self, parts: Parts, change: Tensor) -> Tensor:
-        """Scores at full resolution; what the grid does not show of the first ones is kept."""
+        """Return the refined scores at full resolution; details of the first scores that the grid lacks are kept."""
         if self.initial == "scores":
             logits = parts.logits.detach() if self.detach_init else parts.logits
             return logits + scaled(change, self.log_gain.exp())
@@ -263,13 +268,13 @@ class ChanVeseNet(nn.Module):
         return (phi + change) / TEMPERATURE
 
     def _chosen(self, values: Tensor, classes: Tensor) -> Tensor:
-        """The B×K planes of B×C that evolve."""
+        """Return the B×K planes that evolve, out of B×C."""
         if self._all_evolve:
             return values
         return values.gather(1, classes[..., None, None].expand(-1, -1, *values.shape[2:]))
 
     def _features_of_network(self) -> tuple[int, int]:
-        """Channels and stride of the network's features, from an image that no architecture finds too small."""
+        """Run the network on an image large enough for any architecture; return its features' channels and stride."""
         training = self.network.training
         with torch.no_grad():
             output = self.network.eval()(torch.zeros(1, 3, 256, 256))
@@ -283,12 +288,12 @@ class ChanVeseNet(nn.Module):
 
 
 def pointwise_block(features: int, num_classes: int, weights: int) -> nn.Sequential:
-    """Two 1×1 convolutions from features and φ⁰ to a change of φ, with a given number of weights, as nearly as can be.
+    """Build two 1×1 convolutions from features and φ⁰ to a change of φ, with nearly the given number of weights.
 
     Args:
-        features: D.
-        num_classes: C.
-        weights: How many weights both have together.
+        features: Number of features, D.
+        num_classes: Number of classes, C.
+        weights: Number of weights that both convolutions have together.
     """
     inputs = features + num_classes
     hidden = max(1, round((weights - num_classes) / (inputs + 1 + num_classes)))

@@ -1,6 +1,6 @@
-"""DeepLab-LargeFOV and DeepLab-v2 (Chen 2018), the networks of Kim 2019, tables 1 to 5.
+"""Defines DeepLab-LargeFOV and DeepLab-v2 (Chen 2018), the networks of Kim 2019, tables 1 to 5.
 
-Legend: B images, C classes, H×W pixels. Both score at stride 8; the way back to the image's resolution is bilinear.
+Legend: B images, C classes, H×W pixels. Both networks compute scores at stride 8 and enlarge them bilinearly.
 """
 
 from abc import ABC, abstractmethod
@@ -19,12 +19,12 @@ STRIDE = 8
 
 
 class DeepLab(EncoderNet, ABC):
-    """What both share: an encoder at stride 8, scores of its last map, and the image at several scales (MSC).
+    """Implements what both networks share: an encoder at stride 8, scores of its last map, and several scales (MSC).
 
     Args:
         encoder_name: Any smp encoder that can be dilated to stride 8.
-        encoder_weights: The encoder's weights.
-        scales: Scales of the image.
+        encoder_weights: Weights of the encoder.
+        scales: Scales at which the image is scored.
     """
 
     encoder: nn.Module
@@ -36,12 +36,12 @@ class DeepLab(EncoderNet, ABC):
         self.scales = tuple(scales)
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]; of several scales those of each are auxiliary."""
+        """Return the scores of a B×3×H×W image in [0, 1]; with several scales each scale's scores are auxiliary."""
         return self._at_one(image) if self.scales == (1.0,) else at_scales(self._at_one, image, self.scales)
 
     @abstractmethod
     def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of the encoder's last map, and the features that they were read from."""
+        """Return the scores of the encoder's last map, and the features from which they are computed."""
 
     def _at_one(self, image: Tensor) -> SegOutput:
         padded = self.prepare(image)
@@ -51,25 +51,26 @@ class DeepLab(EncoderNet, ABC):
 
 
 class DeepLabLargeFOV(DeepLab):
-    """VGG-16 at stride 8 and a 3×3 convolution of dilation 12 in place of the first fully connected layer (20.5 M).
+    """Applies VGG-16 at stride 8; a 3×3 convolution of dilation 12 replaces its first fully connected layer.
 
-    Its poolings are 3×3, the last two of stride 1; the convolutions between those have dilation 2. Where weights of a
-    VGG are given, both former fully connected layers start as a regular selection of theirs: every fourth unit, and
-    rows and columns 0, 3 and 6 of the 7×7. Over another encoder the head is the same and starts at random.
+    It has 20.5 M parameters. All its poolings are 3×3. The last two have stride 1, and the convolutions between them
+    have dilation 2. Given weights of a VGG, the two layers that replace the fully connected ones start as a regular
+    selection of their weights: every fourth unit, and rows and columns 0, 3 and 6 of the 7×7 kernel. With another
+    encoder the head is the same and starts at random.
 
-    The first cell of its map is centred on the first pixel and is drawn 3.5 pixels further right and below.
+    The first cell of its map is centred on the first pixel but is drawn 3.5 pixels further right and below.
 
     Args:
-        num_classes: C.
+        num_classes: Number of classes, C.
         encoder_name: ``vgg16`` in the paper; any smp encoder that can be dilated to stride 8.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
-        width: Channels of the two layers of the head; 1024 in the paper.
-        dilation: Dilation of the first one; 12 in the paper.
-        scales: Scales of the image; ½, ¾ and 1 are the MSC variant: the largest scores count, and each scale's are
-            trained.
+        encoder_weights: ``imagenet``, another name that smp knows for this encoder, a file, or null for random weights.
+        width: Channels of the head's two layers; 1024 in the paper.
+        dilation: Dilation of the head's first layer; 12 in the paper.
+        scales: Scales of the image. ½, ¾ and 1 give the MSC variant, which returns the largest scores and trains the
+            scores of every scale.
 
     Raises:
-        InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights not be had.
+        InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights are missing.
 
     >>> net = DeepLabLargeFOV(3, "tu-test_resnet.r160_in1k", width=16).eval()
     >>> net(torch.rand(1, 3, 45, 70)).logits.shape
@@ -108,25 +109,25 @@ class DeepLabLargeFOV(DeepLab):
         _small(self.classifier)
 
     def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of the encoder's last map, and the features of the last layer before them."""
+        """Return the scores of the encoder's last map, and the features of the layer before them."""
         hidden = self.head(features)
         return self.classifier(hidden), hidden
 
 
 class DeepLabV2(DeepLab):
-    """An encoder at stride 8 and atrous spatial pyramid pooling: 3×3 classifiers of several dilations, summed.
+    """Applies an encoder at stride 8 and atrous spatial pyramid pooling: it sums 3×3 classifiers of several dilations.
 
-    Over ResNet-101, with the last two stages dilated by 2 and 4, 44.0 M parameters for 21 classes.
+    With ResNet-101, whose last two stages are dilated by 2 and 4, it has 44.0 M parameters for 21 classes.
 
     Args:
-        num_classes: C.
+        num_classes: Number of classes, C.
         encoder_name: ``resnet101`` in the paper; any smp encoder that can be dilated to stride 8.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
+        encoder_weights: ``imagenet``, another name that smp knows for this encoder, a file, or null for random weights.
         dilations: Dilations of the classifiers; 6, 12, 18, 24 in the paper.
         scales: See :class:`DeepLabLargeFOV`.
 
     Raises:
-        InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights not be had.
+        InputError: If a value is out of range, the encoder is unknown or cannot be dilated, or its weights are missing.
 
     >>> net = DeepLabV2(3, "tu-test_resnet.r160_in1k").eval()
     >>> net(torch.rand(1, 3, 45, 70)).logits.shape
@@ -153,12 +154,12 @@ class DeepLabV2(DeepLab):
             _small(classifier)
 
     def score(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of all classifiers on the encoder's last map, and that map."""
+        """Return the sum of all classifiers on the encoder's last map, and this map."""
         return torch.stack([classifier(features) for classifier in self.classifiers]).sum(0), features
 
 
 def at_scales(network: Callable[[Tensor], SegOutput], image: Tensor, scales: Sequence[float]) -> SegOutput:
-    """The largest of the scores of a B×3×H×W image at several scales, and those of each as auxiliary ones."""
+    """Score a B×3×H×W image at several scales; return the largest scores, and each scale's as auxiliary ones."""
     scores = []
     for scale in scales:
         size = [max(1, round(side * scale)) for side in image.shape[-2:]]
@@ -170,15 +171,15 @@ def at_scales(network: Callable[[Tensor], SegOutput], image: Tensor, scales: Seq
 
 
 def _overlapping_pools(encoder: Any) -> None:
-    """Poolings of 3×3, the fourth (which dilation has replaced) of stride 1."""
+    """Make all poolings 3×3, and restore the fourth, which dilation has removed, with stride 1."""
     for place, block in enumerate(encoder.features):
-        if isinstance(block, nn.MaxPool2d):  # a fifth one behind the last convolution is never reached
+        if isinstance(block, nn.MaxPool2d):  # the fifth, after the last convolution, is never reached
             encoder.features[place] = nn.MaxPool2d(3, 2, 1)
         elif isinstance(block, nn.Identity):
             encoder.features[place] = nn.MaxPool2d(3, 1, 1)
 
 
 def _small(layer: nn.Module) -> None:
-    """A new classifier starts as DeepLab's: weights of standard deviation 0.01, no bias."""
+    """Initialise a classifier as DeepLab does: weights of standard deviation 0.01, and a bias of 0."""
     nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""DMLS: a network that refines its own prediction with shared weights and multiphase level sets (Zhang 2019).
+"""Defines DMLS, which refines its own prediction with shared weights and multiphase level sets (Zhang 2019).
 
 Legend: B images, C classes, H×W pixels, K steps.
 """
@@ -25,29 +25,29 @@ from lsseg.models.state import takes_relatives
 
 
 class DMLS(nn.Module):
-    """K steps of one network; each takes the image and the previous prediction (Zhang 2019, eq. 1-2, algorithm 1).
+    """Runs K steps of one network on the image and the previous prediction (Zhang 2019, eq. 1-2, algorithm 1).
 
     The prediction enters the network's first convolution through a kernel of its own, E(I, P) = W_I * I + W_P * P + b.
-    W_P starts at 0, so that at first every step is the plain network; at step 1 there is no prediction. Between two
-    steps the multiphase level-set layer refines the scores. Gradients flow back through all steps.
+    W_P starts at 0, so that at first every step equals the plain network. The first step has no previous prediction.
+    After every step the multiphase level-set layer refines the scores. Gradients flow back through all steps.
 
     Args:
-        num_classes: C.
-        network: Any network that maps an image to logits of its size (alone, as ``SegOutput``, or as the ``out`` of a
-            mapping, like torchvision's), or what makes it for C classes; null is :class:`~lsseg.models.DFCN` on
-            ResNet-50. In YAML a class path and its arguments without ``num_classes``. One that resizes its input before
-            its first convolution is refused at the first image. Images are given to it as they are: a network that
-            does not normalise colours itself wants normalised ones.
-        steps: K ≥ 1; 4 in the paper. 1 leaves out the recurrence.
+        num_classes: Number of classes, C.
+        network: A network that maps an image to logits of its size (alone, as ``SegOutput``, or as the ``out`` of a
+            mapping, as in torchvision), or a callable that makes one for C classes; null is :class:`~lsseg.models.DFCN`
+            on ResNet-50. In YAML give a class path and its arguments without ``num_classes``. A network that resizes
+            its input before its first convolution is refused at the first image. The network gets the images as they
+            are: if it does not normalise colours itself, the images must be normalised.
+        steps: Number K ≥ 1 of steps; 4 in the paper. 1 leaves out the recurrence.
         level_set: Whether the multiphase layer is on.
-        batch_norm: Statistics of batch-norm over the steps: ``per_step`` (each step its own), ``shared``, or
-            ``frozen`` (the running ones, in training, too; weight and bias are still learnt). Null is ``per_step``,
-            frozen while a training batch (of one process) has a single image.
-        checkpoint: Keep nothing of a step but its input and output, and compute it again in the backward pass: the
-            memory of about one step, a third more time.
-        first: Name inside the network of the convolution that the previous prediction enters; null is the one that an
-            image reaches first.
-        **options: Options of the layer, see :class:`~lsseg.models.MultiphaseLevelSet`.
+        batch_norm: Statistics of batch-norm over the steps: ``per_step`` (each step has its own), ``shared``, or
+            ``frozen`` (training uses the running ones, too; weight and bias are still learnt). Null is ``per_step``,
+            but frozen while a training batch (of one process) has a single image.
+        checkpoint: Whether to keep only the input and output of a step, and to compute the step again in the backward
+            pass. This takes the memory of about one step, and a third more time.
+        first: Name inside the network of the convolution that the previous prediction enters; null is the convolution
+            that an image reaches first.
+        **options: Options of the level-set layer, see :class:`~lsseg.models.MultiphaseLevelSet`.
 
     Raises:
         InputError: If a value is out of range, or the network has no convolution on three channels.
@@ -82,7 +82,7 @@ class DMLS(nn.Module):
         self.steps = steps
         self.batch_norm = batch_norm
         self.checkpoint = checkpoint
-        layer = MultiphaseLevelSet(**options)  # made in any case: a key that it does not know is an error
+        layer = MultiphaseLevelSet(**options)  # the layer is always made, so that an unknown option is an error
         self.level_set = layer if level_set else None
         self.feedback: nn.Conv2d | None = None
         self._frozen: set[nn.Module] = set()  # by this network, for batches of one image
@@ -95,7 +95,7 @@ class DMLS(nn.Module):
         takes_relatives(self)
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1], and those of every step."""
+        """Return the scores of a B×3×H×W image with values in [0, 1], and the scores of every step."""
         if self.training:
             self._freeze(self.batch_norm == "frozen" or (self.batch_norm is None and len(image) == 1))
         steps: list[Step] = []
@@ -112,7 +112,7 @@ class DMLS(nn.Module):
         for module in self.network.modules():
             if isinstance(module, StepNorm):
                 module.step = number
-        # The previous prediction is an argument of this one call, as a buffer of the convolution that it enters.
+        # The previous prediction is passed to this call only, as a buffer of the convolution that it enters.
         given = {} if previous is None else {f"{self._first}.previous".lstrip("."): previous}
         found = functional_call(self.network, given, (image,)) if given else self.network(image)
         output = checked(found, self.network, image, self.num_classes)
@@ -138,10 +138,10 @@ class DMLS(nn.Module):
             self._frozen.pop().train()
 
     def _feed_back(self, num_classes: int) -> nn.Conv2d:
-        """W_P, whose response is added to that of the network's first convolution."""
+        """Return the convolution W_P, whose response is added to that of the network's first convolution."""
         first = self.network.get_submodule(self._first)
         assert isinstance(first, nn.Conv2d)
-        # A copy, since the convolutions of some encoders are no plain ones and pad on their own.
+        # The first convolution is copied, because some encoders have special convolutions that pad by themselves.
         kernel = copy.deepcopy(first)
         kernel.in_channels, kernel.bias = num_classes, None
         kernel.weight = nn.Parameter(torch.zeros(first.out_channels, num_classes, *first.kernel_size))
@@ -150,7 +150,7 @@ class DMLS(nn.Module):
         return kernel
 
     def _add_previous(self, convolution: nn.Module, inputs: tuple[Tensor, ...], response: Tensor) -> Tensor:
-        """The convolution's response to the image and, from the second step on, to the previous prediction."""
+        """Add the response to the previous prediction, if there is one, to the convolution's response to the image."""
         previous = convolution.previous
         if previous is None or self.feedback is None:
             return response
@@ -158,13 +158,13 @@ class DMLS(nn.Module):
         return response + self.feedback(self._placed(previous, inputs[0]).to(self.feedback.weight.dtype))
 
     def _placed(self, previous: Tensor, seen: Tensor) -> Tensor:
-        """The previous prediction where the first convolution sees the image."""
+        """Return the previous prediction, padded like the image that the first convolution sees."""
         if seen.shape[-2:] == previous.shape[-2:]:
             return previous
         (height, width), (rows, columns) = previous.shape[-2:], seen.shape[-2:]
         strides = [module.stride for module in self.network.modules() if isinstance(module, EncoderNet)]
         if any((rows, columns) == (height + -height % s, width + -width % s) for s in strides):
-            # The network has padded the image right and below; nothing is predicted there.
+            # The network has padded the image right and below. The prediction is padded by 0, as there is none.
             return F.pad(previous, (0, columns - width, 0, rows - height))
         raise ArgumentError(
             f"network {type(self.network).__name__}: the previous prediction cannot enter its first "
@@ -174,7 +174,7 @@ class DMLS(nn.Module):
 
 
 def _first_convolution(network: nn.Module, name: str | None) -> str:
-    """The name of the convolution on three channels that an image reaches first, or the one that is asked for."""
+    """Return the given name after a check, or the name of the 3-channel convolution that an image reaches first."""
     candidates = {
         place: module
         for place, module in network.named_modules()
@@ -195,7 +195,7 @@ def _first_convolution(network: nn.Module, name: str | None) -> str:
 
 
 def _reached_first(network: nn.Module, candidates: dict[str, nn.Conv2d]) -> str:
-    """Which of several convolutions an image reaches first: seen by letting one through."""
+    """Pass an image through the network and return the name of the convolution that it reaches first."""
     reached: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda _module, _inputs, place=place: reached.append(place))
@@ -204,7 +204,7 @@ def _reached_first(network: nn.Module, candidates: dict[str, nn.Conv2d]) -> str:
     training = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, 256, 256))  # no architecture finds it too small
+            network.eval()(torch.zeros(1, 3, 256, 256))  # no architecture refuses this size
     finally:
         for hook in hooks:
             hook.remove()
@@ -217,14 +217,14 @@ def _reached_first(network: nn.Module, candidates: dict[str, nn.Conv2d]) -> str:
 
 
 class StepNorm(nn.Module):
-    """A batch-norm layer with one weight and bias but statistics of its own for each of K steps.
+    """Applies batch-norm with one weight and bias for all steps, but with separate statistics for each of K steps.
 
-    The first step sees an image, the later ones an image and a prediction: their activations differ, and averages over
-    all of them normalise none of them as training did.
+    The first step sees an image, and the later steps see an image and a prediction, so their activations differ.
+    Averages over all steps would normalise no step as training did.
 
     Args:
-        norm: The layer that is replaced; its statistics are where each step's start.
-        steps: K.
+        norm: The layer that is replaced; every step starts with its statistics.
+        steps: Number of steps, K.
     """
 
     def __init__(self, norm: nn.Module, steps: int) -> None:
@@ -248,13 +248,13 @@ def split_by_step(network: nn.Module, steps: int) -> None:
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
-    """All batch-norm layers of a network."""
+    """Return all batch-norm layers of a network."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 @contextmanager
 def statistics_untouched(network: nn.Module) -> Iterator[None]:
-    """Inside, running statistics are updated on copies: for a forward pass that repeats another one."""
+    """Restore the running statistics on exit, so that a repeated forward pass does not update them twice."""
     kept = []
     for norm in batch_norms(network):
         for name, buffer in norm.named_buffers(recurse=False):

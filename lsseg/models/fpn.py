@@ -1,6 +1,6 @@
-"""Feature pyramid on any smp encoder (Lin 2017), PANet's path (Liu 2018), and pooling of boxes (He 2017).
+"""Defines a feature pyramid on any smp encoder (Lin 2017), PANet's path (Liu 2018), and pooling of boxes (He 2017).
 
-Deformable convolutions (Dai 2017; with modulation Zhu 2019) replace those of an encoder that has none.
+Deformable convolutions (Dai 2017; with modulation Zhu 2019) can replace the 3×3 convolutions of an encoder.
 
 Legend: B images, H×W pixels, n boxes.
 """
@@ -18,19 +18,19 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from lsseg.errors import ArgumentError
 from lsseg.models.encoder import EncoderNet, make_encoder
 
-# A box of this side is pooled from the level of stride 16, one half as large from stride 8, … (Lin 2017, eq. 1).
+# A box of this side is pooled from the level of stride 16, a box of half this side from stride 8 (Lin 2017, eq. 1).
 CANONICAL_SIDE, CANONICAL_STRIDE = 224.0, 16
 
 
 class PyramidEncoder(EncoderNet):
-    """Images of any sizes → the levels of stride 4 to 32 of a feature pyramid, and one more by pooling.
+    """Maps images of any sizes to the levels of strides 4 to 32 of a feature pyramid, and to one more level by pooling.
 
     Args:
         encoder_name: Any smp encoder.
-        encoder_weights: ``imagenet`` or another name smp knows, a file of a state dict, or null for random weights.
+        encoder_weights: ``imagenet``, another name that smp knows, a file of a state dict, or null for random weights.
         width: Channels of every level.
-        frozen_norm: Whether the encoder's batch-norm keeps its statistics, weight and bias as they are.
-        deformable: How many of the encoder's last stages have deformable convolutions.
+        frozen_norm: Whether the statistics, weights and biases of the encoder's batch-norm stay as they are.
+        deformable: Number of the encoder's last stages that have deformable convolutions.
         bottom_up: Whether PANet's path follows the pyramid.
     """
 
@@ -58,7 +58,7 @@ class PyramidEncoder(EncoderNet):
                 norm.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "PyramidEncoder":
-        """Train or evaluate; frozen statistics stay frozen."""
+        """Set the training or evaluation mode; frozen statistics stay frozen."""
         super().train(mode)
         if self.frozen_norm:
             for norm in self._norms():
@@ -66,7 +66,10 @@ class PyramidEncoder(EncoderNet):
         return self
 
     def forward(self, batch: ImageList) -> "OrderedDict[str, Tensor]":
-        """Levels by name, finest first: "0", "1", … and "pool"; in float32 at least, since boxes take after them."""
+        """Return the levels by name, finest first: "0", "1", … and "pool".
+
+        They are float32 or wider, even under autocast, because the boxes inherit their dtype.
+        """
         maps = self.encoder(batch.tensors)
         levels: OrderedDict[str, Tensor] = self.pyramid(
             OrderedDict((str(i), maps[level]) for i, level in enumerate(self.levels))
@@ -91,10 +94,10 @@ class PyramidEncoder(EncoderNet):
 
 
 class BottomUpPath(nn.Module):
-    """PANet's second path, from fine to coarse: N₂ = P₂, Nᵢ₊₁ = conv(Pᵢ₊₁ + conv with stride 2(Nᵢ)) (Liu 2018, 3.1).
+    """Applies PANet's path from fine to coarse: N₂ = P₂, Nᵢ₊₁ = conv(Pᵢ₊₁ + conv with stride 2(Nᵢ)) (Liu 2018, 3.1).
 
     Args:
-        levels: Maps of the pyramid.
+        levels: Number of maps of the pyramid.
         width: Channels of every level.
     """
 
@@ -107,7 +110,7 @@ class BottomUpPath(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, levels: "OrderedDict[str, Tensor]") -> "OrderedDict[str, Tensor]":
-        """Levels by name, finest first, and "pool", every other place of the last."""
+        """Return the levels by name, finest first, and "pool", every second row and column of the last level."""
         names, maps = list(levels), list(levels.values())
         made = [maps[0]]
         for level, down, smooth in zip(maps[1:], self.down, self.smooth, strict=True):
@@ -118,12 +121,12 @@ class BottomUpPath(nn.Module):
 class BoxPooler(nn.Module):
     """Pools every box from the level that suits its size, on a grid of R×R cells.
 
-    (torchvision's own multi-scale pooling reads half a cell of the feature map beside the box, which is two pixels of
-    the image at stride 4: too much where contours are the point.)
+    torchvision's own multi-scale pooling reads half a cell of the feature map beside the box. At stride 4 this is two
+    pixels of the image, which is too much for accurate contours.
 
     Args:
         strides: Strides of the pyramid's levels, finest first.
-        resolution: R.
+        resolution: Cells along each side of the grid, R.
     """
 
     def __init__(self, strides: Sequence[int], resolution: int) -> None:
@@ -131,12 +134,12 @@ class BoxPooler(nn.Module):
         self.strides, self.resolution = list(strides), resolution
 
     def forward(self, features: "OrderedDict[str, Tensor]", boxes: Sequence[Tensor], sizes: object = None) -> Tensor:
-        """Features of all boxes, in their order, n×E×R×R.
+        """Return the features of all boxes, in their order, n×E×R×R.
 
         Args:
             features: Levels of a pyramid.
-            boxes: Boxes of every image.
-            sizes: Not used; torchvision's box head gives it.
+            boxes: Boxes of every image, each n×4.
+            sizes: Not used; torchvision's box head passes it.
         """
         levels = list(features.values())[: len(self.strides)]
         flat = torch.cat(list(boxes))
@@ -149,23 +152,23 @@ class BoxPooler(nn.Module):
         pooled = levels[0].new_zeros(shape)
         for number, (level, own) in enumerate(zip(levels, self.strides, strict=True)):
             index = torch.nonzero(chosen == number)[:, 0]
-            # Every level, with or without a box: all parameters take part, whatever is in the images.
+            # Levels without a box are pooled, too, so that all parameters take part whatever the images contain.
             parts = roi_align(level, rois[index].to(level), self.resolution, 1.0 / own, 2, aligned=True)
             pooled = pooled.index_copy(0, index, parts)
         return pooled
 
 
-# The stages of encoders, from the first to the last.
+# Names of the stages of ResNets and of WideResNet-38, from the first to the last.
 STAGES = (("layer1", "layer2", "layer3", "layer4"), ("mod4", "mod5", "mod6", "mod7"))
 
 
 class DeformableConv2d(nn.Conv2d):
-    """A convolution that learns where to look: an offset and a weight for every cell of its kernel at every place.
+    """Applies a convolution that learns an offset and a weight for every cell of its kernel at every place.
 
-    At the start all offsets are 0 and all weights 1: it is the convolution that it replaces.
+    At the start all offsets are 0 and all weights are 1, so that it equals the convolution that it replaces.
 
     Args:
-        conv: The convolution whose settings and weights it takes over.
+        conv: The convolution that it replaces, and whose settings and weights it takes over.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -179,7 +182,7 @@ class DeformableConv2d(nn.Conv2d):
         nn.init.zeros_(self.offset.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """B×C×H×W → B×C'×H'×W'."""
+        """Map B×C×H×W to B×C'×H'×W'."""
         found = self.offset(input)
         offset, modulation = found[:, : 2 * self.cells], 2 * found[:, 2 * self.cells :].sigmoid()
         convolved: Tensor = deform_conv2d(
@@ -199,12 +202,12 @@ def deform(encoder: nn.Module, stages: int, name: str) -> None:
     """Make the 3×3 convolutions of an encoder's last stages deformable.
 
     Args:
-        encoder: A ResNet of smp or timm, or WideResNet-38; changed in place.
-        stages: How many; 0 leaves it alone.
-        name: What to call it in the error message.
+        encoder: A ResNet of smp or timm, or WideResNet-38; it is changed in place.
+        stages: Number of last stages to change; 0 changes nothing.
+        name: Name of the encoder in error messages.
 
     Raises:
-        InputError: If its stages are not known, or there are not so many.
+        InputError: If the stages of the encoder are not known, or it has fewer than ``stages`` stages.
     """
     if not stages:
         return

@@ -1,13 +1,13 @@
-"""The heads of LevelSet R-CNN on pooled boxes, and of every evolution (Homayounfar 2020, section 4.1, figure 1).
+"""Defines LevelSet R-CNN's heads on pooled boxes, and those of every evolution (Homayounfar 2020, section 4.1, fig. 1).
 
 Legend: M objects, n boxes or images, E pooled features, C classes, D features of the evolution, N iterations, h×w or
 R×R cells.
 
-The paper leaves widths and depths to a supplement; here the mask head is Mask R-CNN's, and the others are as small as
-keeps the evolution's share of the time small: the dear convolutions run on coarse grids. The evolution's features are
-made at 28×28 and are bilinear in between (and never enlarged). A box is pooled from the level of the pyramid on which
-it is 14 to 28 cells wide, so that nothing that the pyramid knows is lost. A transposed convolution in place of the
-interpolation leaves a checkerboard in F, and costs more.
+The paper gives widths and depths only in a supplement. Here the mask head is Mask R-CNN's. The other heads are small,
+and their expensive convolutions run on coarse grids, so that the evolution takes a small share of the time. By default
+the evolution's features F are computed at 28×28, and the evolution interpolates them bilinearly. A box is pooled from
+the level of the pyramid on which it is 14 to 28 cells wide, so that no detail of the pyramid is lost. A transposed
+convolution instead of the interpolation costs more and leaves a checkerboard in F.
 """
 
 import math
@@ -27,14 +27,14 @@ from lsseg.models.fpn import BoxPooler
 
 
 class MaskHead(nn.Module):
-    """Mask R-CNN's: convolutions on 14×14, enlarged to 28×28 or finer, one plane for each class.
+    """Applies Mask R-CNN's mask head: convolutions on 14×14, enlarged to 28×28 or finer, one plane for each class.
 
     Args:
-        channels: E.
-        num_classes: C.
-        resolution: R, 14 · 2^k with k ≥ 1.
+        channels: Channels of the pooled features, E.
+        num_classes: Number of classes, C.
+        resolution: Cells along each side of the masks, R = 14 · 2^k with k ≥ 1.
         width: Channels of the convolutions.
-        depth: Number of convolutions on 14×14.
+        depth: Number of convolutions on 14×14 cells.
     """
 
     def __init__(self, channels: int, num_classes: int, resolution: int, width: int = 256, depth: int = 4) -> None:
@@ -49,11 +49,11 @@ class MaskHead(nn.Module):
         nn.init.normal_(self.scores.weight, std=0.001)  # every mask starts undecided
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """The plane of each box's class, n×R×R.
+        """Return the plane of each box's class, n×R×R.
 
         Args:
-            pooled: n×E×14×14.
-            labels: n, 0..C-1.
+            pooled: Pooled features, n×E×14×14.
+            labels: Classes of the boxes, n numbers in 0..C-1.
         """
         planes = self.scores(self.enlarge(self.convolutions(pooled)))
         chosen: Tensor = planes.gather(1, labels[:, None, None, None].expand(-1, 1, *planes.shape[2:]))[:, 0]
@@ -61,11 +61,11 @@ class MaskHead(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """A vector for each box, from which its hyperparameters are read: convolutions, then the average; n×W.
+    """Computes a vector for each box by convolutions and an average; the box's hyperparameters are read from it.
 
     Args:
-        channels: E.
-        width: W.
+        channels: Channels of the pooled features, E.
+        width: Length of the vector, W.
     """
 
     def __init__(self, channels: int, width: int = 64) -> None:
@@ -74,17 +74,17 @@ class PooledHead(nn.Module):
         initialise(self)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Map n×E×14×14 features to scores."""
+        """Map n×E×14×14 features to n×W vectors."""
         average: Tensor = self.convolutions(pooled).mean((2, 3))
         return average
 
 
 class EdgeHead(nn.Module):
-    """DELSE's: unit vectors towards the nearest contour, and the modulation of the curvature.
+    """Predicts DELSE's unit vectors towards the nearest contour, and the modulation of the curvature.
 
     Args:
-        channels: Channels of the input, and of the convolutions.
-        resolution: R.
+        channels: Channels of the input and of the convolutions.
+        resolution: Cells along each side of the output, R.
     """
 
     def __init__(self, channels: int, resolution: int) -> None:
@@ -97,9 +97,9 @@ class EdgeHead(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """V, n×2×R×R, and m in (0, 1), n×R×R, from n×channels×28×28."""
+        """Return the vectors V, n×2×R×R, and the modulation m in (0, 1), n×R×R, of n×channels×28×28 features."""
         x = self.features(pooled)
-        # A layer of 1×1 and the interpolation may change places: three channels are enlarged instead of all.
+        # A 1×1 convolution commutes with the interpolation. It comes first, so that only three channels are enlarged.
         raw = torch.cat([self.velocity(x), self.modulation(x)], 1).to(torch.promote_types(x.dtype, torch.float32))
         planes = resized(raw, (self.resolution, self.resolution))
         velocity = planes[:, :2]
@@ -108,10 +108,10 @@ class EdgeHead(nn.Module):
 
 
 class ProposalHead(RPNHead):
-    """torchvision's; boxes are not computed in half precision, whatever the convolutions are."""
+    """Applies torchvision's proposal head in any precision, but returns the dtype of the pyramid for the boxes."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Scores and box deltas of every level."""
+        """Return the scores and the box deltas of every level."""
         scores, deltas = super().forward(x)
         return [score.to(level.dtype) for score, level in zip(scores, x, strict=True)], [
             delta.to(level.dtype) for delta, level in zip(deltas, x, strict=True)
@@ -119,23 +119,23 @@ class ProposalHead(RPNHead):
 
 
 class BoxPredictor(FastRCNNPredictor):
-    """torchvision's; the same of boxes and scores."""
+    """Applies torchvision's box predictor in any precision, but returns at least float32 for boxes and scores."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Class scores and box deltas."""
+        """Return the class scores and the box deltas."""
         scores, deltas = super().forward(x)
         wide = torch.promote_types(scores.dtype, torch.float32)
         return scores.to(wide), deltas.to(wide)
 
 
 def proposal_network(width: int, sizes: Sequence[int], proposals: int, samples: int) -> RegionProposalNetwork:
-    """Finds where objects may be.
+    """Make the network that proposes boxes which may contain an object.
 
     Args:
         width: Channels of the pyramid.
         sizes: Side in pixels of the anchors of every level, finest first.
-        proposals: How many of an image go on, in evaluation; in training twice as many.
-        samples: Anchors of an image that the losses are computed on.
+        proposals: Number of proposals that an image keeps in evaluation; in training twice as many.
+        samples: Number of anchors of an image on which the losses are computed.
     """
     anchors = AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
     return RegionProposalNetwork(
@@ -154,16 +154,16 @@ def proposal_network(width: int, sizes: Sequence[int], proposals: int, samples: 
 def box_heads(
     pool: BoxPooler, width: int, hidden: int, num_classes: int, samples: int, threshold: float, detections: int
 ) -> RoIHeads:
-    """Tells a box's class and moves its edges.
+    """Make the heads that classify a box and correct its edges.
 
     Args:
-        pool: Gives the features of a box, 7×7.
-        width: Channels of these.
-        hidden: Width of the two layers behind them.
-        num_classes: Background not counted.
-        samples: Boxes of an image that the losses are computed on; a quarter of them, at most, hold an object.
+        pool: Pools the 7×7 features of a box.
+        width: Channels of these features.
+        hidden: Width of the two fully connected layers on these features.
+        num_classes: Number of classes, without the background.
+        samples: Number of boxes of an image on which the losses are computed; at most a quarter contain an object.
         threshold: Least score of a detection.
-        detections: Most detections of an image.
+        detections: Largest number of detections of an image.
     """
     return RoIHeads(
         pool,
@@ -180,20 +180,20 @@ def box_heads(
     )
 
 
-# Where training starts. λ, ε and Δt lie in the middle of (0, 2). With a μ of 1, too, ripples of a flat φ would grow
-# fourfold in every iteration: Δt μ δ / η must stay below 2.
+# Training starts with these values. λ, ε and Δt lie in the middle of (0, 2). μ is smaller, because an iteration
+# multiplies ripples of a flat φ near 0 by up to |1 - Δt μ δ / η|: tenfold with μ = 1, less than twofold with this μ.
 START = {"lambda1": 1.0, "lambda2": 1.0, "mu": 0.25, "epsilon": 1.0, "dt": 1.0}
 
 
 class Numbers(NamedTuple):
-    """What :func:`lsseg.functional.chan_vese_evolve` takes beside φ and the features.
+    """Holds the arguments of :func:`lsseg.functional.chan_vese_evolve` other than φ and the features.
 
     Attributes:
-        lambda1: M; λ1.
-        lambda2: M; λ2.
-        mu: M; μ.
-        epsilon: M×N; ε_n.
-        dt: M×N; Δt_n.
+        lambda1: λ1 of every object, M.
+        lambda2: λ2 of every object, M.
+        mu: μ of every object, M.
+        epsilon: ε_n of every object and iteration, M×N.
+        dt: Δt_n of every object and iteration, M×N.
     """
 
     lambda1: Tensor
@@ -203,18 +203,18 @@ class Numbers(NamedTuple):
     dt: Tensor
 
     def by_step(self) -> "list[Numbers]":
-        """Those of each iteration by itself, N of them with ε and Δt of M×1."""
+        """Return the numbers of each single iteration, a list of N with ε and Δt of M×1."""
         pairs = zip(torch.split(self.epsilon, 1, 1), torch.split(self.dt, 1, 1), strict=True)
         return [self._replace(epsilon=epsilon, dt=dt) for epsilon, dt in pairs]
 
 
 class Hyperparameters(nn.Module):
-    """2N + 3 numbers in (0, 2) by 2·sigmoid: from pooled features of each object, or learnt once for the data set.
+    """Computes 2N + 3 numbers in (0, 2) by 2·sigmoid, from each object's pooled features or as one learnt set.
 
     Args:
-        channels: E.
-        steps: N.
-        adaptive: Whether each object has its own, by two fully connected layers; else one set for all.
+        channels: Channels of the pooled features, E.
+        steps: Number of iterations, N.
+        adaptive: Whether two fully connected layers compute numbers for each object; else all objects share one set.
         hidden: Width between the two layers.
 
     >>> numbers = Hyperparameters(8, steps=3)(torch.rand(5, 8))
@@ -239,7 +239,7 @@ class Hyperparameters(nn.Module):
             self.shared = nn.Parameter(start)
 
     def forward(self, pooled: Tensor) -> Numbers:
-        """Numbers of M objects from their M×E pooled features."""
+        """Return the numbers of M objects from their M×E pooled features."""
         if self.layers is not None:
             raw = self.layers(pooled)
         else:
@@ -251,19 +251,20 @@ class Hyperparameters(nn.Module):
         return Numbers(lambda1[:, 0], lambda2[:, 0], mu[:, 0], epsilon, dt)
 
 
-# The features' scale at the start: forces on the contours start small, whatever the network was trained to do before.
+# Standard deviation of last layers' weights at the start. It is small, so that the forces on the contours start small,
+# whatever the network was trained to do before.
 SMALL = 0.05
 
 
 class FeatureHead(nn.Module):
-    """3×3 convolutions, then D features from a 1×1 convolution whose weights start small; n×D×h×w.
+    """Computes D features by 3×3 convolutions and a 1×1 convolution whose weights start small.
 
     Args:
         channels: Channels of the input.
-        features: D.
-        depth: The number of 3×3 convolutions, each with ReLU.
-        norm: Whether batch-norm follows each of them.
-        enlarge: Factor by which the map is enlarged, bilinearly, before one more 3×3 convolution; 1 leaves both out.
+        features: Number of features, D.
+        depth: Number of 3×3 convolutions, each with ReLU.
+        norm: Whether batch-norm follows each 3×3 convolution.
+        enlarge: Factor of a bilinear enlargement before one more 3×3 convolution; 1 leaves both out.
 
     >>> import torch
     >>> FeatureHead(8, 4)(torch.rand(2, 8, 28, 28)).shape
@@ -281,7 +282,7 @@ class FeatureHead(nn.Module):
         nn.init.normal_(self.embed.weight, std=SMALL)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """The features of n×channels×h×w."""
+        """Return the features of an n×channels×h×w map, n×D×h×w (h and w times ``enlarge``)."""
         x = self.convolutions(pooled)
         if self.fine is not None:
             x = self.fine(F.interpolate(x, scale_factor=self.enlarge, mode="bilinear", align_corners=False))
@@ -290,13 +291,13 @@ class FeatureHead(nn.Module):
 
 
 def convolution(inputs: int, outputs: int, norm: bool = False) -> nn.Sequential:
-    """A 3×3 convolution, batch-norm where it is asked for, and ReLU."""
+    """Return a 3×3 convolution, followed by batch-norm if ``norm`` is true, and by ReLU."""
     layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
     return nn.Sequential(layer, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU(inplace=True))
 
 
 def initialise(head: nn.Module) -> None:
-    """He's initialisation of every convolution of a head."""
+    """Initialise the weights of a head's convolutions by He's method, and their biases to 0."""
     for module in head.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,9 +1,9 @@
-"""LevelSet R-CNN: Mask R-CNN whose masks are refined by unrolled Chan-Vese evolution (Homayounfar 2020).
+"""Defines LevelSet R-CNN, which refines Mask R-CNN's masks by unrolled Chan-Vese evolution (Homayounfar 2020).
 
 Legend: B images, n boxes, C classes, R×R cells of a box's grid, D features, N iterations.
 
-Boxes are found by torchvision's detector parts; what becomes of a box's mask is this project's, and so are the rivals
-of the paper's tables 2 to 4, which differ in switches only.
+torchvision's detector parts find the boxes. The code for the masks is this project's own. It contains the rival methods
+of the paper's tables 2 to 4, too, which differ only in options.
 """
 
 from collections import OrderedDict
@@ -34,12 +34,12 @@ from lsseg.models.heads import (
 from lsseg.models.refiner import ChanVeseRefiner
 from lsseg.models.state import takes_relatives
 
-# Δt of DELSE with hand-set hyperparameters, and a factor of learnt ones, which come up to 2 · 2: a step is stable while
-# Δt (|V_x| + |V_y|), at most √2 Δt, is below 1. So N steps move a contour by N / 2 cells at most: it takes 28 to cross
-# the 14 cells up to which distances count.
+# EDGE_STEP is Δt of DELSE with fixed hyperparameters. EDGE_SCALE multiplies learnt ones, whose product λ1 Δt is at most
+# 2 · 2. A step is stable while Δt (|V_x| + |V_y|), at most √2 Δt, is below 1. With fixed hyperparameters N steps move a
+# contour by at most N / 2 cells, so that 28 steps cross the 14 cells up to which distances count.
 EDGE_STEP = 0.5
 EDGE_SCALE = 0.25 / 2**0.5
-# Boxes at a time in evaluation on a CPU: what lies between two layers stays in its cache.
+# Number of boxes that a CPU evaluates together, so that the values between two layers stay in its cache.
 CHUNK = 8
 CHOICES: dict[str, tuple[object, ...]] = {
     "batch_norm": ("frozen", "trained"),
@@ -53,11 +53,11 @@ CHOICES: dict[str, tuple[object, ...]] = {
 
 
 class Pyramid(NamedTuple):
-    """What boxes are pooled from.
+    """Holds the maps from which boxes are pooled.
 
     Attributes:
         levels: Maps of the feature pyramid, finest first, each B×E×h×w.
-        thin: The same with D channels, for the evolution; empty where nothing evolves.
+        thin: The same maps, without "pool", with D channels for the evolution; empty where nothing evolves.
     """
 
     levels: "OrderedDict[str, Tensor]"
@@ -65,14 +65,14 @@ class Pyramid(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Masks of n boxes as level-set functions, positive inside.
+    """Holds the masks of n boxes as level-set functions, positive inside.
 
     Attributes:
         initial: φ⁰, n×R×R in (-1, 1); or the scores of a binary mask.
-        final: φᴺ; the same where nothing evolves.
-        features: F of the evolution, n×D×28×28 and bilinear in between; not kept of detections.
-        numbers: Hyperparameters of each box; not kept of detections.
-        velocity: DELSE's, n×2×R×R.
+        final: φᴺ, n×R×R; equal to ``initial`` where nothing evolves.
+        features: F, n×D×r×r with r the ``feature_resolution``; None for DELSE, for detections and without evolution.
+        numbers: Learnt hyperparameters of each box, if there are any; None for detections.
+        velocity: Velocity field V of DELSE, n×2×R×R; None for detections.
     """
 
     initial: Tensor
@@ -83,13 +83,13 @@ class Masks(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """The objects found in an image, best first.
+    """Holds the objects found in an image, best first.
 
     Attributes:
-        boxes: n×4: left, top, right, bottom edge in pixels.
-        scores: n in [0, 1].
-        labels: n, 0..C-1.
-        masks: Their masks on the grids of the boxes.
+        boxes: Left, top, right and bottom edges in pixels, n×4.
+        scores: Scores of the objects, n numbers in [0, 1].
+        labels: Classes of the objects, n numbers in 0..C-1.
+        masks: Masks of the objects on the grids of their boxes.
     """
 
     boxes: Tensor
@@ -99,12 +99,12 @@ class Detections(NamedTuple):
 
 
 class TrainOutput(NamedTuple):
-    """What is trained.
+    """Holds the values from which the training loss is computed.
 
     Attributes:
-        losses: The detector's own, by name.
-        masks: Masks of the boxes that hold an object.
-        target: How much of each cell the object covers, n×R'×R' in [0, 1]; R' is ``target_resolution``.
+        losses: Losses of the detector, by name.
+        masks: Masks of the sampled boxes that contain an object.
+        target: Share of each cell that the object covers, n×R'×R' in [0, 1]; R' is ``target_resolution``.
     """
 
     losses: dict[str, Tensor]
@@ -113,7 +113,7 @@ class TrainOutput(NamedTuple):
 
 
 class LevelSetRCNN(nn.Module):
-    """Mask R-CNN over any smp encoder with a feature pyramid, whose masks are level sets that evolve.
+    """Extends Mask R-CNN, over any smp encoder with a feature pyramid, by masks that are evolving level sets.
 
     ========================  =======================================================================================
     LevelSet R-CNN            the defaults
@@ -121,42 +121,43 @@ class LevelSetRCNN(nn.Module):
     Mask R-CNN at 112×112     ``target: binary, evolution: none``
     TSDF target only          ``evolution: none``
     control of the evolution  ``evolution: convolution``, 1×1, on the same features and φ⁰
-    DELSE                     ``evolution: delse, hyperparameters: fixed, steps: 28``; with the head ``adaptive``
+    DELSE                     ``evolution: delse, hyperparameters: fixed, steps: 28``
+    DELSE, adaptive           ``evolution: delse, steps: 28``
     one set for all objects   ``hyperparameters: global``
     φ⁰ detached               ``detach_init: true``
     ========================  =======================================================================================
 
     Args:
-        num_classes: C, background not counted.
+        num_classes: Number of classes, C, without the background.
         encoder_name: Any smp encoder, or ``wide_resnet38``; resnet50 in the paper, wide_resnet38 for its best entry.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder, a file of weights, or null.
+        encoder_weights: ``imagenet``, another name that smp knows for this encoder, a file of weights, or null.
         batch_norm: ``frozen`` (statistics, weight and bias stay as they are; for pretrained weights), or ``trained``.
-        target: What the mask head is taught: ``tsdf``, truncated signed distances, or ``binary``.
+        target: What the mask head learns: ``tsdf``, truncated signed distances, or ``binary``.
         evolution: ``chan_vese``, ``delse``, ``convolution`` (the control) or ``none``.
-        resolution: R, of the masks and of the evolution; 14 · 2^k. The TSDF head itself works at 28.
-        steps: N ≥ 1; 3 in the paper.
-        features: D; 64 in the paper.
-        feature_resolution: Resolution of F, at most R: 28, bilinear in between; or 112, enlarged and convolved as in
-            the paper.
-        hyperparameters: ``adaptive``, of each object; ``global``, one learnt set; ``fixed``, by hand (DELSE).
-        detach_init: Whether the final mask's gradient stops at φ⁰.
-        delta: Form of δ in the Chan-Vese evolution: ``printed`` or ``derivative``.
-        eta: Floor of the gradient's length in the evolution: slopes of φ much smaller have no direction.
-        deformable: How many of the encoder's last stages have deformable convolutions; ResNets and wide_resnet38.
-        bottom_up: Whether PANet's path from fine to coarse follows the pyramid; boxes are still pooled from one level,
-            where PANet pools from all.
+        resolution: Resolution R of the masks and of the evolution: 28, 56, 112 or 224. The TSDF head works at 28.
+        steps: Number N ≥ 1 of iterations; 3 in the paper.
+        features: Number D of features; 64 in the paper.
+        feature_resolution: Resolution of F, at most R: 28, interpolated bilinearly; or 56 or 112, enlarged and
+            convolved (112 in the paper).
+        hyperparameters: ``adaptive``, one set for each object; ``global``, one learnt set; ``fixed``, for DELSE only.
+        detach_init: Whether the gradient of the final mask stops at φ⁰.
+        delta: Form of δ in the evolution: ``printed`` as in eq. 4, or the ``derivative`` of the step function.
+        eta: η, floor of the length of φ's gradient in the evolution; much smaller gradients have no direction.
+        deformable: Number of the last stages, of a ResNet or wide_resnet38, that have deformable convolutions.
+        bottom_up: Whether PANet's path from fine to coarse follows the pyramid. Boxes are still pooled from one level,
+            whereas PANet pools them from all levels.
         width: Channels of the pyramid.
         mask_width: Channels of the mask head.
         box_width: Width of the box head's two layers.
         anchor_sizes: Side in pixels of the anchors of every level, finest first.
-        proposals: How many proposals of an image go on to the box head, in evaluation; in training twice as many.
-        rpn_samples: Anchors of an image that the proposal losses are computed on.
-        box_samples: Boxes of an image that the box losses are computed on; a quarter of them, at most, have masks.
+        proposals: Number of proposals of an image for the box head in evaluation; in training twice as many.
+        rpn_samples: Number of anchors of an image on which the proposal losses are computed.
+        box_samples: Number of boxes of an image on which the box losses are computed; at most a quarter have masks.
         score_threshold: Least score of a detection.
-        detections: Most detections of an image.
+        detections: Largest number of detections of an image.
 
     Raises:
-        InputError: If a value is out of range or two do not go together; or the encoder or its weights cannot be had.
+        InputError: If a value is out of range, two values do not go together, or the encoder or weights cannot be had.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class LevelSetRCNN(nn.Module):
         self.num_classes = num_classes
         self.target, self.evolution, self.resolution = target, evolution, resolution
         self.grid = (resolution, resolution)
-        # Where a mask on few cells is cut at a half first, its distances are off by more than what is to be learnt.
+        # Distances need a fine target. On few cells a mask cut at ½ has larger errors than the changes to be learnt.
         self.target_resolution = resolution if target == "binary" else max(112, resolution)
         self.steps, self.detach_init, self.eta, self.delta = steps, detach_init, eta, delta
         self.encoder = PyramidEncoder(
@@ -221,7 +222,7 @@ class LevelSetRCNN(nn.Module):
         takes_relatives(self)
 
     def _build_evolution(self, width: int, features: int, feature_resolution: int, hyperparameters: str) -> None:
-        """What evolving masks need beside initial ones."""
+        """Make the layers that evolving masks need besides those for the initial masks."""
         self.thin = nn.Conv2d(width, features, 1)
         self.pool_fine = BoxPooler(self.encoder.strides, 28)
         enlarge = feature_resolution // 28
@@ -245,7 +246,7 @@ class LevelSetRCNN(nn.Module):
         self.pooled_head = PooledHead(width) if adaptive else None
 
     def forward(self, images: Sequence[Tensor]) -> list[Detections]:
-        """The objects in images of 3×H×W in [0, 1], of any sizes."""
+        """Return the objects in each of several 3×H×W images in [0, 1], which may have any sizes."""
         batch = self.encoder.batch(images)
         pyramid = self.pyramid(batch)
         boxes, scores, labels = self.detect(batch, pyramid)
@@ -255,16 +256,16 @@ class LevelSetRCNN(nn.Module):
         ]
 
     def pyramid(self, batch: Any) -> Pyramid:
-        """Features of a batch of images."""
+        """Return the feature pyramid of a batch of images."""
         levels = self.encoder(batch)
         if self.evolution == "none":
             return Pyramid(levels, OrderedDict())
         finest = list(levels.items())[: len(self.encoder.strides)]
-        # The pyramid is made thin before boxes are pooled from it: four times as fast as the other way round.
+        # The channels are reduced before boxes are pooled. This is four times as fast as the reverse order.
         return Pyramid(levels, OrderedDict((name, self.thin(level)) for name, level in finest))
 
     def final_masks(self, pyramid: Pyramid, image: int, boxes: Tensor, labels: Tensor) -> Masks:
-        """Initial and final masks of the boxes of one image of a batch, a few boxes at a time on a CPU."""
+        """Return the initial and final masks of one image's boxes, computed for a few boxes at a time on a CPU."""
         one = Pyramid(*(OrderedDict((k, v[image : image + 1]) for k, v in part.items()) for part in pyramid))
         size = CHUNK if blocks.in_cache(boxes.device) else max(1, len(boxes))
         parts = [
@@ -274,7 +275,7 @@ class LevelSetRCNN(nn.Module):
         return Masks(torch.cat([part.initial for part in parts]), torch.cat([part.final for part in parts]))
 
     def detect(self, batch: Any, pyramid: Pyramid) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes, scores and labels (0..C-1) of every image."""
+        """Return the boxes, scores and labels (0..C-1) of every image."""
         proposals, _ = self.rpn(batch, pyramid.levels)
         scores, deltas = self.boxes.box_predictor(
             self.boxes.box_head(self.boxes.box_roi_pool(pyramid.levels, proposals))
@@ -283,12 +284,12 @@ class LevelSetRCNN(nn.Module):
         return boxes, kept, [label - 1 for label in labels]
 
     def train_output(self, images: Sequence[Tensor], instances: Sequence[dict[str, Tensor]]) -> TrainOutput:
-        """The detector's losses, and the masks of the sampled boxes with an object.
+        """Return the detector's losses, and the masks and targets of the sampled boxes with an object.
 
         Args:
-            images: 3×H×W in [0, 1], of any sizes.
+            images: 3×H×W images in [0, 1], which may have any sizes.
             instances: For every image ``layers`` (L×H×W; object k is where layers[layer[k]] == k + 1), ``layer``,
-                ``labels`` (0..C-1), ``boxes`` (n×4) and ``crowd`` (bool; such objects are not learnt).
+                ``labels`` (0..C-1), ``boxes`` (n×4) and ``crowd`` (bool; crowds are not learnt).
         """
         batch = self.encoder.batch(images)
         pyramid = self.pyramid(batch)
@@ -311,7 +312,7 @@ class LevelSetRCNN(nn.Module):
         return TrainOutput(losses, masks, torch.cat(target))
 
     def masks(self, pyramid: Pyramid, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Masks:
-        """Masks of all boxes, in their order."""
+        """Return the masks of all boxes, in their order."""
         pooled = self.pool(pyramid.levels, boxes)
         scores = self.mask_head(pooled, torch.cat(list(labels)))
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -333,7 +334,7 @@ class LevelSetRCNN(nn.Module):
         return Masks(initial, self._evolved(start, embedded, numbers), embedded, numbers)
 
     def history(self, masks: Masks) -> list[Tensor]:
-        """φ⁰ and φ after every Chan-Vese iteration; φ⁰ and φᴺ of DELSE; φ⁰ alone where nothing evolves."""
+        """Return φ⁰ and φ after every Chan-Vese iteration; else φ⁰ and the final φ, or φ⁰ alone if nothing evolves."""
         if masks.features is None or masks.numbers is None:
             return [masks.initial] if self.evolution == "none" else [masks.initial, masks.final]
         phi = [masks.initial]
@@ -345,7 +346,7 @@ class LevelSetRCNN(nn.Module):
         return self.refiner.evolve(phi, features, numbers, self.resolution // features.shape[-1])
 
     def _convolved(self, start: Tensor, embedded: Tensor) -> Tensor:
-        """What the control changes in the evolution's place: a weighted sum of the features and φ⁰ in every cell."""
+        """Return the change of φ by the control: a weighted sum of the features and φ⁰ in every cell."""
         both = torch.cat([resized(embedded, self.grid), start[:, None].to(embedded.dtype)], 1)
         change: Tensor = self.block(both)[:, 0].to(start.dtype)
         return change
@@ -355,7 +356,7 @@ class LevelSetRCNN(nn.Module):
         if numbers is None:
             ones = start.new_ones(len(start))
             motion, smoothing, dt = ones, ones, start.new_full((len(start), self.steps), EDGE_STEP)
-        else:  # λ1 and μ weigh the two terms; the evolution has no use for λ2 and ε
+        else:  # λ1 and μ weigh the two terms; DELSE does not use λ2 and ε
             motion, smoothing, dt = numbers.lambda1, numbers.mu, EDGE_SCALE * numbers.dt
         final = edge_evolve(start, velocity, modulation, motion, smoothing, dt, eta=self.eta)
         return Masks(initial, final, None, numbers, velocity)
@@ -372,7 +373,7 @@ def _check_choices(**choices: object) -> None:
 
 
 def _check_switches(target: str, evolution: str, hyperparameters: str) -> None:
-    """Which of them go together."""
+    """Refuse options that do not go together."""
     alone = evolution == "none" or target == "tsdf"
     require(alone, "evolution", evolution, "needs target tsdf; with target binary it must be none")
     learnt = (hyperparameters, evolution) != ("fixed", "chan_vese")
@@ -380,6 +381,6 @@ def _check_switches(target: str, evolution: str, hyperparameters: str) -> None:
 
 
 def _either(values: Sequence[object]) -> str:
-    """The first, the second or the third."""
+    """Return the values as text, in the form "a, b or c"."""
     *most, last = map(str, values)
     return f"{', '.join(most)} or {last}"

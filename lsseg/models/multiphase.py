@@ -1,4 +1,4 @@
-"""The multiphase level-set layer of DMLS (Zhang 2019, section III.B, eq. 6-10, algorithm 1).
+"""Defines the multiphase level-set layer of DMLS (Zhang 2019, section III.B, eq. 6-10, algorithm 1).
 
 Legend: B images, C classes, D features, H×W pixels.
 """
@@ -24,10 +24,10 @@ Likelihood = Literal["confidence", "colour", "features"]
 
 
 class Levels(NamedTuple):
-    """The level-set functions of all classes, B×C×H×W in float32 at least.
+    """Holds the level-set functions of all classes, B×C×H×W in float32 or wider.
 
     Attributes:
-        before: φ of the scores' own partition.
+        before: φ of the partition by the scores.
         after: φ at the end of the evolution.
     """
 
@@ -36,24 +36,24 @@ class Levels(NamedTuple):
 
 
 class MultiphaseLevelSet(nn.Module):
-    """Scores → level sets of their partition → evolution → refined scores (Zhang 2019, algorithm 1).
+    """Refines scores by evolving the level sets of their partition (Zhang 2019, algorithm 1).
 
-    The refined scores are logits + g · (φ after - φ before) with a learnt gain g: where the evolution does nothing they
-    are the network's own, so that they start no more confident than those. As printed (``temperature``) they are φ/T;
-    with a T of 0.1 these are logits of ±10 from the first step on, right or wrong, and training from scratch loses up
-    to nine points of mIoU to it.
+    The refined scores are logits + g · (φ after - φ before) with a learnt gain g. Where the evolution changes nothing,
+    they are the network's own scores, so that at the start they are no more confident than these. With a
+    ``temperature`` they are φ/T, as printed in the paper. With T = 0.1 these are logits of ±10 from the first step on,
+    right or wrong, which costs up to nine points of mIoU in training from scratch.
 
     Args:
         likelihood: f in the competition: ``confidence``, the scores themselves (section III.C of the paper);
-            ``colour`` or ``features``, a Gaussian of what each region of the image looks like, as a posterior (eq. 9).
+            ``colour`` or ``features``, the posterior of a Gaussian of each region's colours or features (eq. 9).
         epsilon: ε in [0, 1/Δt], weight of the curvature; 1 in the paper.
         rho: ρ in (0, 1], likelihood below which a class retreats; 0.5 in the paper.
-        truncation: τ > 0 in pixels: distances count up to it.
-        dt: Δt in (0, ½].
-        inner_steps: Time steps of one evolution; 1 in the paper.
+        truncation: τ > 0 in pixels, to which distances are clipped.
+        dt: Δt in (0, ½], length of a time step.
+        inner_steps: Number of time steps of one evolution; 1 in the paper.
         temperature: T > 0 at the start, learnt, for the scores φ/T; null adds the change of φ to the logits instead.
-        gain: g > 0 at the start, learnt; of no use with a temperature.
-        normalize: Normalisation of the curvature's tensor: ``gradient``, or ``classes`` as printed.
+        gain: g > 0 at the start, learnt; not used with a temperature.
+        normalize: Normalisation of the curvature's tensor: ``gradient``, or ``classes`` as printed in the paper.
 
     Raises:
         InputError: If a value is out of range.
@@ -63,7 +63,7 @@ class MultiphaseLevelSet(nn.Module):
     torch.Size([2, 4, 16, 20])
     """
 
-    rates = ("log_temperature", "log_gain")  # parameters with a learning rate of their own and no weight decay
+    rates = ("log_temperature", "log_gain")  # these have their own learning rate and no weight decay
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class MultiphaseLevelSet(nn.Module):
         self.epsilon, self.rho, self.truncation = epsilon, rho, truncation
         self.dt, self.inner_steps = dt, inner_steps
         self.normalize: Normalization = normalize
-        # Logarithms are what is learnt, so that the numbers stay positive.
+        # The logarithms are learnt, so that the numbers stay positive.
         self.log_temperature: nn.Parameter | None = None
         self.log_gain: nn.Parameter | None = None
         if temperature is None:
@@ -106,7 +106,7 @@ class MultiphaseLevelSet(nn.Module):
 
     @property
     def temperature(self) -> Tensor | None:
-        """T, where the scores are φ/T."""
+        """Return T if the refined scores are φ/T, else None."""
         return None if self.log_temperature is None else self.log_temperature.exp()
 
     def forward(
@@ -116,16 +116,16 @@ class MultiphaseLevelSet(nn.Module):
         features: Tensor | None = None,
         feature_stride: int = 1,
     ) -> Tensor:
-        """Refined scores, B×C×H×W in float32 at least.
+        """Return the refined scores, B×C×H×W in float32 or wider.
 
         Args:
             logits: B×C×H×W scores.
             image: B×3×H×W, for the likelihood ``colour``.
             features: B×D×h×w (see :class:`~lsseg.models.SegOutput`), for the likelihood ``features``.
-            feature_stride: Pixels per feature.
+            feature_stride: Pixels per feature along each axis.
 
         Raises:
-            InputError: If what the likelihood needs is missing.
+            InputError: If the image or the features that the likelihood needs are missing.
         """
         before, after = self.levels(logits, image, features, feature_stride)
         if self.log_temperature is not None:
@@ -140,7 +140,7 @@ class MultiphaseLevelSet(nn.Module):
         features: Tensor | None = None,
         feature_stride: int = 1,
     ) -> Levels:
-        """The level-set functions before and after the evolution; the arguments are those of ``forward``."""
+        """Return the level-set functions before and after the evolution; the arguments are those of ``forward``."""
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             log_scores = torch.log_softmax(logits, 1)
@@ -179,12 +179,12 @@ class MultiphaseLevelSet(nn.Module):
 
 
 def scaled(phi: Tensor, factor: Tensor) -> Tensor:
-    """φ times a learnt number."""
+    """Multiply φ by a learnt number."""
     return _Scale.apply(phi, factor)
 
 
 class _Scale(torch.autograd.Function):
-    """φ times a learnt number; autograd's own product makes two more tensors of the size of φ on the way back."""
+    """Multiplies φ by a learnt number, without the two tensors of φ's size that autograd's backward pass would make."""
 
     @staticmethod
     def forward(ctx: Any, phi: Tensor, factor: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class _Scale(torch.autograd.Function):
 
 
 def enlarged(values: Tensor, stride: int, like: Tensor) -> Tensor:
-    """Features of a stride at every pixel, each in the middle of the pixels that it stands for."""
+    """Interpolate features of a stride to the pixels of ``like``; each feature lies in the middle of its pixels."""
     if stride > 1:
         values = F.interpolate(values, scale_factor=stride, mode="bilinear", align_corners=False)
     return values[..., : like.shape[-2], : like.shape[-1]]

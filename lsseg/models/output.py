@@ -1,4 +1,4 @@
-"""What every semantic network returns."""
+"""Defines the output of every semantic network."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ from lsseg.errors import ArgumentError
 
 
 class Step(NamedTuple):
-    """One step of a network that refines its own prediction.
+    """Holds one step of a network that refines its own prediction.
 
     Attributes:
         logits: B×C×H×W scores of the network.
-        refined: B×C×H×W scores after the step's level-set evolution; None where there is none.
+        refined: B×C×H×W scores after the step's level-set evolution; None without an evolution.
     """
 
     logits: Tensor
@@ -21,19 +21,19 @@ class Step(NamedTuple):
 
     @property
     def last(self) -> Tensor:
-        """The step's prediction."""
+        """Return the step's prediction: the refined scores if there are any, else the network's."""
         return self.logits if self.refined is None else self.refined
 
 
 class SegOutput(NamedTuple):
-    """Output of a semantic network.
+    """Holds the output of a semantic network.
 
     Attributes:
         logits: B×C×H×W scores at the input's resolution.
-        steps: The steps towards them, first to last, for deep supervision and panels; empty for a plain network.
-        features: B×D×h×w features that the scores were read from, for likelihoods; a network may leave them out.
-        feature_stride: s: a feature stands for s×s pixels, h = ⌈H/s⌉ and w = ⌈W/s⌉.
-        auxiliary: Further B×C×H×W scores that a training supervises like the logits, such as those of each scale.
+        steps: The steps towards the logits, first to last, for deep supervision and panels; empty for a plain network.
+        features: B×D×h×w features from which the scores are computed, for likelihoods; None if a network has none.
+        feature_stride: Stride s of the features: each covers s×s pixels, so that h = ⌈H/s⌉ and w = ⌈W/s⌉.
+        auxiliary: Further B×C×H×W scores that training supervises like the logits, such as those of each scale.
     """
 
     logits: Tensor
@@ -44,17 +44,17 @@ class SegOutput(NamedTuple):
 
 
 def checked(output: Any, network: object, image: Tensor, num_classes: int) -> SegOutput:
-    """A network's output as ``SegOutput``.
+    """Check a network's output and return it as ``SegOutput``.
 
     Args:
-        output: What it returned: ``SegOutput``; or the logits alone, as smp's networks return them; or a mapping with
-            ``out`` (and, in training, ``aux``), as torchvision's do.
-        network: Which one.
-        image: What it was given, B×3×H×W.
-        num_classes: C.
+        output: The network's output: ``SegOutput``; or the logits alone, as smp's networks return them; or a mapping
+            with ``out`` (and, in training, ``aux``), as torchvision's networks return it.
+        network: The network, which the error message names.
+        image: The network's input, B×3×H×W.
+        num_classes: Number of classes, C.
 
     Raises:
-        InputError: If it is none of these, or the logits are not B×C×H×W; names the network.
+        InputError: If the output is none of these, or the logits are not B×C×H×W.
     """
     name = type(network).__name__
     if isinstance(output, Tensor):
@@ -74,5 +74,5 @@ def checked(output: Any, network: object, image: Tensor, num_classes: int) -> Se
 
 
 def made(network: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
-    """A network that is given as it is, or made for C classes."""
+    """Return a network: ``network`` itself if it is one, else what it makes for C classes."""
     return network if isinstance(network, nn.Module) else network(num_classes)

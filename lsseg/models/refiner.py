@@ -1,7 +1,9 @@
-"""The Chan-Vese refiner of anybody's masks (Homayounfar 2020, section 4.1); both networks of this package use it.
+"""Refines masks of any source by Chan-Vese evolution (Homayounfar 2020, section 4.1).
 
-Legend: M objects, or G groups of M/G that share their features; E channels of what is given, D features, N iterations,
-H×W pixels, h×w cells of the features.
+ChanVeseNet and LevelSetRCNN use this refiner.
+
+Legend: M objects, or G groups of M/G objects that share their features; E channels of the given features, D features,
+N iterations, H×W pixels, h×w cells of the features.
 """
 
 import math
@@ -20,22 +22,23 @@ from lsseg.models.multiphase import scaled
 
 Given = Literal["probabilities", "logits", "distance"]
 
-# A probability of 0 or 1 has no finite logit.
+# Probabilities are clipped by this much, because 0 and 1 have no finite logit.
 LEAST = 1e-6
-# A mask without a pixel reads its hyperparameters from the mean of everything.
+# This is added to every pixel's weight, so that an empty mask reads its hyperparameters from the mean of all pixels.
 ABSENT = 1e-4
 
 
 @dataclass(frozen=True)
 class Refined:
-    """What a refiner has made of masks.
+    """Holds the masks that a refiner has refined.
 
     Attributes:
         start: φ⁰, M×H×W.
         phi: φᴺ, M×H×W.
-        logits: The refined scores of a predictor's probabilities or logits, M×H×W; None of distances.
-        features: F.
-        numbers: The hyperparameters of all objects and iterations.
+        logits: Refined scores, M×H×W, if probabilities or logits were given; None if distances were given.
+        features: F, the features of the evolution.
+        numbers: Hyperparameters of all objects and iterations.
+        evolve: Function of φ, F and hyperparameters that returns φ after their iterations.
     """
 
     start: Tensor
@@ -47,12 +50,12 @@ class Refined:
 
     @property
     def mask(self) -> Tensor:
-        """M×H×W bool."""
+        """Return the refined masks, M×H×W bool."""
         return (self.phi if self.logits is None else self.logits) > 0
 
     @property
     def steps(self) -> list[Tensor]:
-        """φ⁰ and φ after every iteration, N + 1 of M×H×W."""
+        """Return φ⁰ and φ after every iteration, N + 1 tensors of M×H×W."""
         phi = [self.start]
         for numbers in self.numbers.by_step():
             phi.append(self.evolve(phi[-1], self.features, numbers))
@@ -60,39 +63,40 @@ class Refined:
 
 
 class ChanVeseRefiner(nn.Module):
-    """Refines a predictor's masks by N unrolled Chan-Vese iterations on features that are learnt for it.
+    """Refines a predictor's masks by N unrolled Chan-Vese iterations on features that are learnt for this purpose.
 
-    It trains behind any network that gives masks and features, frozen or not::
+    It can be trained behind any network, frozen or not, that gives masks and features::
 
         refiner = ChanVeseRefiner(channels=256)
         refined = refiner(probabilities, features)  # M×H×W and M×256×H×W
         refiner.loss(refined, truth).backward()
         refined.mask, refined.steps
 
-    Of probabilities and logits φ⁰ is 2P - 1, and g · (φᴺ - φ⁰), with a learnt g, is added to the logits, so that
-    cross-entropy can train them. Of distances φ⁰ is the distance, and φᴺ is taught the true one, as in the paper.
+    For probabilities P and logits, φ⁰ is 2P - 1, and g · (φᴺ - φ⁰) with a learnt g is added to the logits, so that
+    cross-entropy can train them. For distances, φ⁰ is the given distance, and φᴺ learns the true one, as in the paper.
 
-    Features must be learnt. Untrained, on raw colours, the evolution hardly moves good masks (IoU 0.884 → 0.892 of 20
-    pedestrians shifted by two pixels), with ideal features it takes them to 1.00. What colours alone can give is
-    :func:`~lsseg.functional.chan_vese_segment`.
+    The features must be learnt. On raw colours, without training, the evolution hardly moves good masks: for 20
+    pedestrians shifted by two pixels the IoU goes from 0.884 to 0.892. With ideal features it goes to 1.00. For colours
+    alone there is :func:`~lsseg.functional.chan_vese_segment`.
 
     Args:
-        channels: E, of what is given as features; 3 of an image.
-        steps: N ≥ 1; 3 in the paper.
-        features: D; 64 in the paper.
-        given: What the masks are: ``probabilities`` in [0, 1], ``logits``, or ``distance``: signed distances to the
+        channels: Channels of the given features, E; 3 for an image.
+        steps: Number N ≥ 1 of iterations; 3 in the paper.
+        features: Number D of features; 64 in the paper.
+        given: Kind of the masks: ``probabilities`` in [0, 1], ``logits``, or ``distance``: signed distances to the
             contour, positive inside, clipped at some reach and divided by it (:func:`~lsseg.functional.tsdf`).
-        learnt_features: Whether a small head of 3×3 convolutions makes F; else what is given is F as it is (D = E).
-        hyperparameters: ``adaptive``, of every object, or ``global``, one learnt set.
-        stride: Pixels of φ for a cell of the features, each way; F is bilinear in between.
-        gain: g at the start.
-        truncation: The reach of distances in pixels; 14 in this project's reading of the paper.
-        delta: Form of δ in the evolution: ``printed`` or ``derivative``.
-        eta: Floor of the gradient's length in the evolution: slopes of φ much smaller have no direction.
-        depth: How many 3×3 convolutions the feature head has.
-        norm: Whether each of them has a batch-norm.
-        enlarge: Factor by which the feature head enlarges its map.
-        pooled: Channels of what an object's hyperparameters are read from; null: E, the means over its soft mask.
+        learnt_features: Whether a small head of 3×3 convolutions computes F; else F is the given features (D = E).
+        hyperparameters: ``adaptive``, one set for every object; or ``global``, one learnt set for all.
+        stride: Pixels of φ per cell of the features along each axis; F is bilinear in between.
+        gain: g at the start of training.
+        truncation: Reach of the distances in pixels; 14 in this project's reading of the paper.
+        delta: Form of δ in the evolution: ``printed`` as in eq. 4, or the ``derivative`` of the step function.
+        eta: η, floor of the length of φ's gradient in the evolution; much smaller gradients have no direction.
+        depth: Number of 3×3 convolutions in the feature head.
+        norm: Whether batch-norm follows each of these convolutions.
+        enlarge: Factor by which the feature head enlarges its map; :meth:`forward` needs 1.
+        pooled: Length of the vector from which an object's hyperparameters are read; null is E, for the means over its
+            soft mask, which :meth:`forward` needs.
 
     Raises:
         ValueError: If a value is out of range.
@@ -103,7 +107,7 @@ class ChanVeseRefiner(nn.Module):
     (torch.Size([2, 24, 32]), torch.bool, 4)
     """
 
-    rates = ("log_gain",)  # parameters with a learning rate of their own and no weight decay
+    rates = ("log_gain",)  # these have their own learning rate and no weight decay
 
     def __init__(
         self,
@@ -143,19 +147,19 @@ class ChanVeseRefiner(nn.Module):
         self.whole = enlarge == 1 and pooled in (None, channels)
         self.hyperparameters = Hyperparameters(pooled or channels, steps, hyperparameters == "adaptive")
         if given != "distance":
-            # Its logarithm is what is learnt, so that it stays positive.
+            # The logarithm of the gain is learnt, so that the gain stays positive.
             self.log_gain = nn.Parameter(torch.tensor(math.log(gain)))
 
     def forward(self, masks: Tensor, features: Tensor) -> Refined:
         """Refine masks.
 
         Args:
-            masks: M×H×W, of the kind that ``given`` says.
-            features: M×E×h×w, h = ⌈H/stride⌉ and w = ⌈W/stride⌉; or G×E×h×w where M is a multiple of G: then the first
-                M/G masks share the first features, and so on. Images where E is 3.
+            masks: M×H×W, of the kind ``given``.
+            features: M×E×h×w with h = ⌈H/stride⌉ and w = ⌈W/stride⌉; or G×E×h×w where M is a multiple of G: then the
+                first M/G masks share the first features, and so on. With E = 3 they may be images.
 
         Raises:
-            ValueError: If shapes do not fit, or (on a CPU) probabilities do not lie in [0, 1].
+            ValueError: If shapes do not fit, or probabilities do not lie in [0, 1] (checked on a CPU only).
         """
         self._check(masks, features)
         logits = None
@@ -172,29 +176,29 @@ class ChanVeseRefiner(nn.Module):
         return Refined(start, phi, logits, embedded, numbers, self.evolve)
 
     def embed(self, features: Tensor) -> Tensor:
-        """F."""
+        """Return F, the features of the evolution, for the given features."""
         return features if self.feature_head is None else wide(self.feature_head(features))
 
     def numbers(self, pooled: Tensor) -> Numbers:
-        """Hyperparameters of M objects from M vectors."""
+        """Return the hyperparameters of M objects from M vectors."""
         numbers: Numbers = self.hyperparameters(pooled)
         return numbers
 
     def evolve(self, phi: Tensor, features: Tensor, numbers: Numbers, stride: int | None = None) -> Tensor:
-        """φᴺ of φ⁰."""
+        """Evolve φ⁰ to φᴺ on features F by the iterations of the given hyperparameters."""
         stride = stride or self.stride
         return chan_vese_evolve(phi, features, *numbers, delta=self.delta, eta=self.eta, stride=stride)
 
     def loss(self, refined: Refined, truth: Tensor, valid: Tensor | None = None) -> Tensor:
-        """What a refiner trains with: cross-entropy of the refined scores, or the paper's loss of distances.
+        """Return the training loss: cross-entropy of the refined scores, or the paper's loss of distances.
 
         Args:
-            refined: What :meth:`forward` returned.
-            truth: M×H×W, bool, or numbers of which those from ½ on are inside.
-            valid: M×H×W bool: pixels that count; None is all of them.
+            refined: Output of :meth:`forward`.
+            truth: True masks, M×H×W; bool, or numbers where values of at least ½ are inside.
+            valid: Pixels that count, M×H×W bool; None counts all pixels.
 
         Returns:
-            A scalar, the mean over valid pixels; 0 where there are none.
+            A scalar, the mean over valid pixels; 0 if there are none.
         """
         inside = truth if truth.dtype == torch.bool else truth >= 0.5
         if refined.logits is None:
@@ -211,10 +215,10 @@ class ChanVeseRefiner(nn.Module):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "ChanVeseRefiner":
-        """A refiner that was saved, in evaluation mode.
+        """Return a saved refiner, in evaluation mode.
 
         Raises:
-            ValueError: If the file holds none.
+            ValueError: If the file holds no refiner.
         """
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or "chan_vese_refiner" not in content:
@@ -224,7 +228,7 @@ class ChanVeseRefiner(nn.Module):
         return refiner.eval()
 
     def extra_repr(self) -> str:
-        """What is given."""
+        """Return the channels, the kind of the masks and the stride as text."""
         return f"{self.channels}, given={self.given!r}, stride={self.stride}"
 
     def _check(self, masks: Tensor, features: Tensor) -> None:
@@ -250,7 +254,7 @@ OPTIONS = frozenset(ChanVeseRefiner.__init__.__annotations__) - {"return"}
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Convert values to float32 unless their dtype is wider."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -259,7 +263,7 @@ def _logit(probabilities: Tensor) -> Tensor:
 
 
 def averaged(values: Tensor, factor: int) -> Tensor:
-    """Means over cells of factor × factor; at the edge the last row and column are repeated."""
+    """Return the means over cells of factor × factor values; at the edge the last row and column are repeated."""
     if factor == 1:
         return values
     height, width = values.shape[-2:]
@@ -268,12 +272,12 @@ def averaged(values: Tensor, factor: int) -> Tensor:
 
 
 def soft_means(features: Tensor, share: Tensor, coarse: int) -> Tensor:
-    """Means of the features over the soft region of every object, M×E.
+    """Return the means of the features over the soft region of every object, M×E.
 
     Args:
         features: G×E×h×w.
-        share: How much of each pixel is an object's, M×H×W.
-        coarse: Pixels in one cell of the features, each way.
+        share: Share of each pixel that belongs to an object, M×H×W.
+        coarse: Pixels per cell of the features along each axis.
     """
     if not len(share):
         return wide(features).new_zeros(0, features.shape[1])

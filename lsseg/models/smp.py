@@ -1,4 +1,4 @@
-"""Every architecture and encoder of segmentation_models_pytorch, by name."""
+"""Provides every architecture and encoder of segmentation_models_pytorch by name."""
 
 from typing import Any
 
@@ -9,25 +9,25 @@ from lsseg.errors import ArgumentError
 from lsseg.models.encoder import EncoderNet, encoder_weights_for, load_local_weights, readable_errors
 from lsseg.models.output import SegOutput
 
-# In torch's words: what it says where a layer would be left without a pixel.
+# torch's error messages contain these words if a layer's output would have no pixel.
 TOO_SMALL = ("Output size is too small", "greater than actual input size", "sizes should be greater than 0")
 
 
 class SmpNet(EncoderNet):
-    """A segmentation_models_pytorch network that takes images in [0, 1] of any size that the architecture can take.
+    """Applies a segmentation_models_pytorch network to images in [0, 1] of any size that the architecture accepts.
 
-    Most take any size, whatever their stride; PAN needs images of 128 pixels or more.
+    Most architectures accept any size, whatever their stride. PAN needs images of 128 pixels or more.
 
     Args:
-        num_classes: C.
+        num_classes: Number of classes, C.
         architecture: Any smp architecture: unet, unetplusplus, fpn, pspnet, deeplabv3plus, segformer, …
         encoder_name: Any smp encoder: resnet50, resnet101, mit_b0, …, and timm's as ``tu-NAME``.
-        encoder_weights: ``imagenet`` or another name smp knows for this encoder (fetched once, then cached by smp), a
-            file of weights, or null for random weights. Those of ``tu-tf_efficientnet_lite0`` come with the extra
-            ``weights`` and need no network.
+        encoder_weights: ``imagenet`` or another name that smp knows for this encoder (fetched once, then cached by
+            smp), a file of weights, or null for random weights. The weights of ``tu-tf_efficientnet_lite0`` come with
+            the extra ``weights`` and need no network.
         decoder: Further arguments of the architecture, such as ``decoder_channels`` or ``encoder_depth``.
-        mean: Mean of RGB in [0, 1] that the weights expect; null is what is known of them (ImageNet's of a file).
-        std: Standard deviation, likewise.
+        mean: Mean of RGB in [0, 1] that the weights expect; null looks it up (for a file: timm's, or ImageNet's).
+        std: Standard deviation of RGB, likewise.
 
     Raises:
         InputError: If a name is unknown or the weights cannot be had; later, if an image is too small.
@@ -56,7 +56,7 @@ class SmpNet(EncoderNet):
         net.get_submodule("segmentation_head").register_forward_pre_hook(self._keep)
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1], and the decoder's features."""
+        """Return the scores of a B×3×H×W image with values in [0, 1], and the decoder's features."""
         padded = self.prepare(image)
         try:
             logits = self.net(padded)
@@ -70,11 +70,11 @@ class SmpNet(EncoderNet):
                 f"architecture {type(self.net).__name__} cannot take an image of {size}, which is too small for it: "
                 "set a larger data.crop_size or data.resize, or take another architecture"
             ) from error
-        finally:  # whatever happens, no graph outlives the call
+        finally:  # the autograd graph must not outlive the call
             self._features = None
 
     def _keep(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """What the head is given are the decoder's features."""
+        """Keep the input of the segmentation head, which is the decoder's features."""
         self._features = inputs[0]
 
 

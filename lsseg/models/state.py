@@ -1,4 +1,4 @@
-"""State dicts of relatives of a network: of another number of steps, with or without a wrapper, of an older version."""
+"""Adapts state dicts of related networks: with other steps, with or without a wrapper, or of an older version."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,30 +6,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What DMLS and ChanVeseNet call the network inside them.
+# DMLS and ChanVeseNet put this before the names of the network inside them.
 INNER = "network."
-# Batch-norm layers of a StepNorm: one for each step.
+# A StepNorm has one such batch-norm layer for each step.
 STEP = re.compile(r"\.norms\.(\d+)\.")
-# Names in checkpoints of older versions, and today's.
+# The keys are names in checkpoints of older versions, the values are today's names.
 RENAMED = {
     "feature_head.0.": "feature_head.convolutions.0.0.",
     "feature_head.1.": "feature_head.convolutions.0.1.",
     "feature_head.3.": "feature_head.embed.",
 }
-# What has moved into the refiner of networks that have one.
+# These parts have moved into the refiner of networks that have one.
 MOVED = re.compile(r"(?<!refiner\.)\b(feature_head|hyperparameters)\.")
 
 
 def matched_state(state: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str, Tensor]:
-    """A state dict under the names that a related network has for the same tensors.
+    """Return a state dict under the names that a related network has for the same tensors.
 
-    Statistics of batch-norm come from the same step; where there is no such step, from the last one before it. A plain
-    network's serve every step, and a network without steps takes those of the first. Names that mean nothing to the
-    network stay as they are, for the caller to refuse.
+    Statistics of batch-norm come from the same step or, if the state dict lacks this step, from the last step before
+    it. The statistics of a plain network serve every step, and a network without steps takes those of the first step.
+    Names that the network does not know stay as they are, so that the caller can refuse them.
 
     Args:
-        state: The tensors by name, of a checkpoint.
-        ours: The names of the network's own state dict.
+        state: The tensors of a checkpoint, by name.
+        ours: The names in the network's own state dict.
 
     >>> matched_state({"a.norms.0.weight": 1, "a.norms.1.weight": 2}, [f"a.norms.{k}.weight" for k in range(3)])
     {'a.norms.0.weight': 1, 'a.norms.1.weight': 2, 'a.norms.2.weight': 2}
@@ -54,7 +54,7 @@ def matched_state(state: Mapping[str, Tensor], ours: Iterable[str]) -> dict[str,
 
 
 def steps_of(names: Iterable[str]) -> int:
-    """How many steps have batch-norm statistics of their own; 1 where all share them.
+    """Return how many steps have batch-norm statistics of their own; 1 if all steps share them.
 
     >>> steps_of(["a.norms.0.weight", "a.norms.1.weight"]), steps_of(["a.weight"])
     (2, 1)
@@ -63,19 +63,19 @@ def steps_of(names: Iterable[str]) -> int:
 
 
 def takes_relatives(network: nn.Module) -> None:
-    """Let a network's ``load_state_dict`` take what :func:`matched_state` makes of a related network's."""
+    """Let a network's ``load_state_dict`` accept the state dict of a related network (:func:`matched_state`)."""
     network.register_load_state_dict_pre_hook(_match)  # type: ignore[no-untyped-call]
 
 
 def _match(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Put the names of the network's part of a state dict right, in place."""
+    """Rename the tensors in the network's part of a state dict, in place."""
     inside = {key[len(prefix) :]: state.pop(key) for key in list(state) if key.startswith(prefix)}
     matched = matched_state(inside, network.state_dict())
     state.update({prefix + key: value for key, value in matched.items()})
 
 
 def _wrapped_alike(theirs: dict[str, Tensor], ours: list[str]) -> dict[str, Tensor]:
-    """The names with the prefix of a wrapper added or taken away, where more of them are known then."""
+    """Add or remove the prefix of a wrapper, if the network then knows more of the names."""
     known = {_plain(key) for key in ours}
     inner = {key.removeprefix(INNER): value for key, value in theirs.items() if key.startswith(INNER)}
     outer = {INNER + key: value for key, value in theirs.items()}

@@ -1,6 +1,6 @@
-"""WideResNet-38 (Wu 2016, "Wider or Deeper", network A2): the encoder of Homayounfar 2020's best entry on Cityscapes.
+"""Defines WideResNet-38 (Wu 2016, "Wider or Deeper", network A2), as in Homayounfar 2020's best entry on Cityscapes.
 
-Legend: B images, H×W pixels. smp has no such encoder: this one is entered among smp's, so that every network takes it.
+Legend: B images, H×W pixels. smp lacks this encoder, so it is added to smp's encoders: every network can then use it.
 """
 
 import re
@@ -12,7 +12,7 @@ from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 
 NAME = "wide_resnet38"
-# Of each stage: the channels of its convolutions, its blocks, the stride of its first.
+# For each stage: its name, the channels of its convolutions, the number of its blocks, the stride of the first block.
 STAGES = (
     ("mod4", (512, 512), 6, 2),
     ("mod5", (512, 1024), 3, 2),
@@ -22,11 +22,11 @@ STAGES = (
 
 
 class PreActivation(nn.Module):
-    """Residual block with batch-norm and ReLU before each convolution: 3×3, 3×3, or 1×1, 3×3, 1×1.
+    """Applies a residual block with batch-norm and ReLU before each convolution: 3×3, 3×3, or 1×1, 3×3, 1×1.
 
     Args:
-        inputs: Channels in.
-        channels: Channels of the convolutions, two or three.
+        inputs: Channels of the input.
+        channels: Output channels of the two or three convolutions.
         stride: Stride of the first convolution.
     """
 
@@ -45,7 +45,7 @@ class PreActivation(nn.Module):
             self.proj_conv = nn.Conv2d(inputs, channels[-1], 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what the convolutions make of the input to it."""
+        """Add the output of the convolutions to the input, or to its projection."""
         active = self.bn1(x)
         shortcut = x if self.proj_conv is None else self.proj_conv(active)
         result: Tensor = shortcut + self.convs(active)
@@ -53,14 +53,14 @@ class PreActivation(nn.Module):
 
 
 class WideResNet38(nn.Module, EncoderMixin):
-    """B×3×H×W → feature maps of strides 1 (the image), 2, 4, 8, 16 and 32; on request dilated.
+    """Maps B×3×H×W to feature maps of strides 1 (the image), 2, 4, 8, 16 and 32; smp can dilate it.
 
-    Weights may be named as here, or as networks name them that have batch-norm and activation in one module
-    (``mod2.block1.bn1.weight``), which is how in-place batch-norm has it.
+    A file of weights may have the names of this class, or the names (``mod2.block1.bn1.weight``) of networks with
+    batch-norm and activation in one module, such as in-place batch-norm.
 
     Args:
-        depth: Number of halvings, 1 to 5.
-        output_stride: 32, or 16 or 8 of an encoder that is dilated (see ``make_dilated`` of smp's encoders).
+        depth: Number of halvings of the resolution, 1 to 5.
+        output_stride: 32, or 16 or 8 for an encoder that is dilated later (see ``make_dilated`` of smp's encoders).
     """
 
     def __init__(self, depth: int = 5, output_stride: int = 32) -> None:
@@ -84,15 +84,15 @@ class WideResNet38(nn.Module, EncoderMixin):
 
     @staticmethod
     def own_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under this network's names, where their batch-norms have the activation inside."""
+        """Rename the weights of a network whose batch-norms contain the activation to this network's names."""
         return {re.sub(r"(^|\.)(bn\d|bn_out)\.(?=[a-z])", r"\1\2.0.", key): value for key, value in weights.items()}
 
     def get_stages(self) -> dict[int, Sequence[nn.Module]]:
-        """What makes the maps of strides 16 and 32, for ``make_dilated``."""
+        """Return the modules that make the maps of strides 16 and 32, for ``make_dilated``."""
         return {16: [self.get_submodule("mod5")], 32: [self.get_submodule(name) for name in ("mod6", "mod7")]}
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """The feature maps, finest first, down to the depth."""
+        """Return the feature maps, finest first, down to the depth."""
         maps = [image]
         x = self.mod1(image)
         for module in (self.mod2, self.mod3):
@@ -108,7 +108,7 @@ class WideResNet38(nn.Module, EncoderMixin):
 
 
 def stage(inputs: int, channels: tuple[int, ...], blocks: int, stride: int) -> nn.Sequential:
-    """Blocks in a row, called block1 and so on."""
+    """Make a sequence of blocks, named block1 and so on."""
     made = nn.Sequential()
     for number in range(1, blocks + 1):
         first = number == 1

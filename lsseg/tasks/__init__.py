@@ -1,4 +1,4 @@
-"""Tasks: one training step, one optimiser recipe and one set of scores for every semantic method."""
+"""Defines the tasks, which hold the training step, the optimiser recipe and the scores of each method."""
 
 from lsseg.tasks.base import Task
 from lsseg.tasks.chan_vese import ChanVeseTask

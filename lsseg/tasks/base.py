@@ -1,4 +1,4 @@
-"""The base of every task: the optimiser's recipe, checkpoints, and what a user's mistake should say."""
+"""Defines the base of every task: the optimiser's recipe, the checks of checkpoints, and the logs of losses."""
 
 import math
 import time
@@ -21,17 +21,20 @@ from lsseg.tasks.start import advice, matched_task_state, refuse_changes, refuse
 
 
 class Schedule(LambdaLR):
-    """A learning rate that depends on the step alone: a run that goes on for longer has the longer training's rate."""
+    """Sets the learning rate from the step and the total number of steps, and keeps only the step in checkpoints.
+
+    A run that is resumed with more steps therefore has the rates of the longer training.
+    """
 
     def state_dict(self) -> dict[str, Any]:
-        """The step."""
+        """Return the number of the step, which is the whole state."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the step, and nothing of how long the training was to be.
+        """Take the step from a state, ignore the rest, and set the learning rates of that step.
 
         Args:
-            state_dict: State of this class, or of torch's schedules, which older versions used, one after the other.
+            state_dict: State of this class or, from older versions, of one of torch's schedules or a chain of them.
         """
         self.last_epoch = state_dict.get("_schedulers", [state_dict])[-1]["last_epoch"]
         rates = [rate * factor(self.last_epoch) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
@@ -42,10 +45,10 @@ class Schedule(LambdaLR):
 
 @dataclass
 class Recipe:
-    """SGD with momentum or AdamW, weight decay, and a rate that falls with every step or at a few.
+    """Describes the optimiser: SGD with momentum or AdamW, weight decay, and how the learning rate falls.
 
     The "poly" rate of Kim 2019 is lr · (1 - step/steps)^power. With milestones, as in Homayounfar 2020 and in Zhang
-    2019 (after 20 of 40 epochs), it is lr, and a tenth of what it was from each of them on.
+    2019 (after 20 of 40 epochs), the rate starts at lr and is divided by 10 at each milestone.
 
     Args:
         name: ``sgd`` or ``adamw``.
@@ -53,11 +56,11 @@ class Recipe:
         momentum: Momentum of SGD; AdamW does not use it.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         poly_power: Exponent of the decay; 0 keeps the rate constant.
-        new_layers: Factor of the rate for what is no part of an encoder (a VGG's fully connected layers are).
-        milestones: Shares of the training after which the rate falls to a tenth, instead of "poly"; null is "poly".
-        warmup: Share of the training in which the rate rises to lr first, in a straight line.
+        new_layers: Factor of the rate for layers outside the encoder (a VGG's fully connected layers count as encoder).
+        milestones: Shares of the training after which the rate is divided by 10; null uses the "poly" rate instead.
+        warmup: Share of the training, at its start, in which the rate rises linearly to its full value.
         scale_lr: Learning rate at the first step of learnt scales, such as the gain of refined scores. A module names
-            them in ``rates``. They are logarithms of numbers, of which 0 means 1: weight decay leaves them alone.
+            its scales in ``rates``. They have no weight decay, because they are logarithms: 0 stands for a scale of 1.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -84,14 +87,14 @@ class Recipe:
             )
 
     def build(self, module: nn.Module, steps: float) -> dict[str, Any]:
-        """Optimiser and schedule in the form Lightning takes.
+        """Return the optimiser and the schedule in the form that Lightning takes.
 
         Args:
             module: Module whose parameters are optimised.
-            steps: Optimiser steps of the whole training; 0 of one that only tests.
+            steps: Optimiser steps of the whole training; 0 if nothing is trained.
 
         Raises:
-            InputError: If the training has no end, so that the rate could not decay to 0 at it.
+            InputError: If the training has no last step, which the rate depends on.
         """
         if not math.isfinite(steps):
             raise InputError(
@@ -107,7 +110,7 @@ class Recipe:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def factor(self, step: int, steps: int) -> float:
-        """What the learning rate of a step is multiplied with, in a training of so many steps."""
+        """Return the factor of the learning rate at a step of a training of ``steps`` steps."""
         if self.milestones is None:
             factor = max(0.0, 1 - step / steps) ** self.poly_power
         else:
@@ -116,7 +119,7 @@ class Recipe:
         return factor * min(1.0, (step + 1) / (rising + 1)) if rising else factor
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Parameters by learning rate and weight decay, in the form torch's optimisers take."""
+        """Group the parameters by learning rate and weight decay, in the form that torch's optimisers take."""
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         old, scales = {name for name in parameters if ".encoder." in name}, set()
         for place, net in module.named_modules():
@@ -136,15 +139,15 @@ class Recipe:
 
 
 def refuse_other_optimizer(checkpoint: dict[str, Any], recipe: Recipe, sizes: list[int]) -> None:
-    """Compare the state of the optimiser in a checkpoint with the recipe of the run that goes on from it.
+    """Compare the state of the optimiser in a checkpoint with the recipe of the run that resumes from it.
 
     Args:
         checkpoint: Content of the checkpoint, as it was saved.
-        recipe: The optimiser's, as this run has it.
-        sizes: How many parameters each group of this run's optimiser has.
+        recipe: The recipe of this run.
+        sizes: Number of parameters in each group of this run's optimiser.
 
     Raises:
-        InputError: If the state would overrule the recipe, or does not fit the optimiser.
+        InputError: If the state would replace values of the recipe, or does not fit the optimiser.
     """
     for state in checkpoint.get("optimizer_states", ()):
         groups = state["param_groups"]
@@ -162,16 +165,16 @@ def refuse_other_optimizer(checkpoint: dict[str, Any], recipe: Recipe, sizes: li
 
 
 class Task(pl.LightningModule):
-    """A network and how it is optimised.
+    """Joins a network with its optimiser, checkpoints and logs.
 
     Args:
-        num_classes: C.
+        num_classes: Number of classes, C.
         network: The network.
-        recipe: The optimiser's.
-        start: A checkpoint of another run whose weights the network starts from, as far as they fit.
+        recipe: The recipe of the optimiser.
+        start: A checkpoint of another run. The network starts from those of its weights that fit.
     """
 
-    kind: ClassVar[Kind]  # of the data
+    kind: ClassVar[Kind]  # kind of data
     monitor: ClassVar[str]  # the validation score by which the best checkpoint is chosen
     network: nn.Module
 
@@ -183,24 +186,28 @@ class Task(pl.LightningModule):
         self.network = network
         self.recipe = recipe
         self.trained_steps = 0
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer photos than processes may be predicted
-        self._losses: dict[str, Tensor] = {}  # sums since they were last looked at
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # `predict` may get fewer images than processes
+        self._losses: dict[str, Tensor] = {}  # sums since the last check
         self._noted_from = 0
 
     def configure_optimizers(self) -> Any:
-        """The recipe that all methods share."""
+        """Return the optimiser and the schedule of the recipe."""
         steps = self.trainer.estimated_stepping_batches
         return self.recipe.build(self, steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the classes, to be compared with the data's when it is loaded; keep no spoilt weights."""
+        """Refuse to save after a loss that was not finite; add the classes, which are checked when it is loaded."""
         self.refuse_nonfinite()
         checkpoint["num_classes"] = self.num_classes
         if self.trainer.datamodule is not None:
             checkpoint["class_names"] = list(self.class_names())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other classes or of another network, in one line; note how long it was trained."""
+        """Rename a checkpoint's tensors for this network, and note the number of steps that it was trained for.
+
+        Raises:
+            InputError: If the checkpoint is of other classes or another network or, in training, another optimiser.
+        """
         self.trained_steps = checkpoint.get("global_step", 0)
         classes = checkpoint.get("num_classes")
         if classes is not None and classes != self.num_classes:
@@ -228,11 +235,11 @@ class Task(pl.LightningModule):
             self.refuse_other_training(checkpoint)
 
     def refuse_other_training(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with a training whose optimiser, or its recipe, is another one."""
+        """Raise an ``InputError`` if the checkpoint's optimiser is another one or was trained with another recipe."""
         refuse_other_optimizer(checkpoint, self.recipe, [len(group["params"]) for group in self.recipe.groups(self)])
 
     def refuse_nonfinite(self) -> None:
-        """Raise ``InputError`` where a training loss since the last call was no number, naming its terms."""
+        """Raise an ``InputError`` that names the terms if a training loss since the last call was not finite."""
         if not self._losses:
             return
         sums = torch.stack(list(self._losses.values())).tolist()
@@ -248,9 +255,10 @@ class Task(pl.LightningModule):
             )
 
     def log_losses(self, terms: dict[str, Tensor], images: int) -> None:
-        """Log all terms, as means over the processes; refuse a training loss that is no number.
+        """Log all terms as means over the processes, and refuse a training loss that is not finite.
 
-        A GPU is not waited for at every step: there the sums of the losses are looked at when they are logged.
+        A check at every step would wait for the GPU. Except on a CPU, only the steps that are logged check the losses,
+        as sums since the last check.
         """
         values = mean_over_processes(torch.stack([value.detach().float() for value in terms.values()]))
         means = dict(zip(terms, values, strict=True))
@@ -258,7 +266,7 @@ class Task(pl.LightningModule):
             self._noted_from = self.global_step
         self._losses = {name: value + self._losses.get(name, 0) for name, value in means.items()}
         if self.device.type == "cpu" or self._logs_now():
-            self.refuse_nonfinite()  # of all processes: each says so, and none waits for another
+            self.refuse_nonfinite()  # every process has the same means, so all of them stop
         for name, value in means.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=images)
 
@@ -266,7 +274,7 @@ class Task(pl.LightningModule):
         return self._trainer is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def on_train_end(self) -> None:
-        """Refuse a loss of the last steps that was no number."""
+        """Refuse a loss of the last steps that was not finite."""
         self.refuse_nonfinite()
 
     def log_scales(self) -> None:
@@ -278,27 +286,27 @@ class Task(pl.LightningModule):
                     self.log(f"train/{name.removeprefix('log_')}", logarithm.detach().exp())
 
     def clock(self) -> float:
-        """Seconds, once the device has done its work."""
+        """Return the time in seconds, after a GPU has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def class_names(self) -> tuple[str, ...]:
-        """Names of the data's classes; numbers where there is no data."""
+        """Return the names of the data's classes, or their numbers if there is no data."""
         data = self.trainer.datamodule
         return data.class_names if data is not None else tuple(str(label) for label in range(self.num_classes))
 
 
 class EvolvingObject(NamedTuple):
-    """One object (or class) of an image and how its level set moves.
+    """Holds one object (or class) of an image and the evolution of its level set.
 
     Attributes:
-        name: What to call it.
+        name: Name of the object in pictures.
         box: The object's part of the image: left, top, right, bottom edge in pixels.
         phi: φ⁰ and φ after every iteration, each R×S on a grid over the box.
-        features: F, D×R×S, or on a coarser grid; None of an evolution that has none.
-        numbers: The object's hyperparameters, as for one object; None where they are set by hand.
-        labels: What to call each φ; None is by its iteration.
+        features: F, D×R×S, or on a coarser grid; None if the evolution has no features.
+        numbers: Hyperparameters of this object alone, M = 1; None if they are fixed or the evolution has none.
+        labels: Label of each φ; None labels it by its iteration.
     """
 
     name: str

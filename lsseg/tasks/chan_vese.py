@@ -1,4 +1,4 @@
-"""Chan-Vese refinement of a semantic network (after Homayounfar 2020): a loss before and after the evolution."""
+"""Trains the Chan-Vese refinement of a semantic network by losses before and after it (after Homayounfar 2020)."""
 
 import math
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from lsseg.tasks.segmentation import IGNORE_INDEX, SegmentationTask, level_set_i
 
 
 class ChanVeseTask(SegmentationTask):
-    """w0 · loss(before) + wN · loss(after) of :class:`~lsseg.models.ChanVeseNet`'s refinement.
+    """Trains :class:`~lsseg.models.ChanVeseNet` with w0 · loss(before evolution) + wN · loss(after evolution).
 
-    Of scores both losses are ``criterion``. With ``initial: distances`` both are :class:`~lsseg.losses.TSDFLoss` on the
-    truncated signed distances of each class's region, as in the paper, and a ``criterion`` is added on the scores after
-    the evolution. Void pixels count in none of them.
+    With ``initial: scores`` both losses are ``criterion``. With ``initial: distances`` both are
+    :class:`~lsseg.losses.TSDFLoss` on the truncated signed distances of each class's region, as in the paper. If a
+    ``criterion`` is given, its loss on the scores after the evolution is then added. No loss counts void pixels.
 
     Args:
-        num_classes: C; the command line takes it from the data.
+        num_classes: Number of classes, C; the command line takes it from the data.
         network: Makes the network for C classes; null is :class:`~lsseg.models.ChanVeseNet` with its defaults.
         initial_weight: w0; 1 in the paper (Cityscapes).
-        final_weight: wN; 5 in the paper (Cityscapes), for distances.
-        truncation: τ in cells of the evolution's grid, for distances; 14 in this project's reading of the paper.
-        criterion: The loss of scores; null is cross-entropy for scores, and nothing beside distances.
-        level_set_weight: Of older versions, 0: the level-set loss is a ``criterion``.
+        final_weight: wN; 5 in the paper (Cityscapes, distances).
+        truncation: τ in cells of the evolution's grid, used with distances; 14 in this project's reading of the paper.
+        criterion: The loss of scores; null is cross-entropy for ``initial: scores``, and adds no loss for distances.
+        level_set_weight: An option of older versions; it must be 0, because the level-set loss is now a ``criterion``.
         **options: See :class:`SegmentationTask`.
     """
 
@@ -63,7 +63,7 @@ class ChanVeseTask(SegmentationTask):
         self.added = net.initial == "distances" and criterion is not None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the keys of the head's first form where a checkpoint of it meets today's defaults."""
+        """Check the checkpoint; if its head has the first form and the settings do not fit, name the right ones."""
         first_form = "network.feature_head.0.weight" in checkpoint["state_dict"]
         if first_form and (self.network.initial, self.network.slope) != ("distances", 1.0):
             raise InputError(
@@ -73,18 +73,19 @@ class ChanVeseTask(SegmentationTask):
         super().on_load_checkpoint(checkpoint)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]; where the truth is known its classes evolve in any case."""
+        """Return the scores of a B×3×H×W image in [0, 1]; the classes of a given mask are the first to evolve."""
         output: SegOutput = self.network(image, None if mask is None else _present(mask, self.num_classes))
         return output
 
     def train_output(self, batch: dict[str, Any]) -> SegOutput:
-        """The output that is trained."""
+        """Return the network's output for a training batch."""
         return self(batch["image"], batch["mask"])
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """``initial`` (where something is refined), ``final``, ``criterion`` (beside distances), and ``loss``, the sum.
+        """Return the terms of the training loss, and ``loss``, their weighted sum with the losses of auxiliary scores.
 
-        Only ``loss`` is weighted. Where nothing is refined, there is one loss, of weight 1.
+        The terms are ``initial`` (only if the output has steps before the final one), ``final``, and ``criterion``
+        (only if it is added to distances). Without a refinement, ``final`` has the weight 1.
         """
         loss_of = self.loss_of if self.network.initial == "scores" else self._distance_loss(target)
         terms = {"final": loss_of(output.logits, target)}
@@ -101,7 +102,7 @@ class ChanVeseTask(SegmentationTask):
         return {"loss": loss, **terms}
 
     def _distance_loss(self, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss of scores φ/T on the signed distances of a target, which are computed once."""
+        """Return the loss of scores φ/T on the signed distances of a target, which are computed only once."""
         valid = (target != IGNORE_INDEX)[:, None]
         mask = regions(target, self.num_classes)
         phi = tsdf(mask, self.truncation * self.network.stride)
@@ -114,21 +115,21 @@ class ChanVeseTask(SegmentationTask):
         return loss
 
     def unrefined(self, image: Tensor) -> Tensor | None:
-        """The scores before the evolution."""
+        """Return the scores before the evolution; None without a refinement."""
         if self.network.refine == "none":
             return None
         return self.whole(lambda part: self(part).steps[0].logits, image)
 
     def phi(self, logits: Tensor) -> Tensor:
-        """The level-set functions of all classes, B×C×H×W: the evolved distances, or P - ½ of scores."""
+        """Return the level-set functions of all classes, B×C×H×W: P - ½ with scores, else the evolved distances."""
         return super().phi(logits) if self.network.initial == "scores" else logits.float() * TEMPERATURE
 
     def steps_of(self, image: Tensor) -> list[Tensor]:
-        """Scores from φ⁰ and after every iteration."""
+        """Return the scores from φ⁰ and after every iteration."""
         return self.network.evolution(image)
 
     def evolving_objects(self, image: Tensor, names: tuple[str, ...], count: int) -> list[EvolvingObject]:
-        """The evolutions of the classes of a 3×H×W image that move most."""
+        """Return the evolutions of the ``count`` classes of a 3×H×W image whose regions change most."""
         net = self.network
         if net.refine != "chan_vese":
             return []
@@ -147,6 +148,6 @@ class ChanVeseTask(SegmentationTask):
 
 
 def _present(target: Tensor, num_classes: int) -> Tensor:
-    """B×C bool; not by a histogram, for which a GPU would be waited for."""
+    """Return which classes each target has, B×C bool; unlike a histogram, this does not wait for the GPU."""
     seen = torch.zeros(len(target), max(256, num_classes), dtype=torch.bool, device=target.device)
     return seen.scatter_(1, target.flatten(1).long(), True)[:, :num_classes]

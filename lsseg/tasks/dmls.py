@@ -1,4 +1,4 @@
-"""DMLS (Zhang 2019): a recurrent network with multiphase level sets, deep supervision, weighted cross-entropy."""
+"""Trains DMLS (Zhang 2019), a recurrent network with level sets, by deep supervision and weighted cross-entropy."""
 
 import json
 import math
@@ -22,28 +22,29 @@ MEDIAN_FREQUENCY = "median_frequency"
 
 
 class DMLSTask(SegmentationTask):
-    """Σ_k α_k [loss(logits_k) + loss(refined_k)] over the steps of :class:`~lsseg.models.DMLS` (Zhang 2019, III.C).
+    """Trains :class:`~lsseg.models.DMLS` with Σ_k α_k [loss(logits_k) + loss(refined_k)] (Zhang 2019, III.C).
 
-    The loss is the paper's weighted cross-entropy, or any other ``criterion``. Weights are equal by default, so that a
-    comparison shows the level sets and not another prior. The paper's are ``class_weights: median_frequency`` and
-    ``boundary_weight: 1`` (eq. 11-12).
+    The loss is the paper's weighted cross-entropy, or any other ``criterion``. The weights of classes are equal by
+    default, so that a comparison shows the effect of the level sets, not of another prior. The paper uses
+    ``class_weights: median_frequency`` and ``boundary_weight: 1`` (eq. 11-12).
 
     Args:
-        num_classes: C; the command line takes it from the data.
+        num_classes: Number of classes, C; the command line takes it from the data.
         network: Makes the network for C classes; null is :class:`~lsseg.models.DMLS` with its defaults.
-        class_weights: ``median_frequency`` (counted over the training split when a training begins, noted in the run's
-            folder as ``class_weights.json``, kept in its checkpoints; counting a large split takes minutes, once), such
-            a file of another run, a list of C numbers, or null for equal weights.
-        boundary_weight: Added to the weight of ground-truth boundary pixels; 0 with equal weights is plain
-            cross-entropy, 1 is the paper's.
-        test_prior: Whether evaluation and prediction take back the prior that class weights have taught: from the
-            logits of every class the logarithm of its weight is subtracted.
+        class_weights: ``median_frequency``, the path of another run's ``class_weights.json``, a list of C numbers, or
+            null for equal weights. ``median_frequency`` counts the training split when a training starts, which takes
+            minutes once for a large split. It writes ``class_weights.json`` into the run folder. Checkpoints keep the
+            weights.
+        boundary_weight: Weight that is added at the boundary pixels of the truth; 1 in the paper. 0 with equal class
+            weights is plain cross-entropy.
+        test_prior: Whether evaluation and prediction remove the prior that class weights have taught, by subtracting
+            the logarithm of each class's weight from the class's logits.
         deep_supervision: Whether every step is supervised, or only the final prediction.
-        step_weights: α_k; null is 1 over the number of supervised predictions for every step, so that the loss is a
-            mean and a rate means the same as for other methods; the paper's sum is a list of ones.
+        step_weights: α_k; null is 1 over the number of supervised predictions. The loss is then a mean, so that a
+            learning rate has the same effect as for other methods. A list of ones gives the paper's sum.
         criterion: The loss of every supervised prediction; null is :class:`~lsseg.losses.WeightedCrossEntropy` with
-            ``boundary_weight``. Where it is, or holds, such a loss, ``class_weights`` are that loss's.
-        level_set_weight: Of older versions, 0: the level-set loss is a ``criterion``.
+            ``boundary_weight``. If it is, or contains, such a loss, that loss uses ``class_weights``.
+        level_set_weight: An option of older versions; it must be 0, because the level-set loss is now a ``criterion``.
         **options: See :class:`SegmentationTask`.
     """
 
@@ -77,7 +78,7 @@ class DMLSTask(SegmentationTask):
                 raise ArgumentError("class_weights need a criterion that is, or holds, WeightedCrossEntropy")
             if weighted.class_weights is not None:
                 raise ArgumentError("class_weights are given twice: the criterion has its own")
-            # Weights that are still to be found have their place in the checkpoint from the beginning.
+            # Weights that are found only later start as ones, so that every checkpoint has a tensor for them.
             weights = [1.0] * num_classes if isinstance(class_weights, str) else class_weights
             _check_weights("class_weights", weights, num_classes)
             weighted.weigh(weights)
@@ -95,28 +96,28 @@ class DMLSTask(SegmentationTask):
         self.step_weights = step_weights or [1 / predictions] * steps
 
     def unrefined(self, image: Tensor) -> Tensor | None:
-        """The last step's scores before its evolution."""
+        """Return the scores of the last step before its evolution; None without level sets."""
         if self.network.level_set is None:
             return None
         return self.whole(lambda part: self._without_prior(self(part).steps[-1].logits), image)
 
     def final_scores(self, image: Tensor) -> Tensor:
-        """Return the last step's scores, without the prior of the class weights where that is asked for."""
+        """Return the scores of the last step; with ``test_prior``, remove the prior of the class weights."""
         return self._without_prior(super().final_scores(image))
 
     def _without_prior(self, logits: Tensor) -> Tensor:
         if not self.test_prior:
             return logits
         weights = self.class_weights()
-        return logits - torch.where(weights > 0, weights, 1).log()[:, None, None]  # a weight of 0 was never learnt
+        return logits - torch.where(weights > 0, weights, 1).log()[:, None, None]  # weight 0 has no logarithm
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint brings its class weights along."""
+        """Check the checkpoint, and keep the class weights that it contains."""
         super().on_load_checkpoint(checkpoint)
         self._weights_from = None
 
     def on_fit_start(self) -> None:
-        """Find the weights of the classes where they are not given as numbers."""
+        """Find the class weights if they are not given as numbers and no checkpoint has set them."""
         if self._weights_from is None or self.trainer.max_steps == 0:
             return
         weights = self._found(self._weights_from) if self.trainer.is_global_zero else None
@@ -124,14 +125,17 @@ class DMLSTask(SegmentationTask):
         self.class_weights().copy_(torch.tensor(weights))
 
     def class_weights(self) -> Tensor:
-        """The weights of the classes, where there are any."""
+        """Return the class weights of the criterion, which must have some."""
         weighted = _weighted(self.criterion)
         assert weighted is not None
         assert weighted.class_weights is not None
         return weighted.class_weights
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """``step1`` … ``stepK`` (each the sum over its two predictions) and their weighted sum ``loss``."""
+        """Return ``step1`` … ``stepK`` (each the sum over the step's two predictions) and their weighted sum ``loss``.
+
+        Without steps or deep supervision, return only ``loss``, the sum over the final and the auxiliary scores.
+        """
         if not output.steps or not self.deep_supervision:
             supervised = (output.logits, *output.auxiliary)
             return {"loss": sum_of(self.loss_of(scores, target) for scores in supervised)}
@@ -145,9 +149,10 @@ class DMLSTask(SegmentationTask):
         return {"loss": torch.stack(weighted).sum(), **terms}
 
     def phi(self, logits: Tensor) -> Tensor:
-        """A class's refined score over the best of the others, B×C×H×W: its zero contour is region i's (eq. 6).
+        """Return each class's refined score minus the best score of the other classes, B×C×H×W.
 
-        Where the scores are φ/T, it is φ_i - max over j ≠ i of φ_j.
+        Its zero contour is the contour of the class's region (eq. 6). If the scores are φ/T, it is φ_i minus the
+        maximum of φ_j over j ≠ i. Without level sets it is P - ½.
         """
         if self.network.level_set is None:
             return super().phi(logits)
@@ -157,7 +162,7 @@ class DMLSTask(SegmentationTask):
         return phi - torch.where(phi == two[:, :1], two[:, 1:], two[:, :1])
 
     def _found(self, source: str) -> list[float]:
-        """Weights by name from a file, or counted."""
+        """Return the class weights, counted over the training split or read from a file."""
         data = self.trainer.datamodule
         if data is None:
             raise ArgumentError(f"class_weights {source!r} needs a data module; give a list, or null")
@@ -184,7 +189,7 @@ class DMLSTask(SegmentationTask):
 
 
 def _read_weights(path: str) -> dict[str, float]:
-    """Weights by class, as another run has noted them in a file."""
+    """Read a run's ``class_weights.json``, and return the weights by the name of the class."""
     try:
         return {name: float(weight) for name, weight in json.loads(Path(path).read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -199,5 +204,5 @@ def _check_weights(key: str, weights: list[float], count: int) -> None:
 
 
 def _weighted(criterion: nn.Module) -> WeightedCrossEntropy | None:
-    """The loss, among those that a criterion holds, that class weights are given to."""
+    """Return the first weighted cross-entropy that a criterion is or contains, which gets the class weights."""
     return next((part for part in criterion.modules() if isinstance(part, WeightedCrossEntropy)), None)

@@ -1,4 +1,4 @@
-"""Inference on images too large to go through a network at once, and by several views of an image."""
+"""Computes predictions for images too large for one pass through a network, and from several views of an image."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from lsseg.models.level_set_rcnn import Detections, LevelSetRCNN, Masks, Pyramid
 
 
 def sliding_window(network: Callable[[Tensor], Tensor], image: Tensor, size: int) -> Tensor:
-    """Scores of a large image from overlapping square windows, averaged where they overlap: all of :func:`bands`.
+    """Return the scores of a large image from overlapping square windows; this joins the rows of :func:`bands`.
 
     >>> sliding_window(lambda x: 2 * x, torch.ones(1, 3, 50, 70), 32).mean()
     tensor(2.)
@@ -27,11 +27,11 @@ def sliding_window(network: Callable[[Tensor], Tensor], image: Tensor, size: int
 
 
 def bands(network: Callable[[Tensor], Tensor], image: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Scores of a large image from overlapping square windows, averaged where they overlap, some rows at a time.
+    """Compute the scores of a large image from overlapping square windows, some rows at a time.
 
-    Windows advance by two thirds of their size and the last of a row or column is moved back inside, so that every
-    window is full (an image smaller than a window is one window). A window's weight falls towards its edges, where a
-    network sees least, so that no seams show.
+    Windows advance by two thirds of their size. The last window of a row or column is moved back inside, so that every
+    window is full (an image smaller than a window is one window). Scores are averaged where windows overlap. A window's
+    weight falls towards its edges, where a network sees least of the surroundings, so that no seams show.
 
     Args:
         network: Maps B×3×h×w to B×C×h×w scores.
@@ -39,11 +39,11 @@ def bands(network: Callable[[Tensor], Tensor], image: Tensor, size: int) -> Iter
         size: Side of a window in pixels.
 
     Yields:
-        Rows, and their B×C×rows×W scores, from top to bottom; no more than a window's rows are held.
+        Rows and their B×C×rows×W scores, from top to bottom. Memory holds the rows of one window only.
     """
     height, width = image.shape[-2:]
     tops = _starts(height, size)
-    before: tuple[Tensor, Tensor] | None = None  # sums and weights of rows that the next windows share
+    before: tuple[Tensor, Tensor] | None = None  # sums and weights of the rows that the next windows also cover
     for top, end in zip(tops, [*tops[1:], height], strict=True):
         total: Tensor | None = None
         for left in _starts(width, size):
@@ -61,7 +61,7 @@ def bands(network: Callable[[Tensor], Tensor], image: Tensor, size: int) -> Iter
 
 
 def _begun(before: tuple[Tensor, Tensor] | None, scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Sums and weights of a row of windows, with what those above have added to it."""
+    """Return the sums and weights for a row of windows, with the shares of the windows above already added."""
     rows = scores.shape[-2]
     total, weight = scores.new_zeros(*scores.shape[:-1], width), scores.new_zeros(rows, width)
     if before is not None:
@@ -71,7 +71,7 @@ def _begun(before: tuple[Tensor, Tensor] | None, scores: Tensor, width: int) -> 
 
 
 def _ramp(length: int, like: Tensor) -> Tensor:
-    """A triangle, positive everywhere: least at the ends, 1 in the middle."""
+    """Return triangular weights, which are 1 in the middle and smallest, but positive, at the ends."""
     place = torch.arange(length, device=like.device, dtype=like.dtype)
     return (torch.minimum(place, length - 1 - place) + 1) / ((length + 1) // 2)
 
@@ -83,14 +83,14 @@ def _starts(length: int, size: int) -> list[int]:
 
 
 def mean_of_views(network: Callable[[Tensor], Tensor], image: Tensor, flip: bool, scales: Sequence[float]) -> Tensor:
-    """Mean of the scores over an image's sizes and its mirrored self.
+    """Return the mean of the scores over several sizes of an image, with or without their mirror images.
 
-    It is the scores that are averaged, not probabilities, so that where they are level-set functions they remain so.
+    Scores are averaged, not probabilities, so that the mean of level-set functions is again a level-set function.
 
     Args:
         network: Maps B×3×h×w to B×C×h×w scores.
         image: B×3×H×W.
-        flip: Whether to look at the mirrored image, too.
+        flip: Whether the mirrored image is used, too.
         scales: Factors of the image's size.
 
     Returns:
@@ -115,7 +115,7 @@ def mean_of_views(network: Callable[[Tensor], Tensor], image: Tensor, flip: bool
 
 
 class _View(NamedTuple):
-    """An image seen through one augmentation."""
+    """Holds one view of an image: the image resized by a factor, and mirrored or not."""
 
     batch: Any
     pyramid: Pyramid
@@ -124,28 +124,28 @@ class _View(NamedTuple):
     flipped: bool
 
     def to_view(self, boxes: Tensor) -> Tensor:
-        """Boxes of the image in the view."""
+        """Map boxes of the image to the view."""
         x, y = self.factor
         scaled = boxes * boxes.new_tensor([x, y, x, y])
         return _mirrored(scaled, self.width) if self.flipped else scaled
 
     def from_view(self, boxes: Tensor) -> Tensor:
-        """Boxes of the view in the image."""
+        """Map boxes of the view to the image."""
         x, y = self.factor
         straight = _mirrored(boxes, self.width) if self.flipped else boxes
         return straight / boxes.new_tensor([x, y, x, y])
 
 
 def detect_augmented(net: LevelSetRCNN, image: Tensor, flip: bool, scales: Sequence[float]) -> Detections:
-    """The objects of an image by several views of it.
+    """Return the objects that are found in several views of an image.
 
-    Boxes of all views are joined by non-maximum suppression, class by class; the masks of what is left are computed in
-    every view, and their level-set functions, φ⁰ and φᴺ, averaged.
+    Boxes of all views are joined by non-maximum suppression, class by class. The masks of the remaining boxes are
+    computed in every view, and their level-set functions φ⁰ and φᴺ are averaged.
 
     Args:
         net: The network.
         image: 3×H×W in [0, 1].
-        flip: Whether each scale is also seen mirrored.
+        flip: Whether the mirrored image is used, too, at each scale.
         scales: Factors of the image's size.
     """
     views = [

@@ -1,4 +1,4 @@
-"""Level-set loss (Kim 2019): cross-entropy + λ · level-set energy, nothing added at inference."""
+"""Trains networks with the level-set loss (Kim 2019), which leaves inference unchanged."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from lsseg.tasks.segmentation import SegmentationTask, sum_of
 
 
 class LevelSetLossTask(SegmentationTask):
-    """Any network, trained with cross-entropy, or another loss, + λ · level-set energy (Kim 2019, eq. 8).
+    """Trains any network with cross-entropy, or another loss, + λ · level-set energy (Kim 2019, eq. 8).
 
     Args:
-        num_classes: C; the command line takes it from the data.
-        level_set_weight: λ; 0.67 under ``mean`` is the paper's 4e-4 under ``batchmean`` on the 41×41 maps of its crops
-            of 321; for its crops of 512 that is 1.69.
+        num_classes: Number of classes, C; the command line takes it from the data.
+        level_set_weight: λ. Under ``mean``, 0.67 equals the paper's 4e-4 under ``batchmean`` on the 41×41 maps of its
+            crops of 321. For its crops of 512 the equal value is 1.69.
         epsilon: Width of the Heaviside transition, in units of probability.
         heaviside: ``mahf``, ``ahf`` or ``hf``.
-        reduction: ``mean`` per valid pixel; ``balanced`` per pixel of its own class; or ``batchmean`` (also called
-            ``sum``) over pixels, as printed.
+        reduction: ``mean`` divides by the valid pixels; ``balanced`` divides by the pixels of the class; ``batchmean``
+            (also called ``sum``) sums over pixels, as printed in the paper.
         warmup_steps: λ rises from 0 over this many optimiser steps; 0 switches it on at once.
-        epsilon_start: ε at the first step, from which it falls in a geometric progression to ``epsilon`` at the last; a
-            wide transition reaches pixels that are wrong for sure, too. Null keeps ε as it is.
-        kernels: Kernels of the loss: ``auto``, Triton's on a GPU; ``triton`` or ``torch`` force one or the other.
-        criterion: What the energy is added to; null is cross-entropy, which is computed in one pass with it.
+        epsilon_start: ε at the first step, from which ε falls in a geometric progression to ``epsilon`` at the last
+            step. A wide transition also reaches pixels that are wrong with high confidence. Null keeps ε constant.
+        kernels: ``auto`` uses Triton's on a GPU where Triton is installed; ``triton`` and ``torch`` force a choice.
+        criterion: The loss to which the energy is added; null is cross-entropy, computed in one pass with the energy.
         **options: See :class:`SegmentationTask`.
     """
 
@@ -59,7 +59,7 @@ class LevelSetLossTask(SegmentationTask):
         self.epsilon, self.epsilon_start = epsilon, epsilon_start
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """``cross_entropy`` (or ``criterion``), ``level_set`` (unweighted) and their weighted sum ``loss``."""
+        """Return ``cross_entropy`` (or ``criterion``), ``level_set`` (unweighted) and their weighted sum ``loss``."""
         supervised = (output.logits, *output.auxiliary)
         self.fused.epsilon = self.energy.epsilon = self.current_epsilon()
         first, energy = map(sum_of, zip(*(self._terms(logits, target) for logits in supervised), strict=True))
@@ -73,7 +73,7 @@ class LevelSetLossTask(SegmentationTask):
 
     @property
     def level_set_weight(self) -> float:
-        """λ, without its warm-up."""
+        """Return λ without its warm-up."""
         return self.fused.level_set_weight
 
     @level_set_weight.setter
@@ -81,13 +81,13 @@ class LevelSetLossTask(SegmentationTask):
         self.fused.level_set_weight = value
 
     def current_weight(self) -> float:
-        """λ at the current training step; in evaluation always the full one, so that losses can be compared."""
+        """Return λ at the current training step; in evaluation the full λ, so that losses can be compared."""
         warm = self.training and self.warmup_steps > 0
         share = min(1.0, self.global_step / self.warmup_steps) if warm else 1.0
         return self.level_set_weight * share
 
     def current_epsilon(self) -> float:
-        """ε at the current training step; in evaluation always the last one, so that losses can be compared."""
+        """Return ε at the current training step; in evaluation the last ε, so that losses can be compared."""
         if self.epsilon_start is None or not self.training:
             return self.epsilon
         share = min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))

@@ -1,4 +1,4 @@
-"""LevelSet R-CNN (Homayounfar 2020): instance segmentation, with the rivals of the paper's tables as switches.
+"""Trains LevelSet R-CNN (Homayounfar 2020) for instance segmentation; options switch to the paper's rivals.
 
 Legend: n boxes, H×W pixels, R×R cells of a box's grid.
 """
@@ -28,33 +28,34 @@ from lsseg.tasks.inference import detect_augmented
 
 
 class LevelSetRCNNTask(Task):
-    """The detector's losses + w0 · loss(φ⁰) + wN · loss(φᴺ), both :class:`~lsseg.losses.TSDFLoss`.
+    """Trains LevelSet R-CNN with the detector's losses + w0 · loss(φ⁰) + wN · loss(φᴺ).
 
-    A binary mask head has cross-entropy (w0), and the level-set energy where ``level_set_weight`` is not 0. DELSE has
-    the same two losses and that of its velocity, or its own three with ``edge_losses``.
+    Both losses of φ are :class:`~lsseg.losses.TSDFLoss`. A binary mask head has w0 · cross-entropy instead, and the
+    level-set energy if ``level_set_weight`` is not 0. DELSE has the same two losses and the loss of its velocity, or
+    its own three losses with ``edge_losses``.
 
     Args:
-        num_classes: C; the command line takes it from the data.
+        num_classes: Number of classes, C; the command line takes it from the data.
         network: Makes the network for C classes; null is :class:`~lsseg.models.LevelSetRCNN` with its defaults.
         initial_weight: w0; 1 (Cityscapes) or 0.2 (COCO) in the paper.
         final_weight: wN; 5 (Cityscapes) or 1 (COCO) in the paper.
-        full_weight: Whether the one mask loss of a network without evolution weighs w0 + wN instead of w0, as both do
-            of a network with one: without it a comparison shows the weight, too.
+        full_weight: Whether the single mask loss of a network without evolution has the weight w0 + wN instead of w0.
+            Its total weight is then the same as with evolution, so that a comparison shows the evolution only.
         truncation: τ in cells of the box's grid; 14 in this project's reading of the paper.
         level_set_weight: λ of the level-set energy (Kim 2019) on a binary mask head (Homayounfar 2020, table 3).
-        edge_losses: Whether the losses are DELSE's: L2 on φ⁰, class-balanced cross-entropy on φᴺ, squared angle of the
-            velocity.
-        test_flip: Whether evaluation and prediction also look at mirrored images.
-        test_scales: Sizes at which they look, as factors of the image's.
+        edge_losses: Whether the losses are DELSE's: L2 on φ⁰, class-balanced cross-entropy on φᴺ, and the squared angle
+            of the velocity.
+        test_flip: Whether evaluation and prediction also use mirrored images.
+        test_scales: Sizes of the images in evaluation and prediction, as factors of the original size.
         optimizer: ``sgd`` (with momentum) or ``adamw``.
-        lr: Learning rate at the first step; it falls to 0 at the last as (1 - step/steps)^poly_power.
+        lr: Learning rate at the first step; it falls as (1 - step/steps)^poly_power, to 0 at the end.
         momentum: Momentum of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
-        lr_milestones: Shares of the training after which the rate falls to a tenth, instead of that decay: ``[0.75]``.
-        lr_warmup: Share of the training in which the rate rises to ``lr`` first.
-        start: A checkpoint of another run, on other classes perhaps, whose weights the network starts from as far as
-            they fit.
+        lr_milestones: Shares of the training after which the rate is divided by 10 instead, such as ``[0.75]``.
+        lr_warmup: Share of the training, at its start, in which the rate rises linearly to its full value.
+        start: A checkpoint of another run, which may have other classes. The network starts from those of its weights
+            that fit.
     """
 
     kind = "instances"
@@ -114,18 +115,18 @@ class LevelSetRCNNTask(Task):
             self.initial_scores = InstanceScores(num_classes, most, boxes=False)
 
     def forward(self, images: list[Tensor]) -> list[Detections]:
-        """The objects in images of 3×H×W with values in [0, 1], by as many views as are asked for."""
+        """Return the objects in each of several 3×H×W images in [0, 1], from all requested views."""
         if not self.test_flip and self.test_scales == (1.0,):
             found: list[Detections] = self.network(images)
             return found
         return [detect_augmented(self.network, image, self.test_flip, self.test_scales) for image in images]
 
     def losses(self, masks: Masks, target: Tensor) -> dict[str, Tensor]:
-        """The terms of the masks' loss by name, weighted.
+        """Return the weighted terms of the masks' loss by name.
 
         Args:
             masks: Masks of n boxes.
-            target: How much of each cell the object covers, n×R'×R' in [0, 1]; R' is R or a multiple of it.
+            target: Share of each cell that the object covers, n×R'×R' in [0, 1]; R' is R or a multiple of R.
         """
         if self.network.target == "binary":
             return self._binary_losses(masks.initial, target)
@@ -143,10 +144,10 @@ class LevelSetRCNNTask(Task):
         return terms
 
     def distances(self, target: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The objects' truncated signed distances on grids of the masks' resolution, and where they are inside.
+        """Return the objects' truncated signed distances at the resolution of the masks, and where they are positive.
 
-        Distances are taken on the target's own cells and averaged then: on 28×28 cells a mask that is cut at a half
-        first agrees with itself no better than 0.97.
+        Distances are computed on the finer cells of the target, and then averaged. A threshold at ½ on 28×28 cells
+        before that would limit the agreement of a mask with itself to 0.97.
         """
         factor = target.shape[-1] // like.shape[-1]
         phi = tsdf(target >= 0.5, self.truncation * factor)
@@ -164,7 +165,7 @@ class LevelSetRCNNTask(Task):
         return terms
 
     def on_fit_start(self) -> None:
-        """Warn of frozen statistics that nothing was ever loaded into: batch-norm does nothing."""
+        """Warn if all frozen batch-norm statistics still have their initial values, so that they normalise nothing."""
         if self.trainer.max_steps == 0:
             return
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -177,7 +178,7 @@ class LevelSetRCNNTask(Task):
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One step on a batch of images and objects."""
+        """Return the training loss of a batch of images and objects."""
         output = self.network.train_output(batch["image"], batch["instances"])
         terms = {name.removeprefix("loss_"): value for name, value in output.losses.items()}
         terms |= self.losses(output.masks, output.target)
@@ -186,13 +187,13 @@ class LevelSetRCNNTask(Task):
         return terms["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Scores one batch; returns what the panels draw."""
+        """Score one batch, and return the detections for the panels."""
         found = self(batch["image"])
         self.val_ap.update(self.at_file_size(found, batch), truths(batch), batch["index"])
         return {"detections": found}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Scores one batch; returns what the panels draw and the seconds that inference took."""
+        """Score one batch, and return the detections, the objects at file size, and the seconds of inference."""
         start = self.clock()
         found = self(batch["image"])
         final = self.at_file_size(found, batch)
@@ -205,7 +206,7 @@ class LevelSetRCNNTask(Task):
         return {"detections": found, "objects": final, "seconds": seconds}
 
     def _score_true_boxes(self, batch: dict[str, Any], truth: list[dict[str, Tensor]]) -> None:
-        """Score the masks in the objects' own boxes, which how well boxes are found does not touch."""
+        """Score the masks in the objects' true boxes, so that errors of the detected boxes have no effect."""
         net = self.network
         pyramid = net.pyramid(net.encoder.batch(batch["image"]))
         found = []
@@ -222,7 +223,7 @@ class LevelSetRCNNTask(Task):
             scores.update([own["masks"] for own in pasted], true, batch["index"])
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Objects with their masks at the size of the image's file."""
+        """Return the detections of a batch, and the objects with masks at the size of the image's file."""
         found = self([as_numbers(image) for image in batch["image"]])
         sizes = [(int(height), int(width)) for height, width in zip(*batch["size"], strict=True)]
         objects = self.at_file_size(found, {"image": batch["image"], "size": sizes})
@@ -231,7 +232,7 @@ class LevelSetRCNNTask(Task):
     def at_file_size(
         self, found: list[Detections], batch: dict[str, Any], initial: bool = False
     ) -> list[dict[str, Tensor]]:
-        """Masks (n×H×W bool), boxes, scores and labels at the size of the images' files."""
+        """Return masks (n×H×W bool), boxes, scores and labels at the size of the images' files."""
         objects = []
         for own, image, size in zip(found, batch["image"], batch["size"], strict=True):
             (height, width), (rows, columns) = size, image.shape[-2:]
@@ -251,7 +252,7 @@ class LevelSetRCNNTask(Task):
         self._log_known({f"val/{name}": value for name, value in scores.items()})
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores over the test split; ``initial_`` are those of φ⁰."""
+        """Log the scores over the test split; names with ``initial_`` are scores of φ⁰."""
         for name, scores in self._named_scores():
             values, by_class = scores.compute()
             self._log_known({f"test/{name}{score}": value for score, value in values.items()})
@@ -263,7 +264,7 @@ class LevelSetRCNNTask(Task):
             boxes.reset()
 
     def test_counts(self) -> dict[str, Tensor]:
-        """What the report's bootstrap over images is made of; to be asked for once."""
+        """Return the counts of every image for the report's bootstrap, and reset them: call this only once."""
         counts: dict[str, Tensor] = {}
         for name, scores in self._named_scores():
             rows = scores.rows()
@@ -275,7 +276,7 @@ class LevelSetRCNNTask(Task):
     def evolving_objects(
         self, image: Tensor, found: Detections, names: tuple[str, ...], count: int
     ) -> list[EvolvingObject]:
-        """The evolutions of the best detections of a 3×H×W image, for pictures."""
+        """Return the evolutions of the ``count`` best detections in a 3×H×W image, for pictures."""
         net = self.network
         if net.evolution == "none" or not len(found.scores):
             return []
@@ -302,12 +303,12 @@ class LevelSetRCNNTask(Task):
         return [("", self.true_box_scores), *initial]
 
     def _log_known(self, values: dict[str, Tensor]) -> None:
-        # What has no value (no object of that size, nothing found) is missing from the log, not 0 in it.
+        # A score without a value (no object of that size, nothing found) is not logged, because 0 would be wrong.
         self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
 
 
 def truths(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
-    """The objects of every image with a mask each, m×H×W bool."""
+    """Return the boxes, labels, crowd flags and masks (m×H×W bool) of the true objects of every image."""
     kept = ("boxes", "labels", "crowd")
     return [{**{key: found[key] for key in kept}, "masks": object_masks(found)} for found in batch["instances"]]
 
@@ -316,11 +317,11 @@ RADII = (1, 2)
 
 
 class InstanceScores(nn.Module):
-    """Average precision by COCO's evaluator, and AF.
+    """Computes the average precision by COCO's evaluator, and AF.
 
     Args:
-        num_classes: C.
-        detections: Most detections of an image that count.
+        num_classes: Number of classes, C.
+        detections: Largest number of detections of an image and class that count.
         boxes: Whether boxes are scored, too.
     """
 
@@ -331,24 +332,24 @@ class InstanceScores(nn.Module):
         self.matches = InstanceMatches(num_classes, RADII, detections)
 
     def update(self, found: list[dict[str, Tensor]], truth: list[dict[str, Tensor]], index: Tensor) -> None:
-        """Add images: their objects as found and as they are (see the two metrics), their places in the data set."""
+        """Add the found and the true objects of images (see both metrics), and the images' places in the data set."""
         self.precision.update(found, truth, index)
         self.matches.update(found, truth, index)
 
     def compute(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Scores by name, and the AP of each class (C); NaN for what has none."""
+        """Return the scores by name, and the AP of each class (C); a score without a value is NaN."""
         scores = self.precision.compute()
-        by_class = scores.pop("mask_ap_by_class").reshape(-1)  # torchmetrics makes a scalar of a single number
+        by_class = scores.pop("mask_ap_by_class").reshape(-1)  # torchmetrics turns a single number into a scalar
         boundary, left_out = boundary_averages(self.matches.compute()["detections"], self.num_classes, len(RADII))
         averages = {f"af{radius}": boundary[:, i].nanmean() for i, radius in enumerate(RADII)}
         return {**scores, **averages, "af_left_out": left_out.double()}, by_class
 
     def rows(self) -> dict[str, Tensor]:
-        """Every detection and how many objects there are, by image (see :class:`~lsseg.metrics.InstanceMatches`)."""
+        """Return all detections, and each image's number of objects (see :class:`~lsseg.metrics.InstanceMatches`)."""
         rows: dict[str, Any] = self.matches.compute()
         return rows
 
     def reset(self) -> None:
-        """Start over."""
+        """Clear both metrics."""
         self.precision.reset()
         self.matches.reset()

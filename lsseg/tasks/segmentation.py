@@ -1,4 +1,4 @@
-"""The base of every semantic method: batch keys, losses, scores and the optimiser in one place.
+"""Defines the base of every semantic method: training and test steps, losses, scores and predictions.
 
 Legend: B images, C classes, H×W pixels.
 """
@@ -28,50 +28,50 @@ IGNORE_INDEX = 255
 
 
 class SegmentationTask(Task):
-    """Any network and any loss; cross-entropy by default.
+    """Trains any network with any loss; cross-entropy by default.
 
-    A method is a subclass. All that it may give, beside Lightning's own hooks, is:
+    A method is a subclass. Besides Lightning's hooks, it may define or override:
 
-    - its arguments, with ``network`` and ``criterion`` among them, which it hands on to this class;
-    - ``losses``: the terms of its training loss, of all that its network's ``SegOutput`` holds;
-    - ``train_output``: how a batch goes through the network in training, where more than its images does;
+    - its arguments, including ``network`` and ``criterion``, which it passes on to this class;
+    - ``losses``: the terms of its training loss, computed from its network's ``SegOutput``;
+    - ``train_output``: the network's output in training, if the network gets more of the batch than its images;
     - ``phi``: the level-set functions of its scores, for pictures and predictions;
-    - of a method that refines its prediction, ``unrefined``, the scores before that, and ``steps_of`` and
-      ``evolving_objects``, which pictures of the evolution are made of;
-    - ``whole``, where it changes the scores of evaluation and prediction only.
+    - ``unrefined``, ``steps_of`` and ``evolving_objects``, if it refines its prediction: the scores before the
+      refinement and after each step, and the evolutions, for comparisons and pictures;
+    - ``whole``, if it changes the scores in evaluation and prediction only.
 
-    Scores, logs, windows, views, checkpoints and pictures follow from these; ``lsseg/tasks/level_set.py`` is a short
+    Scores, logs, windows, views, checkpoints and pictures need no further code; ``lsseg/tasks/level_set.py`` is a short
     example.
 
     Args:
-        num_classes: C; the command line takes it from the data.
+        num_classes: Number of classes, C; the command line takes it from the data.
         network: Makes the network for C classes, or is one; null is :class:`~lsseg.models.SmpNet` (U-Net on ResNet-50).
-            In YAML a class path and its arguments without ``num_classes``.
+            In YAML, give a class path and its arguments without ``num_classes``.
         criterion: Maps B×C×H×W logits and a B×H×W target to a scalar; null is cross-entropy.
         optimizer: ``sgd`` (with momentum) or ``adamw``.
-        lr: Learning rate at the first step; it falls to 0 at the last as (1 - step/steps)^poly_power.
+        lr: Learning rate at the first step; it falls as (1 - step/steps)^poly_power, to 0 at the end.
         momentum: Momentum of SGD.
         weight_decay: Weight decay.
         poly_power: Exponent of the decay of the learning rate.
-        lr_milestones: Shares of the training after which the rate falls to a tenth, instead of that decay: ``[0.75]``.
-        lr_warmup: Share of the training in which the rate rises to ``lr`` first.
-        start: A checkpoint of another run, on other classes perhaps, whose weights the network starts from as far as
-            they fit.
-        new_layers: Factor of the learning rate for what is no part of an encoder (VGG's fully connected layers are);
-            10 where encoders are pretrained, in DeepLab and Zhang 2019.
+        lr_milestones: Shares of the training after which the rate is divided by 10 instead, such as ``[0.75]``.
+        lr_warmup: Share of the training, at its start, in which the rate rises linearly to its full value.
+        start: A checkpoint of another run, which may have other classes. The network starts from those of its weights
+            that fit.
+        new_layers: Factor of the learning rate for layers outside the encoder (VGG's fully connected layers count as
+            encoder); 10 in DeepLab and Zhang 2019, whose encoders are pretrained.
         scale_lr: Learning rate at the first step of learnt scales (the gain or temperature of refined scores).
-        window: Side in pixels of the sliding window for evaluation and prediction; null takes images whole.
-        test_flip: Whether ``test``, ``validate`` and ``predict`` also look at mirrored images (not the validations
-            during training); scores are averaged over all views.
-        test_scales: Sizes at which they look, as factors of the image's.
-        crf_iterations: Iterations of a dense CRF that ``test``, ``validate`` and ``predict`` put behind the network
-            (not the validations during training); 0 is none.
+        window: Side in pixels of the sliding window for evaluation and prediction; null predicts whole images at once.
+        test_flip: Whether ``test``, ``validate`` and ``predict`` also use mirrored images (validation during training
+            does not); scores are averaged over all views.
+        test_scales: Sizes of the images in the same three commands, as factors of the original size.
+        crf_iterations: Iterations of a dense CRF that ``test``, ``validate`` and ``predict`` apply after the network
+            (validation during training does not); 0 applies no CRF.
         crf: The CRF's weights and widths; null is :class:`~lsseg.functional.dense_crf.DenseCRF` with its defaults.
     """
 
     kind = "semantic"
     monitor = "val/miou"
-    first_step = 1  # what pictures call the first step of a network that refines its prediction
+    first_step = 1  # number of the first refinement step in pictures
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class SegmentationTask(Task):
         require(window is None or window >= 32, "window", window, "must be at least 32 pixels")
         require(crf_iterations >= 0, "crf_iterations", crf_iterations, "must not be negative")
         if crf_iterations:
-            lattice_crf()  # that it is missing is said before the training, not in the test behind it
+            lattice_crf()  # a missing package is reported before the training, not after it
         require_positive("test_scales", test_scales)
         recipe = Recipe(
             optimizer, lr, momentum, weight_decay, poly_power, new_layers, lr_milestones, lr_warmup, scale_lr
@@ -110,7 +110,7 @@ class SegmentationTask(Task):
         self.test_flip, self.test_scales = test_flip, tuple(test_scales)
         self.crf_iterations, self.crf = crf_iterations, crf or DenseCRF()
         self._refines = True
-        self.predicted_phi: tuple[int, ...] | None = None  # the classes of which `predict` makes φ; None is all
+        self.predicted_phi: tuple[int, ...] | None = None  # classes whose φ `predict` returns; None is all
         self.val_loss = MeanMetric()
         self.val_counts = CountSums(num_classes)
         self.test_images = PerImage(num_classes)
@@ -118,21 +118,25 @@ class SegmentationTask(Task):
         self.unchanged = Overlap(num_classes)
 
     def forward(self, image: Tensor) -> SegOutput:
-        """Scores of a B×3×H×W image with values in [0, 1]."""
+        """Return the scores of a B×3×H×W image with values in [0, 1]."""
         output = checked(self.network(image), self.network, image, self.num_classes)
         self._refines = bool(output.steps)
         return output
 
     def train_output(self, batch: dict[str, Any]) -> SegOutput:
-        """The output that is trained."""
+        """Return the network's output for a training batch."""
         return self(batch["image"])
 
     def losses(self, output: SegOutput, target: Tensor) -> dict[str, Tensor]:
-        """The terms of the training loss by name, of all scores that are supervised; ``loss`` is what is minimised."""
+        """Return the terms of the training loss by name; ``loss`` is minimised, and sums over all supervised scores."""
         return {"loss": sum_of(self.loss_of(logits, target) for logits in (output.logits, *output.auxiliary))}
 
     def loss_of(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The criterion's loss of one prediction, B×C×H×W, which must be a scalar that scores have a gradient from."""
+        """Return the criterion's loss of one prediction, B×C×H×W logits.
+
+        Raises:
+            ArgumentError: If the loss is not a floating-point scalar, or passes no gradient to the logits.
+        """
         loss = self.criterion(logits, target)
         if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(type(loss).__name__)
@@ -142,17 +146,17 @@ class SegmentationTask(Task):
         return loss
 
     def phi(self, logits: Tensor) -> Tensor:
-        """The level-set function of every class, B×C×H×W, positive inside: P - ½ (Kim 2019, section 3.2)."""
+        """Return the level-set function of every class, B×C×H×W, positive inside: P - ½ (Kim 2019, section 3.2)."""
         return torch.softmax(logits.float(), 1) - 0.5
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One step on a batch of images and masks."""
+        """Return the training loss of a batch of images and masks."""
         try:
             output = self.train_output(batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            # Batch-norm behind a global pooling, as in DeepLab, has one value for each image.
+            # After a global pooling, as in DeepLab, batch-norm has one value per image and channel, and one is too few.
             raise InputError(
                 "this network cannot train on one image at a time: data.batch_size must be 2 or more"
             ) from error
@@ -162,17 +166,17 @@ class SegmentationTask(Task):
         return terms["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Scores one batch; returns what the panels draw."""
+        """Score one batch, and return the predictions and logits for the panels."""
         logits = self.infer(batch["image"])
         prediction = logits.argmax(1)
         self.val_counts.update(prediction, batch["mask"])
         loss = self.losses(SegOutput(logits), batch["mask"])["loss"]
-        counted = (batch["index"] >= 0).sum()  # not the copies that fill up a rank's share
+        counted = (batch["index"] >= 0).sum()  # the copies that fill up a rank's share have index -1
         self.val_loss.update(loss, counted)
         return {"prediction": prediction, "logits": logits}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Scores one batch; returns what the panels draw and the seconds that inference took."""
+        """Score one batch, and return the predictions and logits for the panels, and the seconds of inference."""
         start = self.clock()
         logits = self.infer(batch["image"])
         prediction = logits.argmax(1)
@@ -184,12 +188,15 @@ class SegmentationTask(Task):
         return {"prediction": prediction, "logits": logits, "seconds": seconds}
 
     def _compare(self, unrefined: Tensor, prediction: Tensor, target: Tensor) -> None:
-        """Score what a refining network had before, and count the valid pixels whose label it changes."""
+        """Score the prediction before the refinement, and count the valid pixels whose label it leaves unchanged."""
         self.initial_counts.update(unrefined, target)
         self.unchanged.update(prediction, unrefined.masked_fill(target == IGNORE_INDEX, IGNORE_INDEX))
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Labels (B×H×W) and level-set functions (B×C×H×W, or of ``predicted_phi``) at the size of the image's file."""
+        """Return labels (B×H×W) and level-set functions at the size of the image's file.
+
+        The level-set functions are B×C×H×W, or only those of the classes in ``predicted_phi``.
+        """
         size, image = (int(batch["size"][0][0]), int(batch["size"][1][0])), batch["image"]
         if image.shape[-2:] == size and self._is_large(image) and not self._looks_again():
             labels, phi = self._predict_by_bands(image)
@@ -201,7 +208,7 @@ class SegmentationTask(Task):
         return {"prediction": labels, "phi": phi, "path": batch["path"]}
 
     def _predict_by_bands(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of a large image, of which no more is held than its bytes, its labels and what is asked for."""
+        """Predict a large image band by band, so that only its bytes, its labels and the wanted φ are held in full."""
         assert self.window is not None
         labels = image.new_empty(len(image), *image.shape[-2:], dtype=torch.uint8)
         phi: Tensor | None = None
@@ -222,11 +229,11 @@ class SegmentationTask(Task):
         return self.window is not None and max(image.shape[-2:]) > self.window
 
     def _looks_again(self) -> bool:
-        """Whether scores are made of several views, or corrected by a CRF."""
+        """Return whether scores come from flipped or scaled views or a CRF."""
         return self.test_flip or tuple(self.test_scales) != (1.0,) or self.crf_iterations > 0
 
     def infer(self, image: Tensor) -> Tensor:
-        """Logits of whole images."""
+        """Return the logits of whole images."""
         return self.whole(self.final_scores, image)
 
     def final_scores(self, image: Tensor) -> Tensor:
@@ -234,11 +241,11 @@ class SegmentationTask(Task):
         return self(image).logits
 
     def unrefined(self, image: Tensor) -> Tensor | None:
-        """What a network that refines its scores had before, for a comparison on the same weights; None of others."""
+        """Return the scores before the refinement, for a comparison with the same weights; None for a plain network."""
         return None
 
     def whole(self, scores: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """Scores of whole images: in windows, from several views, and behind a CRF, where these are set."""
+        """Return the scores of whole images, with the windows, views and CRF that are set; in ``fit`` windows only."""
         whole = partial(self._in_windows, scores)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             return whole(image)
@@ -251,40 +258,40 @@ class SegmentationTask(Task):
         return torch.from_numpy(np.stack(refined)).clamp_min(1e-8).log().to(logits.device)
 
     def evolution(self, image: Tensor) -> list[Tensor]:
-        """Scores of whole images after every step of a network that refines its prediction; none of a plain one."""
+        """Return the scores of whole images after every refinement step; a plain network has none."""
 
         def every(part: Tensor) -> Tensor:
             steps = self.steps_of(part)
             return torch.cat(steps, 1) if steps else part[:, :0]
 
-        # That a network is a plain one is known as soon as it has run once.
+        # The first forward pass has shown whether the network has steps. A plain network need not run again.
         scores = self._in_windows(every, image) if self._refines else image[:, :0]
         return list(torch.split(scores, self.num_classes, 1)) if scores.shape[1] else []
 
     def steps_of(self, image: Tensor) -> list[Tensor]:
-        """Scores after every step of one pass through the network."""
+        """Return the scores after every step of one pass through the network."""
         return [step.last for step in self(image).steps]
 
     def test_counts(self) -> dict[str, Tensor]:
-        """What the report's bootstrap over images is made of; to be asked for once."""
+        """Return the counts of every image for the report's bootstrap, and reset them: call this only once."""
         counts: dict[str, Tensor] = self.test_images.compute()
         self.test_images.reset()
         return counts
 
     def evolving_objects(self, image: Tensor, names: tuple[str, ...], count: int) -> list[EvolvingObject]:
-        """The evolutions of the classes of a 3×H×W image that move most, for pictures; none of most methods."""
+        """Return the evolutions of the classes in a 3×H×W image that change most, for pictures; empty by default."""
         return []
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over the validation split."""
         self._log_scores("val", self.val_counts.compute())
         self.val_counts.reset()
-        # Not by Lightning's own reduction: it rounds the mean number of images a rank has to a whole number.
+        # Lightning's own reduction is not used, because it rounds the mean number of images per rank to an integer.
         self.log("val/loss", self.val_loss.compute())
         self.val_loss.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores over the test split; ``initial_`` are those before a network refines its prediction."""
+        """Log the scores over the test split; names with ``initial_`` are scores before the refinement."""
         self._log_scores("test", {name: counts.sum(0) for name, counts in self.test_images.compute().items()})
         if self.unchanged.update_count:
             initial = scores_of_sums(self.initial_counts.compute())
@@ -309,12 +316,12 @@ class SegmentationTask(Task):
                     values |= {f"test/{row.classes}/{name}": score for name, score in named}
         if bool(values[f"{stage}/miou"].isnan()):
             raise InputError(f"the {stage} split cannot be scored: every pixel of its masks is void")
-        # A class without a single pixel (or boundary pixel) has no score; it is missing from the log, not 0 in it.
+        # A class without a pixel (or boundary pixel) has no score. It is left out of the log, because 0 would be wrong.
         self.log_dict({name: value for name, value in values.items() if not bool(value.isnan())})
 
 
 def level_set_is_a_criterion(weight: float) -> None:
-    """Refuse what was an argument of two methods until the level-set loss became a criterion like any other."""
+    """Refuse the older argument ``level_set_weight`` of two methods: the level-set loss is now a criterion."""
     if weight:
         raise ArgumentError(
             "level_set_weight is an argument of the loss now: set model.criterion CrossEntropyLevelSetLoss and "
@@ -323,5 +330,5 @@ def level_set_is_a_criterion(weight: float) -> None:
 
 
 def sum_of(losses: Iterable[Tensor]) -> Tensor:
-    """The sum of one scalar or more."""
+    """Return the sum of one or more scalars."""
     return torch.stack(list(losses)).sum()

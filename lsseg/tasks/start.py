@@ -1,4 +1,4 @@
-"""What a run takes over from another: a checkpoint to go on from, or what other classes or another head have learnt."""
+"""Reads checkpoints of other runs, to resume a run or to start a network from their weights."""
 
 import errno
 import pickle
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from lsseg.errors import InputError
 from lsseg.models.state import matched_state
 
-SHOWN = 20  # classes that fit into one line
+SHOWN = 20  # classes listed in one message
 
 
 def refuse_other_classes(checkpoint: dict[str, Any], names: Sequence[str]) -> None:
     """Compare the classes that a checkpoint was trained on with those of the data.
 
-    Checkpoints of older versions hold no names, and are taken as they are.
+    Checkpoints of older versions hold no names, and are not checked.
 
     Args:
         checkpoint: Content of the checkpoint, as it was saved.
@@ -49,7 +49,7 @@ the data's classes in the checkpoint's order
 
 
 def _shown(names: list[str], others: list[str]) -> str:
-    """The names in order; of many classes only the first that differ, with their numbers."""
+    """List the names in order; of many classes, list only the first that differ, with their numbers."""
     if max(len(names), len(others)) <= SHOWN:
         return ", ".join(names)
     different = [i for i, name in enumerate(names) if others[i : i + 1] != [name]]
@@ -58,10 +58,10 @@ def _shown(names: list[str], others: list[str]) -> str:
 
 
 def refuse_changes(changes: list[tuple[str, Any, Any]]) -> None:
-    """Raise ``InputError`` for keys that a run cannot change when it goes on.
+    """Raise an ``InputError`` for keys that a resumed run cannot change, if there are any.
 
     Args:
-        changes: Key, the value that the checkpoint was trained with, and the value that was given.
+        changes: For each key, its name, the value that the checkpoint was trained with, and the given value.
 
     >>> refuse_changes([("model.lr", 0.01, 0.02)])
     Traceback (most recent call last):
@@ -81,8 +81,8 @@ def _value(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-PREFIX = "network."  # of a task's network in a checkpoint
-# What checkpoints of older versions hold because of defaults that have changed since, and which keys bring them back.
+PREFIX = "network."  # of the names of a task's network in a checkpoint
+# Older versions had other defaults. Their checkpoints hold these tensors, which need the settings given here.
 ADVICE = {
     "criterion.class_weights": "model.class_weights median_frequency, or model.criterion as it was trained with",
     "network.level_set.log_temperature": "model.network.temperature 0.1",
@@ -90,17 +90,17 @@ ADVICE = {
 
 
 def start_from(network: nn.Module, checkpoint: str) -> None:
-    """Give a network the weights of another run that have its names and shapes; a warning says which have not.
+    """Copy the weights of another run with matching names and shapes into a network; warn about all other weights.
 
-    What depends on the classes has another shape where their number is another one, and starts at random. A run with
-    another number of steps, or of the network without DMLS or a Chan-Vese head around it, will do, too.
+    Layers that depend on the number of classes do not match if that number differs, and keep their initial values.
+    The other run may have another number of steps, or the same network without DMLS or a Chan-Vese head around it.
 
     Args:
-        network: Changed in place.
+        network: The network, which is changed in place.
         checkpoint: A run's checkpoint, such as ``RUN/last.ckpt``; only tensors are read from it, no code.
 
     Raises:
-        InputError: If it cannot be read, or nothing of it fits.
+        InputError: If the checkpoint cannot be read, or none of its weights fits.
     """
     state = read_checkpoint(Path(checkpoint), "model.start ")["state_dict"]
     ours = network.state_dict()
@@ -118,14 +118,14 @@ def start_from(network: nn.Module, checkpoint: str) -> None:
 
 
 def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
-    """A run's checkpoint; only tensors and plain values are read from it, no code.
+    """Return a run's checkpoint; only tensors and plain values are read from it, no code.
 
     Args:
-        path: The file.
-        what: What to call it in an error message, with a space behind it.
+        path: Path of the file.
+        what: Text before the path in an error message, with a space at its end.
 
     Raises:
-        InputError: If it is missing, torn, or holds no weights by name.
+        InputError: If the file is missing or incomplete, or does not hold weights by name.
     """
     if not path.is_file():
         raise InputError(f"{what}{path} is not a file")
@@ -133,7 +133,7 @@ def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        # What a disk or too little memory says tells nothing of the file; of a torn one torch makes EINVAL.
+        # Errors of the disk or of memory do not show that the file is bad. For an incomplete file torch raises EINVAL.
         if "allocate" in str(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
             raise
         raise broken from error
@@ -144,7 +144,7 @@ def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
 
 
 def matched_task_state(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """A task's state dict with its network's part under the names of this network."""
+    """Return a task's state dict in which the tensors of its network have the names of this network."""
     inside = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     matched = matched_state(inside, network.state_dict())
     rest = {key: value for key, value in state.items() if not key.startswith(PREFIX)}
@@ -152,5 +152,5 @@ def matched_task_state(state: dict[str, Tensor], network: nn.Module) -> dict[str
 
 
 def advice(key: str) -> str:
-    """Which setting gives this configuration what only the checkpoint has; nothing where none is known."""
+    """Name the setting that adds a tensor that only the checkpoint has; return an empty text if none is known."""
     return f"; set {ADVICE[key]}, which was the default once" if key in ADVICE else ""

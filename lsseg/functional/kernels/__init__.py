@@ -1,7 +1,7 @@
-"""Whether Triton's kernels do the work, or whole-tensor operations.
+"""Decides whether Triton's kernels or whole-tensor operations do the work.
 
-``LSSEG_KERNELS=torch`` in the environment does without Triton's kernels wherever a call or a loss does not say which;
-``LSSEG_KERNELS=triton`` insists on them.
+The environment variable ``LSSEG_KERNELS`` applies wherever a call or a loss leaves the choice at ``auto``. The value
+``torch`` does without Triton's kernels, and ``triton`` insists on them.
 """
 
 import os
@@ -16,8 +16,8 @@ from lsseg.errors import ArgumentError, InputError
 Kernels = Literal["auto", "triton", "torch"]
 
 INSTALLED = find_spec("triton") is not None
-ASKED = os.environ.get("LSSEG_KERNELS", "auto")  # once: compiled graphs cannot look
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton, too, asks once
+ASKED = os.environ.get("LSSEG_KERNELS", "auto")  # Compiled graphs cannot read the environment later.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads this only once, too.
 
 
 def check_kernels(kernels: str) -> None:
@@ -27,22 +27,22 @@ def check_kernels(kernels: str) -> None:
 
 
 def use_triton(kernels: Kernels, x: Tensor) -> bool:
-    """Whether Triton's kernels can take a tensor, and are to.
+    """Return whether Triton's kernels are to do the work; they take neither float64 nor empty tensors.
 
     Args:
-        kernels: ``auto``: what the environment says, else on a GPU, where Triton is installed; ``triton``: always, on a
-            CPU by Triton's interpreter (``TRITON_INTERPRET=1``); ``torch``: never.
+        kernels: ``auto`` follows the environment, and without it uses the kernels on a GPU where Triton is installed.
+            ``triton`` demands them, on a CPU in Triton's interpreter (``TRITON_INTERPRET=1``). ``torch`` refuses them.
         x: A tensor of the work to be done.
 
     Raises:
-        ValueError: If ``kernels`` is unknown, or Triton is asked for and cannot be had.
+        ValueError: If the choice is unknown, or if it demands Triton's kernels where they cannot run.
     """
     check_kernels(kernels)
     if kernels == "auto" and ASKED != "auto":
         if ASKED not in ("triton", "torch"):
             raise InputError(f"LSSEG_KERNELS must be auto, triton or torch, not {ASKED!r}")
         kernels = "triton" if ASKED == "triton" else "torch"
-    # The kernels compute in float32, and are not launched for nothing.
+    # The kernels compute in float32, and a launch for an empty tensor would be useless.
     if kernels == "torch" or x.dtype == torch.float64 or x.numel() == 0:
         return False
     if kernels == "auto":

@@ -1,15 +1,16 @@
-"""Triton kernels of the Chan-Vese evolution and its gradient, for :mod:`lsseg.functional.chan_vese` (Homayounfar 2020).
+"""Holds the Triton kernels of :mod:`lsseg.functional.chan_vese`: the evolution and its gradient (Homayounfar 2020).
 
 Legend: G groups of K objects that share D features, N iterations, P = H·W pixels. A program works on BP pixels of one
-group, with all of their features in registers (BD ≥ D of them), one object after the other; or, where no features are
-needed, on PLANE pixels of one object.
+group. It keeps all of their features in registers (BD ≥ D of them) and handles one object after the other. Where no
+features are needed, a program works on PLANE pixels of one object.
 
-An iteration reads the features twice: for the sums of both sides, and for the step. Backward it reads them twice, too,
-and once more for the gradient by the features, which is written once. They are taken less a centre near their mean:
-what all of a group's features have in common moves nothing, but squares of it would drown the rest in rounding. Sums
-over pixels are made in float32 within a program and in float64 over programs, in a fixed order.
+An iteration reads the features twice: for the sums of both sides, and for the step. The backward pass also reads them
+twice for each iteration, and once more for the gradient by the features, which is written once. The kernels subtract a
+centre near the mean from the features. What all features of a group have in common changes no result, but its squares
+would hide the rest in rounding errors. Sums over pixels are in float32 within a program and in float64 over programs.
+Their order is fixed.
 
-Importing this module needs Triton; on a CPU its interpreter (``TRITON_INTERPRET=1``) runs the kernels.
+Importing this module needs Triton. On a CPU Triton's interpreter (``TRITON_INTERPRET=1``) runs the kernels.
 """
 
 import torch
@@ -29,15 +30,15 @@ from lsseg.functional.kernels.shared import (
     vector,
 )
 
-ELEMENTS = 8192  # of a tile of features
+ELEMENTS = 8192  # elements of a tile of features
 PLANE = 256
-MORE = 4  # sums besides those of the features: of the force's gradient, and times ‖F‖², the curvature, the force
+MORE = 4  # further sums: of w, w ‖F‖², w κ and g δ · force, where w is the gradient by the force
 
 
 def evolve(
     phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All iterations; see :func:`lsseg.functional.chan_vese_operator.evolve`."""
+    """Run all iterations; see :func:`lsseg.functional.chan_vese_operator.evolve`."""
     (groups, objects, height, width), depth = phi.shape, features.shape[1]
     steps, pixels = (numbers.shape[2] - 3) // 2, height * width
     before = phi.new_empty(steps, groups, objects, pixels)
@@ -64,7 +65,7 @@ def evolve(
 
 
 def _centre(features: Tensor) -> Tensor:
-    """Mean of some of the features of each group, G×D."""
+    """Return the mean of every fourth row of the features of each group, G×D."""
     return features[:, :, ::4].mean((2, 3))
 
 
@@ -79,7 +80,7 @@ def evolve_backward(
     eta: float,
     by_features: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by φ and the numbers; that by the features is written into ``by_features`` unless it is empty."""
+    """Return the gradients by φ and the numbers, and write that by the features unless ``by_features`` is empty."""
     (groups, objects, height, width), depth = by_out.shape, features.shape[1]
     steps, pixels = len(before), height * width
     features, numbers, centre = features.contiguous(), numbers.contiguous(), _centre(features)
@@ -130,7 +131,7 @@ def _tile(depth: int) -> dict[str, int]:
 
 @triton.jit
 def _bend(phi, out, pixels, height, width, eta, BP: tl.constexpr):
-    """The curvature of every object."""
+    """Write the curvature of every object."""
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     plane = tl.program_id(1).to(tl.int64) * pixels
     bend = curvature(phi + plane, pixel // width, pixel % width, height, width, eta)
@@ -142,7 +143,7 @@ def _draw(
     phi, features, centre, numbers, partial, step, objects, depth, pixels, steps,
     BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Σ H F and Σ H over the program's pixels, and those of 1 - H."""
+    """Write Σ H F and Σ H over the program's pixels, and the same sums of 1 - H."""
     group, pixel, inside = pixels_of(pixels, BP)
     tile = tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     feature = tl.arange(0, BD)
@@ -162,7 +163,7 @@ def _draw(
 
 @triton.jit
 def _means(partial, means, sizes, chunks, depth, ROWS: tl.constexpr, BD: tl.constexpr):
-    """Mean features of one side of an object."""
+    """Write the mean features and the size of one side of an object."""
     side, sides, group = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
     feature = tl.arange(0, BD)
     sums = tl.zeros([ROWS, BD], tl.float64)
@@ -181,7 +182,7 @@ def _means(partial, means, sizes, chunks, depth, ROWS: tl.constexpr, BD: tl.cons
 
 @triton.jit
 def _force(tile, energy, numbers, means, row, side, other, depth, BD: tl.constexpr):
-    """λ2 ‖F - c2‖² - λ1 ‖F - c1‖² at the program's pixels."""
+    """Return λ2 ‖F - c2‖² - λ1 ‖F - c1‖² at the program's pixels."""
     lambda1, lambda2 = tl.load(numbers + row), tl.load(numbers + row + 1)
     inside, outside = vector(means + side * depth, depth, BD), vector(means + other * depth, depth, BD)
     constant = lambda2 * tl.sum(outside * outside, 0) - lambda1 * tl.sum(inside * inside, 0)
@@ -194,7 +195,7 @@ def _advance(
     phi, features, centre, numbers, means, bend, out, step, objects, depth, pixels, steps,
     PRINTED: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """One iteration, given the means."""
+    """Run one iteration with the given means."""
     group, pixel, inside = pixels_of(pixels, BP)
     tile = tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     energy = tl.sum(tile * tile, 0)
@@ -217,7 +218,7 @@ def _by_force(
     by_phi, phi, features, centre, numbers, means, bend, by_force, force_out, partial, step, objects, depth, pixels,
     steps, PRINTED: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the force, the force itself, and sums over the program's pixels."""
+    """Write the gradient by the force, the force itself, and sums over the program's pixels."""
     group, pixel, inside = pixels_of(pixels, BP)
     tile = tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     energy = tl.sum(tile * tile, 0)
@@ -255,7 +256,7 @@ def _through_means(
     partial, numbers, means, sizes, through, by_numbers, step, chunks, objects, depth, steps,
     ROWS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients by both means of an object over their sizes, the constant that belongs to them, and by the numbers."""
+    """Write the gradients by both means over their sizes, the constant for ``_by_side``, and those by the numbers."""
     k, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     feature = tl.arange(0, BD)
     sums = tl.zeros([ROWS, BD], tl.float64)
@@ -297,7 +298,7 @@ def _through_means(
 
 @triton.jit
 def _by_side(features, centre, through, by_side, objects, depth, pixels, BD: tl.constexpr, BP: tl.constexpr):
-    """The gradient by H, less that by 1 - H."""
+    """Write the gradient by H less that by 1 - H."""
     group, pixel, inside = pixels_of(pixels, BP)
     tile = tile_of(features, centre, group, pixel, inside, depth, pixels, BD)
     for k in range(objects):
@@ -312,7 +313,7 @@ def _by_side(features, centre, through, by_side, objects, depth, pixels, BD: tl.
 def _by_normal(
     by_force, phi, numbers, by_normal, sides, step, pixels, steps, height, width, eta, BP: tl.constexpr
 ):  # fmt: skip
-    """Gradients by the components of ∇φ, through the curvature's second filters; and both sides, for later."""
+    """Write the gradients by ∇φ through the curvature's second filters, and H and 1 - H for ``_by_features``."""
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     inside = pixel < pixels
     row = tl.program_id(1).to(tl.int64)
@@ -337,7 +338,7 @@ def _by_phi(
     by_phi, phi, numbers, force, by_side, by_normal, by_epsilon, step, pixels, steps, height, width,
     PRINTED: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by φ before the iteration, in place of that after it; the sums for ε."""
+    """Turn the gradient by φ after the iteration into that by φ before it, and write the sums for ε."""
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     inside = pixel < pixels
     row = tl.program_id(1).to(tl.int64)
@@ -370,7 +371,7 @@ def _by_features(
     features, centre, numbers, means, by_force, sides, through, out, objects, depth, pixels, steps,
     BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """The gradient by the features, of all iterations at once."""
+    """Write the gradient by the features, summed over all iterations."""
     group, pixel, inside = pixels_of(pixels, BP)
     every = tl.num_programs(1).to(tl.int64) * objects
     feature = tl.arange(0, BD)

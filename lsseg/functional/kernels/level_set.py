@@ -1,13 +1,14 @@
-"""Triton kernels of the level-set energy and its gradient, for :mod:`lsseg.functional.level_set_labels` (Kim 2019).
+"""Holds the Triton kernels of :mod:`lsseg.functional.level_set_labels`: the energy and its gradient (Kim 2019).
 
-Legend: B images, C classes, P = H·W pixels; a program works on BP pixels of one image, BC classes at a time.
+Legend: B images, C classes, P = H·W pixels. A program works on BP pixels of one image, BC classes at a time.
 
-Forward, each program reads its logits once and writes the sums S, A, T of every class and the cross-entropy of its
-pixels, B×blocks×(3C + 1); a second kernel adds up the blocks in float64, a third makes energy and slope of the sums.
-Backward, one kernel reads the logits once and writes the gradient. Nothing is added atomically, so that a shape has one
-order of summation and one result. Where more classes than a tile holds are read again, they come from the cache.
+In the forward pass each program reads its logits once. It writes the sums S, A, T of every class and the cross-entropy
+of its pixels, B×blocks×(3C + 1). A second kernel adds up the blocks in float64, and a third one computes energy and
+slope from the sums. In the backward pass one kernel reads the logits once and writes the gradient. No kernel adds
+atomically, so that a given shape has one order of summation and one result. If there are more classes than a tile
+holds, the kernels read the logits again, but from the cache.
 
-Importing this module needs Triton; on a CPU its interpreter (``TRITON_INTERPRET=1``) runs the kernels.
+Importing this module needs Triton. On a CPU Triton's interpreter (``TRITON_INTERPRET=1``) runs the kernels.
 """
 
 import torch
@@ -18,14 +19,14 @@ from torch import Tensor
 from lsseg.functional.kernels.shared import PI, arctan_step
 
 KINDS = {"hf": 0, "ahf": 1, "mahf": 2}
-ELEMENTS = 4096  # of a tile: 32 for each of 128 threads
-TILE_CLASSES = 128  # of a tile
+ELEMENTS = 4096  # elements of a tile, 32 for each of 128 threads
+TILE_CLASSES = 128  # most classes of a tile
 
 
 def sums_of(
     logits: Tensor, target: Tensor, epsilon: float, kind: str, ignore_index: int, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cross-entropy, energies (B×C), ∂energy/∂h (B×2×C) and 1/(valid pixels), all float32.
+    """Return the cross-entropy, the energies (B×C), ∂energy/∂h (B×2×C) and 1/(valid pixels), all in float32.
 
     Args:
         logits: B×C×spatial; float32, float16 or bfloat16.
@@ -33,7 +34,7 @@ def sums_of(
         epsilon: ε.
         kind: Name of the Heaviside function.
         ignore_index: Label of void pixels.
-        mean: Whether energies are per valid pixel, or summed.
+        mean: Whether energies are divided by the number of valid pixels.
     """
     x, labels = logits.flatten(2), target.flatten(1).contiguous()
     images, classes, pixels = x.shape
@@ -68,7 +69,7 @@ def write_gradient(
     ignore_index: int,
     out: Tensor,
 ) -> None:
-    """Writes the gradient by the logits into ``out``, whose pixels flatten to a view."""
+    """Write the gradient by the logits into ``out``, whose pixel axes must flatten to a view."""
     x, labels, flat = logits.flatten(2), target.flatten(1).contiguous(), out.flatten(2)
     images, classes, pixels = x.shape
     width, length = _tile(classes)
@@ -80,14 +81,14 @@ def write_gradient(
 
 
 def _tile(classes: int) -> tuple[int, int]:
-    """BC and BP."""
+    """Return BC and BP."""
     width = max(2, min(triton.next_power_of_2(classes), TILE_CLASSES))
     return width, min(512, ELEMENTS // width)
 
 
 @triton.jit
 def _step(z, epsilon, KIND: tl.constexpr):
-    """H_ε(z), accurate where it is small."""
+    """Return H_ε(z), which is accurate where it is small, too."""
     if KIND == 0:
         return tl.where(z >= 0, 1.0, 0.0)
     elif KIND == 1:
@@ -98,7 +99,7 @@ def _step(z, epsilon, KIND: tl.constexpr):
 
 @triton.jit
 def _delta(z, epsilon, KIND: tl.constexpr):
-    """δ_ε(z) = H_ε'(z)."""
+    """Return δ_ε(z) = H_ε'(z)."""
     if KIND == 0:
         return tl.zeros_like(z)
     elif KIND == 1:
@@ -110,7 +111,7 @@ def _delta(z, epsilon, KIND: tl.constexpr):
 
 @triton.jit
 def _scores(base, place, start, classes, by_class, valid, BC: tl.constexpr):
-    """Logits of BC classes at the program's valid pixels; -∞ elsewhere, whatever stands there."""
+    """Load the logits of BC classes at the program's valid pixels; all other values become -∞, even NaN."""
     label = start + tl.arange(0, BC)
     there = (label < classes)[:, None] & valid[None, :]
     return tl.load(base + label.to(tl.int64)[:, None] * by_class + place[None, :], mask=there, other=-float("inf")).to(
@@ -120,7 +121,7 @@ def _scores(base, place, start, classes, by_class, valid, BC: tl.constexpr):
 
 @triton.jit
 def _pixels(target, pixels, ignore, BP: tl.constexpr):
-    """The program's image and pixels, which of them are in the image, their labels and which are valid."""
+    """Return the program's image and pixels, which pixels are in the image, their labels, and which are valid."""
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     inside = pixel < pixels
@@ -134,7 +135,7 @@ def _largest_and_sum(
 ):
     """Find for each valid pixel the largest logit, and the sum of exp(logit - largest)."""
     if ONE:
-        largest = tl.where(valid, tl.max(first, 0), 0.0)  # elsewhere a number that does no harm
+        largest = tl.where(valid, tl.max(first, 0), 0.0)  # A finite number elsewhere avoids NaN.
         total = tl.sum(tl.exp(first - largest[None, :]), 0)
     else:
         largest = tl.full([BP], -float("inf"), tl.float32)
@@ -152,7 +153,7 @@ def _block_sums(
     logits, target, partial, classes, pixels, by_image, by_class, by_pixel, ignore, epsilon,
     KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
-    """S, A, T of every class and the cross-entropy over the pixels of a program."""
+    """Write S, A and T of every class and the cross-entropy, summed over the pixels of a program."""
     image, pixel, _, label, valid = _pixels(target, pixels, ignore, BP)
     place = pixel * by_pixel
     base = logits + image * by_image
@@ -173,7 +174,7 @@ def _block_sums(
         tl.store(out + classes + mine, tl.sum(tl.where(own, h, 0.0), 1), mask=there)
         tl.store(out + 2 * classes + mine, tl.sum(own.to(tl.float32), 1), mask=there)
     negative_log = largest + tl.log(total) - at_label
-    # A label that names no class cannot be refused without waiting for the device: its loss is no number, and is.
+    # An error for a label that names no class would have to wait for the device, so the loss becomes NaN instead.
     known = (label >= 0) & (label < classes)
     negative_log = tl.where(known, negative_log, float("nan"))
     tl.store(out + 3 * classes, tl.sum(tl.where(valid, negative_log, 0.0), 0))
@@ -181,7 +182,7 @@ def _block_sums(
 
 @triton.jit
 def _add_up(partial, total, blocks, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sums over the blocks of an image, in float64."""
+    """Add up the blocks of an image in float64."""
     image = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.arange(0, ROWS)
@@ -198,7 +199,7 @@ def _energy(
     total, cross_entropy, energies, slope, inverse_count, images, classes,
     MEAN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Cross-entropy, energies, slope and 1/(valid pixels) of the sums; one program."""
+    """Write the cross-entropy, energies, slope and 1/(valid pixels) from the sums, in one program."""
     label = tl.arange(0, COLUMNS)
     width = 3 * classes + 1
     pixels = tl.zeros([ROWS], tl.float64)
@@ -222,7 +223,7 @@ def _energy(
         else:
             scale = tl.full([ROWS], 1.0, tl.float64)
         scales = tl.where(sizes > 0, scale[:, None], 0.0)
-        # Adding 0 times what is no number marks the energy of a wrong label, too.
+        # Adding 0 times NaN makes the energies of an image with a wrong label NaN, too.
         energy = (hits * (1 - c1) + misses * (1 - c2)) * scales + 0 * negative_log[:, None]
         tl.store(energies + image[:, None] * classes + label[None, :], energy.to(tl.float32), mask=there)
         pixels += count
@@ -241,7 +242,7 @@ def _gradient(
     out_by_image, out_by_class, out_by_pixel, ignore, epsilon,
     KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
-    """P (u - Σ p u) with u = δ ∂E/∂h; the cross-entropy adds its weight times p - 1[label]."""
+    """Write P (u - Σ P u) with u = δ ∂E/∂h, plus the weight of the cross-entropy times P - 1[label]."""
     image, pixel, inside, label, valid = _pixels(target, pixels, ignore, BP)
     place = pixel * by_pixel
     base = logits + image * by_image
@@ -269,7 +270,7 @@ def _gradient(
 
 @triton.jit
 def _by_p(p, slope, image, start, label, classes, epsilon, KIND: tl.constexpr, BC: tl.constexpr):
-    """u: what the energy changes by with each probability."""
+    """Return u, the derivative of the energy by each probability."""
     mine = start + tl.arange(0, BC)
     everywhere = tl.load(slope + image * 2 * classes + mine, mask=mine < classes, other=0.0)
     at_label = tl.load(slope + image * 2 * classes + classes + mine, mask=mine < classes, other=0.0)

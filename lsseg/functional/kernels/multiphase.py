@@ -1,9 +1,10 @@
-"""Triton kernels of a time step of multiphase level sets and its gradient (:mod:`lsseg.functional.multiphase`).
+"""Holds the Triton kernels of :mod:`lsseg.functional.multiphase`: a time step of level sets and its gradient.
 
-Legend: B images, C classes, P = H·W pixels; a program works on BP pixels, of one class or of one class after the other.
+Legend: B images, C classes, P = H·W pixels. A program works on BP pixels, of one class or of all classes in turn.
 
-What a pixel needs of its neighbours (normals, upwind differences) is computed again rather than kept: a step reads φ
-twice and writes it once, its gradient makes two planes for each class. As there, gradients are *twice* the derivative.
+The kernels compute the normals and upwind differences of a pixel's neighbours again instead of storing them. A step
+reads φ twice and writes it once. Its gradient needs two more planes for each class. As in
+:mod:`lsseg.functional.multiphase_step`, ∇φ is kept as twice the derivative.
 """
 
 import torch
@@ -17,7 +18,7 @@ BP = 256
 def step(
     phi: Tensor, speed: Tensor, present: Tensor, epsilon: float, dt: float, eta: float, by_class: bool
 ) -> tuple[Tensor, Tensor]:
-    """φ after the step and the sums in A (empty where ε is 0); as in :mod:`lsseg.functional.multiphase_step`."""
+    """Return φ after the step and the sums in A (empty where ε is 0), as in :mod:`lsseg.functional.multiphase_step`."""
     phi, speed, present = phi.contiguous(), speed.contiguous(), present.contiguous().view(torch.uint8)
     images, classes, height, width = phi.shape
     blocks = triton.cdiv(height * width, BP)
@@ -44,7 +45,7 @@ def step_backward(
     eta: float,
     by_class: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by φ and by the speed."""
+    """Return the gradients by φ and by the speed."""
     by_out, phi, speed = by_out.contiguous(), phi.contiguous(), speed.contiguous()
     present = present.contiguous().view(torch.uint8)
     images, classes, height, width = phi.shape
@@ -75,7 +76,7 @@ def _pixels(height, width, BP: tl.constexpr):
 
 @triton.jit
 def _gradient(plane, y, x, height, width):
-    """Twice ∇φ, the edge repeated."""
+    """Return twice ∇φ, with the edge repeated."""
     row, column = plane + y * width, plane + x
     gx = tl.load(row + tl.minimum(x + 1, width - 1)) - tl.load(row + tl.maximum(x - 1, 0))
     gy = tl.load(column + tl.minimum(y + 1, height - 1) * width) - tl.load(column + tl.maximum(y - 1, 0) * width)
@@ -84,7 +85,7 @@ def _gradient(plane, y, x, height, width):
 
 @triton.jit
 def _normal(plane, y, x, height, width, eta):
-    """Twice |∇φ| (with η) and the unit normal."""
+    """Return twice |∇φ| (with η) and the unit normal."""
     gx, gy = _gradient(plane, y, x, height, width)
     norm = tl.sqrt(gx * gx + gy * gy + 4 * eta * eta)
     return norm, gx / norm, gy / norm
@@ -92,7 +93,7 @@ def _normal(plane, y, x, height, width, eta):
 
 @triton.jit
 def _structure(sums, y, x, classes, height, width, eta, BY_CLASS: tl.constexpr):
-    """A at a pixel: xx, xy, yy; and what the sums were divided by."""
+    """Return A at a pixel (xx, xy, yy) and the divisor of its sums."""
     place = sums + y * width + x
     a, b, c = tl.load(place), tl.load(place + height * width), tl.load(place + 2 * height * width)
     if BY_CLASS:
@@ -118,7 +119,7 @@ def _flow_y(plane, sums, y, x, classes, height, width, eta, BY_CLASS: tl.constex
 
 @triton.jit
 def _divergence(plane, sums, y, x, classes, height, width, eta, BY_CLASS: tl.constexpr):
-    """Twice div A n."""
+    """Return twice div A n."""
     right, left = tl.minimum(x + 1, width - 1), tl.maximum(x - 1, 0)
     below, above = tl.minimum(y + 1, height - 1), tl.maximum(y - 1, 0)
     total = _flow_x(plane, sums, y, right, classes, height, width, eta, BY_CLASS)
@@ -134,7 +135,7 @@ def _sign(force):
 
 @triton.jit
 def _upwind(plane, y, x, height, width, sign):
-    """Upwind differences along both axes (≥ 0), and the signed differences ahead of the pixel."""
+    """Return the upwind differences along both axes (≥ 0), and the signed differences ahead of the pixel."""
     value = tl.load(plane + y * width + x)
     row, column = plane + y * width, plane + x
     ahead_x = sign * (tl.load(row + tl.minimum(x + 1, width - 1)) - value)
@@ -148,7 +149,7 @@ def _upwind(plane, y, x, height, width, sign):
 
 @triton.jit
 def _add_up(phi, present, sums, classes, height, width, eta, BY_CLASS: tl.constexpr, BP: tl.constexpr):
-    """Sums over the classes of (2∇φ) (2∇φ)ᵀ, or of n nᵀ."""
+    """Write the sums over the classes of (2∇φ) (2∇φ)ᵀ, or of n nᵀ."""
     y, x, inside = _pixels(height, width, BP)
     image = tl.program_id(1).to(tl.int64)
     xx, xy, yy = tl.zeros([BP], tl.float32), tl.zeros([BP], tl.float32), tl.zeros([BP], tl.float32)
@@ -192,14 +193,14 @@ def _advance(
 
 @triton.jit
 def _by_divergence(by_out, plane, y, x, height, width, factor, eta):
-    """The gradient by (twice) the divergence at a pixel."""
+    """Return the gradient by twice the divergence at a pixel."""
     norm, _, _ = _normal(plane, y, x, height, width, eta)
     return tl.load(by_out + y * width + x) * factor * norm
 
 
 @triton.jit
 def _by_flow(by_out, plane, y, x, height, width, factor, eta):
-    """Gradients by both components of A n: the adjoint of the central differences."""
+    """Return the gradients by both components of A n, through the adjoint of the central differences."""
     own = _by_divergence(by_out, plane, y, x, height, width, factor, eta)
     left = _by_divergence(by_out, plane, y, tl.maximum(x - 1, 0), height, width, factor, eta)
     right = _by_divergence(by_out, plane, y, tl.minimum(x + 1, width - 1), height, width, factor, eta)
@@ -210,14 +211,14 @@ def _by_flow(by_out, plane, y, x, height, width, factor, eta):
 
 @triton.jit
 def _adjoint(before, own, after, place, size):
-    """Adjoint of f[i+1] - f[i-1] with the edge repeated."""
+    """Return the adjoint of f[i+1] - f[i-1] with the edge repeated."""
     total = tl.where(place >= 1, before, 0.0) - tl.where(place < size - 1, after, 0.0)
     return total + tl.where(place == size - 1, own, 0.0) - tl.where(place == 0, own, 0.0)
 
 
 @triton.jit
 def _through_normal(by_nx, by_ny, norm, nx, ny, by_norm):
-    """Gradient by twice ∇φ of a function of the unit normal and of twice |∇φ|."""
+    """Return the gradient by twice ∇φ of a function of the unit normal and of twice |∇φ|."""
     by_nx, by_ny = by_nx / norm, by_ny / norm
     along = by_norm - nx * by_nx - ny * by_ny
     return by_nx + nx * along, by_ny + ny * along
@@ -228,7 +229,7 @@ def _by_curvature(
     by_out, phi, present, sums, fields, by_sums, classes, height, width, epsilon, dt, eta,
     BY_CLASS: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients by twice ∇φ of every class, A held fixed; and by the sums in A."""
+    """Write the gradients by twice ∇φ of every class for a fixed A, and the gradients by the sums in A."""
     y, x, inside = _pixels(height, width, BP)
     image = tl.program_id(1).to(tl.int64)
     own = sums + image * 3 * height * width
@@ -251,7 +252,7 @@ def _by_curvature(
             field_x, field_y = _through_normal(a * by_qx + b * by_qy, b * by_qx + c * by_qy, norm, nx, ny, by_norm)
         tl.store(out, field_x, mask=inside)
         tl.store(out + tl.num_programs(1).to(tl.int64) * classes * height * width, field_y, mask=inside)
-    # A = sums / scale, and unless it is a constant the scale is the trace of the sums (and 4η²).
+    # A is sums / scale. Unless BY_CLASS makes the scale a constant, it is the trace of the sums plus 4η².
     by_a, by_b, by_c = by_a / scale, by_b / scale, by_c / scale
     if not BY_CLASS:
         trace = by_a * a + by_b * b + by_c * c
@@ -265,7 +266,7 @@ def _by_curvature(
 
 @triton.jit
 def _field(fields, by_sums, plane, which, planes, y, x, height, width, eta, BY_CLASS: tl.constexpr):
-    """The gradient by twice ∇φ at a pixel, that through A included."""
+    """Return the gradient by twice ∇φ at a pixel, including the part through A."""
     place = which * height * width + y * width + x
     field_x, field_y = tl.load(fields + place), tl.load(fields + planes * height * width + place)
     at = by_sums + y * width + x
@@ -282,12 +283,12 @@ def _field(fields, by_sums, plane, which, planes, y, x, height, width, eta, BY_C
 
 @triton.jit
 def _by_upwind(by_out, speed, plane, y, x, height, width, dt):
-    """Gradients by both upwind differences at a pixel, with the sign of the speed, and whether they look ahead."""
+    """Return the gradients by the neighbour that is upwind along x and y, whether it lies ahead, and the norm."""
     place = y * width + x
     force = tl.load(speed + place)
     ux, uy, ahead_x, ahead_y = _upwind(plane, y, x, height, width, _sign(force))
-    # At a norm of 0 both components are 0, and so is the gradient that is chosen there (the bound is large enough for
-    # the quotient to stay finite whatever a gradient scaler makes of the gradient).
+    # At a norm of 0 both components are 0, and the gradient is defined as 0 there. The bound is so large that the
+    # quotient stays finite even when a gradient scaler enlarges the gradient.
     norm = tl.sqrt(ux * ux + uy * uy)
     share = tl.load(by_out + place) * dt * tl.abs(force) / tl.maximum(norm, 1e-12)
     return share * ux, share * uy, ahead_x == ux, ahead_y == uy, norm
@@ -311,7 +312,7 @@ def _by_phi(
         own_x, own_y, _, _, norm = _by_upwind(by, force, plane, y, x, height, width, dt)
         by_force = norm * gradient * dt
         gradient -= own_x + own_y
-        # Of each neighbour, what it owes to this pixel, where it is this one that it looked at.
+        # Each neighbour contributes its gradient by this pixel, if this pixel is upwind of it.
         owed, _, ahead, _, _ = _by_upwind(by, force, plane, y, left, height, width, dt)
         gradient += tl.where((x >= 1) & ahead, owed, 0.0)
         owed, _, ahead, _, _ = _by_upwind(by, force, plane, y, right, height, width, dt)

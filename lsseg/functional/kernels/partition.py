@@ -1,8 +1,8 @@
-"""Triton kernels of the competition of the classes (:mod:`lsseg.functional.partition`) and of signed distances.
+"""Holds Triton kernels of the classes' competition (:mod:`lsseg.functional.partition`) and of signed distances.
 
 A program of the competition works on BP pixels of one image, class after class. The square of a distance
-(:mod:`lsseg.functional.distance`) is a minimum over columns of a minimum over rows, in integers, hence exact. A row's
-pass needs one plane for both sides of a mask, since a pixel's distance to the kind that it is of itself is 0.
+(:mod:`lsseg.functional.distance`) is a minimum over columns of a minimum over rows. It is exact, because it is computed
+in integers. One plane of row distances serves both sides of a mask, because a pixel's distance to its own side is 0.
 """
 
 import torch
@@ -14,7 +14,7 @@ BP = 256
 
 
 def competition(log_f: Tensor, log_rho: float, limit: float, log_range: float) -> Tensor:
-    """F of every class, B×C×H×W."""
+    """Return F of every class, B×C×H×W."""
     log_f = log_f.contiguous()
     (images, classes), pixels = log_f.shape[:2], log_f.shape[2] * log_f.shape[3]
     out = torch.empty_like(log_f)
@@ -24,7 +24,7 @@ def competition(log_f: Tensor, log_rho: float, limit: float, log_range: float) -
 
 
 def competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit: float, log_range: float) -> Tensor:
-    """Gradient by log f, B×C×H×W."""
+    """Return the gradient by log f, B×C×H×W."""
     by_speed, log_f = by_speed.contiguous(), log_f.contiguous()
     (images, classes), pixels = log_f.shape[:2], log_f.shape[2] * log_f.shape[3]
     out = torch.empty_like(log_f)
@@ -37,7 +37,7 @@ def competition_backward(by_speed: Tensor, log_f: Tensor, log_rho: float, limit:
 
 @triton.jit
 def _two_largest(log_f, base, inside, classes, pixels, log_range, BP: tl.constexpr):
-    """The largest and the second largest of the classes, after infinities have been cut off."""
+    """Return the largest and the second largest value of the classes, all clipped to ± ``log_range``."""
     first = tl.full([BP], -float("inf"), tl.float32)
     second = tl.full([BP], -float("inf"), tl.float32)
     for label in range(classes):
@@ -61,7 +61,7 @@ def _compete(log_f, out, classes, pixels, log_rho, limit, log_range, BP: tl.cons
     for label in range(classes):
         value = tl.load(log_f + base + label * pixels, mask=inside, other=0.0)
         value = tl.minimum(tl.maximum(value, -log_range), log_range)
-        # Of equals each has the other as its rival, and then the second is the first.
+        # Of two equally large classes each has the other as its rival, because ``second`` then equals ``first``.
         rival = tl.maximum(tl.where(value == first, second, first), log_rho)
         speed = tl.minimum(tl.maximum(value - rival, -limit), limit)
         tl.store(out + base + label * pixels, speed, mask=inside)
@@ -81,7 +81,7 @@ def _compete_backward(by_speed, log_f, out, classes, pixels, log_rho, limit, log
         gradient = tl.where(tl.abs(rival - value) <= limit, gradient, 0.0)
         to_second -= tl.where(won, gradient, 0.0)
         to_first -= tl.where(won, 0.0, gradient)
-    # What the rivals owe, unless it is ρ that they are measured against.
+    # The rivals receive these gradients only where they exceed ρ, because otherwise ρ takes their place.
     to_first = tl.where(first > log_rho, to_first, 0.0)
     to_second = tl.where((second > log_rho) & (second < first), to_second, 0.0)
     for label in range(classes):
@@ -95,7 +95,7 @@ def _compete_backward(by_speed, log_f, out, classes, pixels, log_rho, limit, log
 
 
 def signed_distance(mask: Tensor, limit: float, reach: int) -> Tensor:
-    """M×H×W bool → M×H×W float32, clipped to ± the limit; exact where it is at most ``reach`` pixels."""
+    """Map M×H×W bool to M×H×W float32 distances, exact up to ``reach`` pixels and clipped to ± ``limit``."""
     planes, height, width = mask.shape
     kinds = mask.contiguous().view(torch.uint8)
     squared = mask.new_empty(mask.shape, dtype=torch.int32)
@@ -110,7 +110,7 @@ def signed_distance(mask: Tensor, limit: float, reach: int) -> Tensor:
 
 @triton.jit
 def _along_rows(kinds, squared, height, width, reach, far, BP: tl.constexpr):
-    """Squared distance to the nearest pixel of the other kind in the row; ``far`` where there is none in reach."""
+    """Write the squared distance to the nearest pixel of the other side in the row, or ``far`` if none is in reach."""
     plane = tl.program_id(1).to(tl.int64) * height * width
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     inside = pixel < height * width
@@ -127,7 +127,7 @@ def _along_rows(kinds, squared, height, width, reach, far, BP: tl.constexpr):
 
 @triton.jit
 def _along_columns(kinds, squared, out, height, width, reach, far, limit, BP: tl.constexpr):
-    """The signed distance: of each row in reach, the nearest pixel of the other kind."""
+    """Write the signed distance, a minimum over the nearest pixels of the other side in all rows in reach."""
     plane = tl.program_id(1).to(tl.int64) * height * width
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     inside = pixel < height * width

@@ -1,7 +1,7 @@
-"""Triton functions that several kernels share: the step function, and curvature by Sobel filters with its adjoint.
+"""Holds the Triton functions that kernels share: the step function, and curvature by Sobel filters with its adjoint.
 
-The numbers are those of :mod:`lsseg.functional.heaviside` and :mod:`lsseg.functional.curvature`, the edge repeated. A
-plane is H×W in one piece; y and x are the pixels of a program.
+The results are those of :mod:`lsseg.functional.heaviside` and :mod:`lsseg.functional.curvature`. The filters repeat the
+edge. A plane is contiguous, H×W. ``y`` and ``x`` are the pixels of a program.
 """
 
 import math
@@ -14,7 +14,7 @@ PI: tl.constexpr = tl.constexpr(math.pi)
 
 @triton.jit
 def arctan(t):
-    """atan(t) for t in [0, 1], to 1e-7: t times a polynomial of t², fitted by least squares at Chebyshev's nodes."""
+    """Return atan(t) for t in [0, 1] to 1e-7, as t times a polynomial of t² (least squares at Chebyshev's nodes)."""
     square = t * t
     value = -0.00466877331 * square + 0.02416618953
     value = value * square - 0.0593671008
@@ -27,7 +27,7 @@ def arctan(t):
 
 @triton.jit
 def arctan_step(z, epsilon):
-    """½ (1 + 2/π · atan(z/ε)), accurate where it is small."""
+    """Return ½ (1 + 2/π · atan(z/ε)), which is accurate where it is small, too."""
     size = tl.abs(z)
     near = size < epsilon
     angle = arctan(tl.where(near, size, epsilon) / tl.where(near, epsilon, size)) / PI
@@ -44,7 +44,7 @@ def _clamped(plane, y, x, height, width):
 
 @triton.jit
 def normal(plane, y, x, height, width, eta):
-    """|∇φ| and the unit normal at a pixel, or at the one of the edge that is nearest to it."""
+    """Return |∇φ| and the unit normal at a pixel, or at the nearest pixel of the image."""
     y = tl.minimum(tl.maximum(y, 0), height - 1)
     x = tl.minimum(tl.maximum(x, 0), width - 1)
     gx = tl.zeros(y.shape, tl.float32)
@@ -60,7 +60,7 @@ def normal(plane, y, x, height, width, eta):
 
 @triton.jit
 def curvature(plane, y, x, height, width, eta):
-    """div(∇φ/|∇φ|)."""
+    """Return div(∇φ/|∇φ|)."""
     bend = tl.zeros(y.shape, tl.float32)
     for i in tl.static_range(9):
         if i != 4:
@@ -72,7 +72,7 @@ def curvature(plane, y, x, height, width, eta):
 
 @triton.jit
 def _smooth(place, size, step: tl.constexpr):
-    """Weight of the pixel ``step`` ahead in (1, 2, 1)/4 with the edge repeated, which is its own adjoint."""
+    """Return the weight of the pixel ``step`` ahead in (1, 2, 1)/4 with the edge repeated, which is its own adjoint."""
     if step == 0:
         return 0.5 + 0.25 * (place == 0).to(tl.float32) + 0.25 * (place == size - 1).to(tl.float32)
     else:
@@ -81,7 +81,7 @@ def _smooth(place, size, step: tl.constexpr):
 
 @triton.jit
 def _difference(place, size, step: tl.constexpr):
-    """Weight of the pixel ``step`` ahead in the adjoint of (-1, 0, 1)/2 with the edge repeated."""
+    """Return the weight of the pixel ``step`` ahead in the adjoint of (-1, 0, 1)/2 with the edge repeated."""
     if step == 0:
         return 0.5 * (place == size - 1).to(tl.float32) - 0.5 * (place == 0).to(tl.float32)
     else:
@@ -90,7 +90,7 @@ def _difference(place, size, step: tl.constexpr):
 
 @triton.jit
 def sobel_adjoint(plane, y, x, height, width, inside):
-    """Adjoints of both Sobel filters at the pixels, of one plane."""
+    """Return the adjoints of both Sobel filters, applied to one plane, at the pixels."""
     by_x = tl.zeros(y.shape, tl.float32)
     by_y = tl.zeros(y.shape, tl.float32)
     for i in tl.static_range(9):
@@ -104,14 +104,14 @@ def sobel_adjoint(plane, y, x, height, width, inside):
 
 @triton.jit
 def pixels_of(pixels, BP: tl.constexpr):
-    """The program's group and pixels, and which of them are in the image."""
+    """Return the program's group and pixels, and which pixels are in the image."""
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     return tl.program_id(1).to(tl.int64), pixel, pixel < pixels
 
 
 @triton.jit
 def tile_of(features, centre, group, pixel, inside, depth, pixels, BD: tl.constexpr):
-    """Features less their centre; 0 outside."""
+    """Return the features less their centre, with 0 outside the image."""
     feature = tl.arange(0, BD)
     there = (feature < depth)[:, None] & inside[None, :]
     place = (group * depth + feature.to(tl.int64))[:, None] * pixels + pixel[None, :]
@@ -121,14 +121,14 @@ def tile_of(features, centre, group, pixel, inside, depth, pixels, BD: tl.conste
 
 @triton.jit
 def vector(start, depth, BD: tl.constexpr):
-    """The numbers of all features at a place; 0 behind the last."""
+    """Load the numbers of all features from ``start``, with 0 after the last feature."""
     feature = tl.arange(0, BD)
     return tl.load(start + feature, mask=feature < depth, other=0.0)
 
 
 @triton.jit
 def delta_of(phi, epsilon, PRINTED: tl.constexpr):
-    """δ_ε(φ) and ε² + φ²."""
+    """Return δ_ε(φ) and ε² + φ²."""
     reach = epsilon * epsilon + phi * phi
     if PRINTED:
         return epsilon * epsilon / (PI * reach), reach
