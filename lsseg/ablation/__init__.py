@@ -1,1 +1,1 @@
-"""Suites of experiments: from one YAML file to runs, a table and figures."""
+"""Runs suites of experiments: one YAML file describes the runs, and a report shows their table and figures."""

@@ -1,4 +1,4 @@
-"""``lsseg ablate``, ``lsseg run`` and ``lsseg report``."""
+"""Implements the commands ``lsseg ablate``, ``lsseg run`` and ``lsseg report``."""
 
 import argparse
 import fnmatch
@@ -25,11 +25,12 @@ Check = Callable[[dict[str, list[str]]], None]
 
 
 def main(argv: list[str], check: Check | None = None) -> int:
-    """Run ``ablate``, ``run`` or ``report``; returns the exit status.
+    """Run ``ablate``, ``run`` or ``report`` and return the exit status.
 
     Args:
         argv: The command and its arguments.
-        check: Of ``ablate``: raises ``InputError`` where it cannot read the arguments of runs, given by variant.
+        check: Function that ``ablate`` calls before the runs start. It gets the arguments of one unfinished run of each
+            variant, by variant, and raises ``InputError`` if it cannot read them.
     """
     if argv[0] == "ablate":
         return _ablate(argv[1:], check or (lambda runs: None))
@@ -57,11 +58,11 @@ def _ablate(argv: list[str], check: Check) -> int:
             if not (folder / run.name / "test.json").is_file()
         }
     )
+    check_kinds(options.spec, suite)
     if options.dry_run:
         for run in runs:
             print(f"# {run.name}\nlsseg {shlex.join(run.arguments(folder / run.name))}")
         return 0
-    check_kinds(options.spec, suite)
     check_settings(folder, everything)
     console = Console()
     resources = _resources(options.resources)
@@ -70,7 +71,11 @@ def _ablate(argv: list[str], check: Check) -> int:
     write_json(folder / "suite.json", describe(suite))
     if options.sweep:
         path = write_sweep(folder / "sweep.yaml", suite.name, runs, _again(options))
-        agent = create_sweep(path) if options.create else f"wandb sweep {path}   # says which `wandb agent` to start"
+        agent = (
+            create_sweep(path)
+            if options.create
+            else f"wandb sweep {path}   # this command prints the `wandb agent` command to start"
+        )
         console.print(f"{path}: {len(runs)} runs\n{agent}", markup=False, highlight=False, soft_wrap=True)
         return 0
     if gpus is not None:
@@ -96,50 +101,57 @@ def _ablate_options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--jobs",
         type=int,
-        help="runs at a time (default: as many as there are GPUs, one without; more than that share them; elsewhere no "
-        "limit)",
+        help="number of runs at a time (default: as many as can have GPUs of their own, or 1 without GPUs; a larger "
+        "number shares the GPUs; with another launcher the default is no limit)",
     )
-    parser.add_argument("--gpus-per-run", type=int, help="of this machine's GPUs (default: 1)")
+    parser.add_argument("--gpus-per-run", type=int, help="number of this machine's GPUs for each run (default: 1)")
     parser.add_argument(
-        "--launcher", choices=["local", *ENGINES], default="local", help="where the runs are done (default: local)"
+        "--launcher", choices=["local", *ENGINES], default="local", help="what starts the runs (default: local)"
     )
     parser.add_argument(
         "--resources",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="of a run, for the launcher: num_gpus=1 num_cpus=8 (Ray); gpus_per_node=1 timeout_min=600 "
-        "slurm_partition=long (submitit)",
+        help="resources of each run, under the launcher's names: num_gpus=1 num_cpus=8 (Ray); gpus_per_node=1 "
+        "timeout_min=600 slurm_partition=long (submitit)",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands")
     parser.add_argument(
-        "--sweep", action="store_true", help="run nothing: write a W&B sweep of the same runs into the suite's folder"
+        "--sweep",
+        action="store_true",
+        help="run nothing, but write a W&B sweep of the same runs into the suite's folder",
     )
-    parser.add_argument("--create", action="store_true", help="with --sweep: register it with W&B, too")
+    parser.add_argument("--create", action="store_true", help="with --sweep: also register the sweep with W&B")
     options = parser.parse_args(argv)
     for key in ("jobs", "gpus_per_run"):
         value = getattr(options, key)
         if value is not None and not value > 0:
             raise InputError(f"--{key.replace('_', '-')} must be more than 0, not {value:g}")
     if options.resources and options.launcher == "local":
-        raise InputError("--resources are for --launcher ray or slurm; here there is --gpus-per-run")
+        raise InputError("--resources needs --launcher ray or slurm; on this machine use --gpus-per-run")
     if options.launcher != "local" and options.gpus_per_run:
-        raise InputError("--gpus-per-run is of this machine; other launchers take --resources")
+        raise InputError("--gpus-per-run needs --launcher local; with another launcher use --resources")
     if options.sweep and options.launcher != "local":
-        raise InputError("--sweep runs nothing, so there is nothing for --launcher")
+        raise InputError("--sweep runs nothing, so it cannot be used with --launcher")
+    if options.sweep and (options.jobs or options.gpus_per_run):
+        raise InputError("--sweep runs nothing, so it cannot be used with --jobs or --gpus-per-run")
     if options.create and not options.sweep:
-        raise InputError("--create registers a sweep: give --sweep, too")
+        raise InputError("--create needs --sweep, because it registers the sweep")
     return options
 
 
 def _run(argv: list[str]) -> int:
     parser = _parser(
         "lsseg run",
-        "One run of a suite, as `lsseg ablate` does it: the unit of work for W&B's agents and for clusters. What it "
-        "starts from is run first, if it is not finished.",
+        "Do one run of a suite as `lsseg ablate` does it; W&B's agents and clusters use this command. If the run "
+        "starts from another run that is not finished, that run is done first.",
     )
     parser.add_argument(
-        "--point", required=True, metavar="JSON", help='which run: \'{"variant": "level_set", "seed": 0}\''
+        "--point",
+        required=True,
+        metavar="JSON",
+        help='the run, as JSON such as \'{"variant": "level_set", "seed": 0}\'',
     )
     options = parser.parse_args(argv)
     suite, folder = _read(options)
@@ -150,7 +162,7 @@ def _run(argv: list[str]) -> int:
     check_kinds(options.spec, suite)
     check_settings(folder, chain)
     write_json(folder / "suite.json", describe(suite))
-    # No GPU is lent: an agent, or a cluster, has chosen the machine's GPUs already.
+    # The runner lends no GPU, because the agent or the cluster has already chosen the GPUs.
     runner = Runner(folder, suite.name, None, lambda _, line: print(line, flush=True), wait=True, agent_of=run.name)
     outcomes = runner.run_all(chain, 1)
     _tell(outcomes, folder, Console())
@@ -158,7 +170,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    """What every command that reads a suite takes."""
+    """Return a parser with the arguments of every command that reads a suite."""
     parser = Arguments(prog=name, description=description)
     parser.add_argument("spec", type=Path, help="the suite's YAML file")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the suite's folder goes (default: runs)")
@@ -167,13 +179,14 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
         type=Path,
         action="append",
         default=[],
-        help="a configuration on top of those of every run; its name becomes part of the suite's (may be repeated)",
+        help="a configuration file that overrides those of every run; its name becomes part of the suite's name (may "
+        "be repeated)",
     )
     return parser
 
 
 def _read(options: argparse.Namespace) -> tuple[Suite, Path]:
-    """The suite and its folder."""
+    """Return the suite and its folder."""
     for file in options.config:
         if not file.is_file():
             raise InputError(f"--config {file} is not a file")
@@ -182,7 +195,7 @@ def _read(options: argparse.Namespace) -> tuple[Suite, Path]:
 
 
 def _again(options: argparse.Namespace) -> list[str]:
-    """Arguments that make another process, wherever it starts, read the same suite and use the same folder."""
+    """Return arguments with which a process started in any folder reads the same suite and uses its folder."""
     configs = [f"--config={file.resolve()}" for file in options.config]
     return [str(options.spec.resolve()), f"--root={options.root.resolve()}", *configs]
 
@@ -192,13 +205,13 @@ def _resources(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise InputError(f"--resources {pair}: expected KEY=VALUE")
+            raise InputError(f"--resources {pair} must have the form KEY=VALUE")
         resources[key] = _number(value)
     return resources
 
 
 def _number(text: str) -> int | float | str:
-    """A value of a resource; what is no plain number stays as it is, such as 12:00:00."""
+    """Return a resource's value as a number; text that is not a plain number, such as 12:00:00, stays text."""
     for kind, pattern in ((int, r"0|[1-9]\d*"), (float, r"\d*\.\d+")):
         if re.fullmatch(pattern, text):
             return kind(text)
@@ -206,7 +219,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _at(suite: Suite, point: str) -> Run:
-    """The run that a point names."""
+    """Return the run that a point names."""
     runs = {(run.variant.name, run.seed): run for run in expand(suite)}
     try:
         wanted: Any = json.loads(point)
@@ -214,20 +227,20 @@ def _at(suite: Suite, point: str) -> Run:
     except (ValueError, TypeError, KeyError):
         variants, seeds = (list(dict.fromkeys(part)) for part in zip(*runs, strict=True))
         raise InputError(
-            f"--point {point} is no run of the suite; expected JSON with variant, one of {', '.join(variants)}, "
-            f"and seed, one of {', '.join(map(str, seeds))}"
+            f"--point {point} names no run of the suite; it must be JSON with a variant (one of {', '.join(variants)}) "
+            f"and a seed (one of {', '.join(map(str, seeds))})"
         ) from None
 
 
 def _write_report(folder: Path, console: Console) -> None:
-    from lsseg.ablation.report import write_report  # only now: it needs torch and matplotlib
+    from lsseg.ablation.report import write_report  # imported only here, because it needs torch and matplotlib
 
     try:
         write_report(folder, console)
     except OSError as error:
         if error.filename or error.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(folder)) from error  # a full disk's error lacks a name
+        raise OSError(error.errno, error.strerror, str(folder)) from error  # the error of a full disk names no file
 
 
 def _chosen(runs: list[Run], patterns: list[str] | None) -> list[Run]:
@@ -236,7 +249,9 @@ def _chosen(runs: list[Run], patterns: list[str] | None) -> list[Run]:
         names = [run.name for run in runs]
         similar = [name for pattern in patterns or [] for name in get_close_matches(pattern, names, 3)] or names[:6]
         others = f" and {len(names) - len(similar)} others" if len(similar) < len(names) else ""
-        raise InputError(f"--only {' '.join(patterns or [])} matches none of {', '.join(similar)}{others}")
+        raise InputError(
+            f"--only {' '.join(patterns or [])} matches no run of the suite; its runs are {', '.join(similar)}{others}"
+        )
     return chosen
 
 
@@ -247,7 +262,7 @@ def _status(outcomes: dict[str, Outcome]) -> int:
 def _tell(outcomes: dict[str, Outcome], folder: Path, console: Console) -> None:
     skipped = sum(outcome == "skipped" for outcome in outcomes.values())
     if skipped:
-        console.print(f"{skipped} finished run(s) skipped")
+        console.print(f"{skipped} finished run(s) were skipped")
     for name, outcome in outcomes.items():
         if outcome == "busy":
             console.print(f"{name}: another process is at work on it", style="red")

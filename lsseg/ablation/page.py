@@ -1,4 +1,4 @@
-"""A suite's report: its figures, one HTML file that needs no other, and its table for a paper in LaTeX."""
+"""Draws the figures of a suite's report, and writes its HTML page, which needs no other file, and its LaTeX table."""
 
 import base64
 import html
@@ -22,24 +22,24 @@ from lsseg.files import read_jsonl, write_text
 
 BY_IMAGE = {
     "semantic": "the mean IoU of the classes in an image",
-    "instances": "F1 of the objects found with a score of at least one half, mean over IoU thresholds",
+    "instances": "the F1 of the detections with a score of at least ½, averaged over IoU thresholds",
 }
 LATEX = UnicodeToLatexEncoder(
     conversion_rules=[UnicodeToLatexConversionRule(RULE_DICT, {ord("ᴺ"): r"\ensuremath{^N}"}), "defaults"],
-    unknown_char_policy="keep",  # other scripts, which XeLaTeX sets
+    unknown_char_policy="keep",  # XeLaTeX can set other scripts
     unknown_char_warning=False,
 )
 
 
 class Report(NamedTuple):
-    """What a suite's pages say.
+    """Holds the content of a suite's pages.
 
     Attributes:
         title: The suite's name.
-        caption: What was tested.
-        note: How the scores are made.
-        tables: By title; the first, without one, is the suite's.
-        figures: PNG files.
+        caption: The numbers of test images, updates and missing runs, and the devices.
+        note: The explanation of the scores.
+        tables: Tables by title; the first one has an empty title and is the suite's table.
+        figures: Paths of the PNG files.
     """
 
     title: str
@@ -50,13 +50,13 @@ class Report(NamedTuple):
 
 
 def write_page(path: Path, report: Report, results: list[Result], labels: dict[str, str]) -> None:
-    """Write the page.
+    """Write the HTML page.
 
     Args:
-        path: Where to.
-        report: What it says.
-        results: The finished runs; the first seed of each variant gives the pictures.
-        labels: Of the variants, by name.
+        path: Path of the page.
+        report: Content of the page.
+        results: The finished runs; the first run of each variant that has a gallery gives the pictures.
+        labels: Labels of the variants, by name.
     """
     main, *others = report.tables.items()
     pictures: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def write_page(path: Path, report: Report, results: list[Result], labels: dict[s
         "by_class": "\n".join(f"<h2>{html.escape(name)}</h2><div class=scroll>{_table(t)}</div>" for name, t in others),
         "figures": "\n".join(_picture(figure) for figure in report.figures),
         "by_image": BY_IMAGE[results[0].summary.get("kind", "semantic")],
-        # Within a script element nothing is escaped, so nothing may begin there.
+        # HTML does not decode entities in a script element, so the JSON text itself must hold no tag.
         "pictures": json.dumps(pictures, ensure_ascii=False).replace("<", "\\u003c"),
     }
     template = files("lsseg.ablation").joinpath("page.html").read_text(encoding="utf-8")
@@ -82,14 +82,14 @@ def write_page(path: Path, report: Report, results: list[Result], labels: dict[s
 
 
 def write_latex(path: Path, table: pd.DataFrame, caption: str) -> None:
-    """Write a table for the package booktabs: one tabular, so that the paper chooses float and label."""
+    """Write a table as one tabular for LaTeX's package booktabs; the paper itself adds the float and the label."""
     lines = [f"% {caption}", rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]
     lines += [_latex_row(table.columns), r"\midrule", *map(_latex_row, table.to_numpy().tolist())]
     write_text(path, "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
 
 
 def _latex_row(cells: Any) -> str:
-    signs = (re.sub(r"(?<![\w-])-(?=\d)", "−", str(cell)) for cell in cells)  # a hyphen is no minus sign
+    signs = (re.sub(r"(?<![\w-])-(?=\d)", "−", str(cell)) for cell in cells)  # LaTeX prints - as a hyphen
     return " & ".join(LATEX.unicode_to_latex(cell) for cell in signs) + r" \\"
 
 
@@ -103,13 +103,18 @@ def _table(table: pd.DataFrame) -> str:
 
 
 def _picture(path: Path) -> str:
-    titles = {"scores": "Scores", "curves": "Learning curves", "classes": "By class", "examples": "Examples"}
+    titles = {
+        "scores": "Scores",
+        "curves": "Learning curves",
+        "classes": "Scores by class",
+        "examples": "Example predictions",
+    }
     title = titles.get(path.stem, path.stem)
     return f'<h2>{title}</h2><img class="figure" alt="{title}" src="{_source(path)}">'
 
 
 def _gallery(run: Path) -> list[dict[str, Any]]:
-    """A run's best and worst images with their files as data; none of a run that kept none."""
+    """Return a run's best and worst images with their files as data URLs; a run without a gallery has none."""
     index = run / "gallery" / "gallery.json"
     if not index.is_file():
         return []
@@ -134,7 +139,7 @@ EXAMPLES = 4
 
 
 def draw_figures(folder: Path, results: list[Result], description: Description, rows: list[Row]) -> list[Path]:
-    """Draw all figures into ``folder/figures``; returns their paths."""
+    """Draw all figures into ``folder/figures`` and return their paths."""
     target = folder / "figures"
     target.mkdir(exist_ok=True)
     labels = {row.variant.name: row.variant.label for row in rows if row.seeds}
@@ -160,7 +165,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _scores(rows: list[Row], description: Description, results: list[Result], colors: dict[str, str]) -> Figure:
-    """Every seed's score, and the differences to the baseline (some to one of their own) with their intervals."""
+    """Draw every seed's scores and, below, each variant's differences to its baseline with their intervals."""
     compared = [score for score in scores_of(results) if score.compared]
     rows = [row for row in rows if row.seeds]
     labels = {row.variant.name: row.variant.label for row in rows}
@@ -168,19 +173,26 @@ def _scores(rows: list[Row], description: Description, results: list[Result], co
     others = [row for row in rows if (row.variant.baseline or description.baseline) != row.variant.name]
     longest = max(len(label) + len(to.get(name, "")) for name, label in labels.items())
     figure = _figure(10.5 + 0.08 * longest, 2.2 + 0.35 * (2 * len(rows)))
-    both = bool(others) and description.baseline in labels
+    both = any(row.all.differences for row in others)
     axes = figure.subplots(2 if both else 1, len(compared), squeeze=False)
     for column, score in enumerate(compared):
         for y, (name, color) in enumerate(colors.items()):
             values = [result.scores().get(score.name, np.nan) for result in results if result.variant == name]
             axes[0, column].plot(values, [y] * len(values), "o", color=color, alpha=0.6)
-            axes[0, column].plot(np.mean(values), y, "|", color=color, markersize=22, markeredgewidth=2.5)
+            axes[0, column].plot(
+                np.nanmean(values) if np.isfinite(values).any() else np.nan,
+                y,
+                "|",
+                color=color,
+                markersize=22,
+                markeredgewidth=2.5,
+            )
         axes[0, column].set(title=f"{score.label} (%)", ylim=(len(rows) - 0.5, -0.5))
         _name_rows(axes[0, column], list(labels.values()), column == 0)
         if both:
-            title = "Δ, 95 %" if to else f"Δ to {labels[description.baseline]}, 95 %"
+            compared_with = "the baseline" if to else labels[description.baseline]
             _draw_differences(axes[1, column], score.name, others, colors)
-            axes[1, column].set(title=title)
+            axes[1, column].set(title=f"difference to {compared_with}, 95 %")
             _name_rows(
                 axes[1, column], [labels[r.variant.name] + to.get(r.variant.name, "") for r in others], column == 0
             )
@@ -188,7 +200,7 @@ def _scores(rows: list[Row], description: Description, results: list[Result], co
 
 
 def _draw_differences(axis: Any, score: str, rows: list[Row], colors: dict[str, str]) -> None:
-    """The differences with their intervals: a thick one over the test images and, of enough seeds, a thin one."""
+    """Draw differences with a thick interval over test images and, for enough seeds, a thin one over seeds."""
     thin = False
     for y, row in enumerate(rows):
         found, color = row.all.differences.get(score), colors[row.variant.name]
@@ -200,7 +212,7 @@ def _draw_differences(axis: Any, score: str, rows: list[Row], colors: dict[str, 
             thin = True
         axis.plot(found.mean, y, "o", color=color)
     axis.axvline(0, color="k", linewidth=0.8)
-    axis.set(xlabel="thin: over seeds" if thin else "", ylim=(len(rows) - 0.5, -0.5))
+    axis.set(xlabel="thin line: interval over seeds" if thin else "", ylim=(len(rows) - 0.5, -0.5))
 
 
 def _name_rows(axis: Any, names: list[str], visible: bool) -> None:
@@ -209,8 +221,8 @@ def _name_rows(axis: Any, names: list[str], visible: bool) -> None:
 
 
 def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str]) -> Figure:
-    """Training loss and validation scores by step, a line for each run."""
-    # A method that logs its cross-entropy beside further terms is shown by it, the only term that several share.
+    """Draw the training loss and validation scores by step, with one line for each run."""
+    # The loss has different terms in different methods, so the cross-entropy is drawn if a run has logged it.
     keys: list[tuple[tuple[str, ...], str, int]] = [(("train/cross_entropy", "train/loss"), "training loss", 1)]
     curves = [score for score in scores_of(results) if score.curve]
     keys += [((f"val/{s.name}",), f"validation {s.label} ({s.unit})", int(s.shown(1))) for s in curves]
@@ -235,7 +247,7 @@ def _curves(results: list[Result], labels: dict[str, str], colors: dict[str, str
 
 
 def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, str]) -> Figure:
-    """The scores of every class, mean over seeds."""
+    """Draw the scores of every class, averaged over seeds."""
     classes = results[0].summary["classes"]
     figure = _figure(max(8, 0.35 * len(classes) * (len(labels) + 1) / 2 + 3), 5.5)
     by_class = {score.classes: score.class_label for score in with_classes(results)}
@@ -256,7 +268,10 @@ def _classes(results: list[Result], labels: dict[str, str], colors: dict[str, st
 
 
 def _examples(results: list[Result], labels: dict[str, str]) -> Figure | None:
-    """The same test images by every method (its first seed): a row for each image."""
+    """Draw a few test images in rows, with the prediction of every variant's first seed.
+
+    There is no figure if no image has a prediction of every variant.
+    """
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.variant, result)

@@ -1,4 +1,4 @@
-"""A suite's table, in a terminal and on disk, and its figures."""
+"""Writes a suite's report into files and prints its table in the terminal."""
 
 import importlib
 import re
@@ -35,10 +35,11 @@ OTHERS = "Further scores, costs and versions"  # the title of the second table
 def write_report(folder: Path, console: Console) -> None:
     """Write a suite's table, figures and pages into its folder, and print the table.
 
-    ``report.html`` holds all of it; ``results.md``, ``results.csv``, ``results.tex``, ``runs.csv`` and ``figures/``.
+    ``report.html`` holds everything. The other files are ``results.md``, ``results.csv``, ``results.tex``,
+    ``runs.csv`` and those in ``figures/``.
 
     Raises:
-        InputError: If the folder holds no suite, or no run of it is finished.
+        InputError: If the folder holds no suite, no run of the suite is finished, or a file is damaged.
     """
     description = load_description(folder)
     results = load_results(folder, description)
@@ -69,12 +70,12 @@ def write_report(folder: Path, console: Console) -> None:
     title = f"{report.title}: {report.caption}"
     write_latex(folder / "results.tex", brief, title)
     console.print(_rich(brief, title))
-    made = f"report: {folder / 'report.html'}, results.md, .csv, .tex, runs.csv, figures/"
+    made = f"wrote {folder / 'report.html'}, results.md, results.csv, results.tex, runs.csv and figures/"
     console.print(made, markup=False, highlight=False)
 
 
 def _import_packages(results: list[Result], console: Console) -> None:
-    """Import the modules of users' classes that the runs name: they may add rows to the table of scores."""
+    """Import the modules of the classes that the runs name, because a user's module may add rows to the scores."""
     files = (result.folder / "config.yaml" for result in results)
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
     for module in sorted({path for text in texts for path in re.findall(r"class_path: ([\w.]+)\.\w+", text)}):
@@ -131,7 +132,7 @@ def _others(row: Row, rows: list[Row], scores: list[Score]) -> dict[str, str]:
 
 
 def _score(row: Row, score: Score, rows: list[Row]) -> dict[str, str]:
-    """A score and, where the suite gives one of it, the paper's."""
+    """Return the cell of a score and, if the suite cites the score in any row, the cell of the paper's score."""
     shown = {score.label: _spread(row.all, score, row.seeds)}
     if any(score.name in other.variant.paper for other in rows):
         shown[f"{score.label} in the paper"] = _number(row.variant.paper.get(score.name), 1)
@@ -139,7 +140,7 @@ def _score(row: Row, score: Score, rows: list[Row]) -> dict[str, str]:
 
 
 def _over_seeds(row: Row, score: Score, rows: list[Row]) -> dict[str, str]:
-    """The interval of a difference over seeds, where a row has enough of them."""
+    """Return the cell of a difference's interval over seeds; without enough seeds in any row, return no cell."""
 
     def interval(one: Row) -> tuple[float, float] | None:
         found = one.all.differences.get(score.name)
@@ -153,7 +154,7 @@ def _over_seeds(row: Row, score: Score, rows: list[Row]) -> dict[str, str]:
 
 def _caption(results: list[Result], description: Description) -> str:
     planned = sum(len(runs) for runs in description.runs.values())
-    missing = f", {planned - len(results)} of {planned} runs missing" if planned > len(results) else ""
+    missing = f", {planned - len(results)} of {planned} runs are not finished" if planned > len(results) else ""
     steps = sorted({result.summary["step"] for result in results})
     updates = "/".join(map(str, steps))
     images = "/".join(map(str, sorted({len(result.names) for result in results})))
@@ -162,18 +163,18 @@ def _caption(results: list[Result], description: Description) -> str:
 
 
 def _mixed(results: list[Result]) -> str:
-    """A warning where rows were made by different versions of the code; nothing where all are of one."""
+    """Return a warning if different versions of the code made the runs, else an empty text."""
     versions = sorted({result.version for result in results})
     if len(versions) < 2:
         return ""
     return (
-        f"Attention: these runs were made by {len(versions)} versions of the code ({', '.join(versions)}), so that "
-        "differences between rows may be differences between versions: delete the older ones and run them again."
+        f"Warning: {len(versions)} versions of the code ({', '.join(versions)}) made these runs, so differences "
+        "between rows can come from the code. Delete the older runs and run them again."
     )
 
 
 def _note(description: Description) -> str:
-    """How the scores and differences are made."""
+    """Return a text that explains the scores and differences."""
     labels, main = description.labels, description.baseline
     of: dict[str, list[str]] = {}
     for row in description.variants:
@@ -181,11 +182,12 @@ def _note(description: Description) -> str:
             of.setdefault(row.baseline, []).append(f"“{row.label}”")
     others = "".join(f", of {', '.join(rows)} to “{labels[name]}”" for name, rows in of.items())
     return (
-        f"Scores in percent, mean ± standard deviation over seeds. Δ is the paired difference to “{labels[main]}”"
+        "Scores are in percent: the mean ± the standard deviation over seeds. Δ is the paired difference to "
+        f"“{labels[main]}”"
         f"{others} in percentage points over the seeds that both have, with a bootstrap 95 % interval over the test "
-        "images. How far other seeds would move it, the differences by seed tell, and from three seeds on a 95 % "
-        "interval of their mean (Student's t). Trust a gain only if both intervals exclude zero. Times of "
-        "training are those of this machine with all that it did beside."
+        "images. The differences by seed and, for at least three seeds, a 95 % interval of their mean (Student's t) "
+        "show how much other seeds could change it. Trust a gain only if both intervals exclude zero. Training times "
+        "depend on this machine and on what else ran on it."
     )
 
 
@@ -222,7 +224,7 @@ def _rows(table: pd.DataFrame) -> list[str]:
 
 
 def _brief(shown: pd.DataFrame, scores: list[Score]) -> pd.DataFrame:
-    """The columns that fit into 80 characters, or onto a page; the files have them all."""
+    """Return the columns that fit into 80 characters or onto a page; the HTML and Markdown files have all columns."""
     first, second = [re.escape(score.label) for score in scores if score.compared][:2]
     wanted = rf"(method|{first}( in the paper)?|Δ {first} \[.*|(Δ )?{second}( \[.*)?)"
     return shown[[name for name in shown.columns if re.fullmatch(wanted, name)]]

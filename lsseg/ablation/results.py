@@ -1,4 +1,4 @@
-"""What the runs of a suite left on disk, and the rows of its table that they make."""
+"""Reads the results of a suite's runs from disk and computes the rows of the suite's table."""
 
 import fnmatch
 import json
@@ -27,21 +27,21 @@ SUMMARY_KEYS: dict[str, Any] = {
     "classes": list,
     "device": str,
 }
-# Of the precision of detections, which has no sums that could be weighted.
+# Scores of detections cannot be computed from weighted sums over images, so each resample takes longer.
 FEW_RESAMPLES = 1_000
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run.
+    """Holds the results of a finished run.
 
     Attributes:
-        variant: Of which method.
-        seed: Its seed.
-        folder: Where it is.
-        summary: Its ``test.json``.
-        names: Of its test images.
-        counts: What it noted of them, by name.
+        variant: Name of the variant.
+        seed: Seed of the run.
+        folder: The run folder.
+        summary: Content of ``test.json``.
+        names: Names of the test images.
+        counts: Counts of the test images, by the counts' names.
     """
 
     variant: str
@@ -53,12 +53,12 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """The kind of its task."""
+        """Return the kind of the run's task."""
         return kind_of_summary(self.summary)
 
     @property
     def version(self) -> str:
-        """The commit that made it, ``+`` behind it where files were changed; ``unknown`` outside a git checkout."""
+        """Return the commit that made the run, with ``+`` if files were changed; ``unknown`` outside a git checkout."""
         path = self.folder / "environment.json"
         noted = _read(path, lambda: json.loads(path.read_text()), "delete it") if path.is_file() else {}
         if not isinstance(noted, dict):
@@ -67,16 +67,20 @@ class Result:
         return commit + ("+" if noted.get("git_changed_files") else "")
 
     def subset(self, pattern: str) -> "Result":
-        """The same run on the test images of matching names; scores that need the images again are left out."""
+        """Return the run on the test images with matching names, without scores that need more than counts."""
         keep = np.array([fnmatch.fnmatch(str(name), pattern) for name in self.names], dtype=bool)
         counts = {name: rows[keep] for name, rows in self.counts.items() if len(rows) == len(keep)}
-        if "detections" in self.counts:  # several of an image
+        if "detections" in self.counts:  # an image can have several detections
             detections = self.counts["detections"]
             counts["detections"] = detections[np.isin(detections[:, 0], counts["index"])]
         return replace(self, names=self.names[keep], counts=counts, summary={**self.summary, "scores": {}})
 
     def scores(self) -> dict[str, float]:
-        """Scores by name, as tables show them: those of label maps from its counts, others as the run found them."""
+        """Return scores by name, in the units of tables.
+
+        Scores of label maps come from the counts. Other scores come from ``test.json`` or, if they are not in it, as in
+        a subset, from the counts.
+        """
         known, every = self.summary["scores"], np.ones((1, len(self.names)))
         found = {}
         for score in of_kind(self.kind):
@@ -88,7 +92,7 @@ class Result:
         return found
 
     def scored(self, score: Score) -> Scored | None:
-        """A score as a function of how often each test image counts; None of one that the run has no counts of."""
+        """Return a score as a function of how often each test image counts, or None if the run lacks the counts."""
         if score.of_images is None or not self._can_be_weighted(score):
             return None
         return partial(score.of_images, self.counts)
@@ -98,21 +102,21 @@ class Result:
 
 
 def kind_of_summary(summary: dict[str, Any]) -> str:
-    """The kind of a run's task."""
+    """Return the kind of a run's task, which is ``semantic`` if ``test.json`` does not name it."""
     kind: str = summary.get("kind", "semantic")
     return kind
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a suite is, as the runner noted it.
+    """Describes a suite, as ``lsseg ablate`` recorded it.
 
     Attributes:
-        name: Its name.
-        variants: Its rows.
+        name: Name of the suite.
+        variants: The variants, which are the rows of the table.
         runs: Names of the runs by variant and seed.
-        baseline: The variant that the others are compared with.
-        subsets: Patterns of the names of test images that are scored apart, by what tables call them.
+        baseline: Name of the variant with which the others are compared.
+        subsets: Patterns of image names, by the subsets' names in tables; each subset has its own scores.
     """
 
     name: str
@@ -123,15 +127,15 @@ class Description:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What tables call the variants."""
+        """Return the labels of the variants in tables, by name."""
         return {variant.name: variant.label for variant in self.variants}
 
 
 def load_description(folder: Path) -> Description:
-    """What the suite is, as the runner noted it.
+    """Read the description of a suite.
 
     Raises:
-        InputError: If the folder holds no suite.
+        InputError: If the folder holds no suite, or the description is damaged.
     """
     path = folder / "suite.json"
     if not path.is_file():
@@ -140,11 +144,11 @@ def load_description(folder: Path) -> Description:
     try:
         return _described(noted)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} describes no suite; start `lsseg ablate` again") from error
+        raise InputError(f"{path} is not the description of a suite; start `lsseg ablate` again") from error
 
 
 def _described(noted: Any) -> Description:
-    """The description, each part of which is what it must be; raises what Python raises where one is not."""
+    """Return the description after checking the type of each part; a wrong part raises Python's own error."""
 
     def text(value: Any) -> str:
         if not isinstance(value, str):
@@ -167,10 +171,10 @@ def _described(noted: Any) -> Description:
 
 
 def load_results(folder: Path, description: Description) -> list[Result]:
-    """The finished runs of a suite, in its order.
+    """Read the finished runs of a suite, in the suite's order.
 
     Raises:
-        InputError: If a run's files are damaged; names the file.
+        InputError: If a run's files are damaged; the message names the file.
     """
     results = []
     for variant, runs in description.runs.items():
@@ -201,20 +205,22 @@ def _load_result(run: Path, variant: str, seed: int) -> Result:
 
 
 def with_classes(results: list[Result]) -> list[Score]:
-    """The scores that classes have in some of the runs."""
+    """Return the scores that have a table by class and that at least one run has for its classes."""
     known = {key.partition("/")[0] for result in results for key in result.summary["scores"] if "/" in key}
     return [score for score in scores_of(results) if score.class_label and score.classes in known]
 
 
 def scores_of(results: list[Result]) -> list[Score]:
-    """The scores of the one kind that all runs have, in the order of tables.
+    """Return the scores of the kind that all runs have, in the order of tables.
 
     Raises:
-        InputError: If they have several.
+        InputError: If the runs do not have exactly one kind.
     """
     kinds = {result.kind for result in results}
     if len(kinds) != 1:
-        raise InputError(f"the runs of one suite must have one kind of scores, not {' and '.join(sorted(kinds))}")
+        raise InputError(
+            f"all runs of a suite must have the same kind of scores, but these have {' and '.join(sorted(kinds))}"
+        )
     return [score for score in of_kind(kinds.pop()) if score.in_suites]
 
 
@@ -226,7 +232,10 @@ def _read(path: Path, load: Callable[[], Any], advice: str) -> Any:
 
 
 def difference(results: list[Result], variant: str, baseline: str, score: Score) -> Difference | None:
-    """Paired difference of a variant to the baseline over their common seeds, in percentage points."""
+    """Return the paired difference of a variant to the baseline over their common seeds, in percentage points.
+
+    It is None for the baseline itself, without common seeds, or if a run lacks the counts of the score.
+    """
     ours = {result.seed: result for result in results if result.variant == variant}
     theirs = {result.seed: result for result in results if result.variant == baseline}
     seeds = sorted(ours.keys() & theirs.keys())
@@ -246,7 +255,7 @@ def difference(results: list[Result], variant: str, baseline: str, score: Score)
 
 
 def run_table(results: list[Result]) -> pd.DataFrame:
-    """One row for each run: scores in percent, those of every class among them, and costs."""
+    """Return a table with one row for each run: scores and scores of classes in percent, and costs in seconds."""
     rows = []
     for result in results:
         per_class = {k: 100 * v for k, v in result.summary["scores"].items() if "/" in k}
@@ -257,12 +266,12 @@ def run_table(results: list[Result]) -> pd.DataFrame:
 
 
 class Spread(NamedTuple):
-    """A score of a variant's runs, in the unit of tables.
+    """Summarizes a score of a variant's runs, in the unit of tables.
 
     Attributes:
-        mean: Over seeds.
-        deviation: Over seeds; NaN of a single one.
-        seeds: How many have the score: a run that found nothing has no boundary score.
+        mean: Mean over seeds.
+        deviation: Standard deviation over seeds; NaN for a single seed.
+        seeds: Number of seeds that have the score; a run that found nothing has no boundary score.
     """
 
     mean: float
@@ -272,11 +281,11 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What the runs of a variant score on the test images, or on a subset of them.
+    """Holds the scores of a variant's runs on the test images, or on a subset of them.
 
     Attributes:
-        scores: By name.
-        differences: To the variant's baseline, by the name of the score.
+        scores: Scores by name.
+        differences: Differences to the variant's baseline, by the names of the scores.
     """
 
     scores: dict[str, Spread]
@@ -285,16 +294,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a suite's table.
+    """Holds a row of a suite's table.
 
     Attributes:
-        variant: Which; its numbers of the paper are in it.
-        seeds: How many of its runs are finished.
-        all: On all test images.
-        subsets: On the subsets that have an image, by their names.
-        costs: Means by name, of those that were measured.
-        parameters: Of the network; None of a row that is only cited.
-        commits: That made its runs.
+        variant: The variant, which also holds the paper's numbers.
+        seeds: Number of finished runs.
+        all: Scores on all test images.
+        subsets: Scores on the subsets that have images, by the subsets' names.
+        costs: Mean of each cost that was measured, by name.
+        parameters: Number of the network's parameters; None if no run is finished.
+        commits: Commits that made the runs.
     """
 
     variant: Variant
@@ -307,7 +316,7 @@ class Row:
 
 
 def rows_of(results: list[Result], description: Description) -> list[Row]:
-    """One row for each variant: means and spreads over seeds, differences to the baseline, costs."""
+    """Return one row for each variant, with means and spreads over seeds, differences to the baseline, and costs."""
     compared = [score for score in scores_of(results) if score.compared]
     parts = {name: [result.subset(pattern) for result in results] for name, pattern in description.subsets.items()}
     rows = []
@@ -329,7 +338,7 @@ def rows_of(results: list[Result], description: Description) -> list[Row]:
 
 
 def measured(results: list[Result], variant: str, baseline: str, compared: list[Score]) -> Measured:
-    """The scores of a variant over its seeds, and how some of them differ from its baseline's."""
+    """Compute a variant's scores over its seeds, and the differences of the ``compared`` scores to the baseline."""
     own = [result.scores() for result in results if result.variant == variant]
     spreads = {}
     for name in dict.fromkeys(name for scores in own for name in scores):
@@ -342,7 +351,7 @@ def measured(results: list[Result], variant: str, baseline: str, compared: list[
 
 
 def variant_table(rows: list[Row]) -> pd.DataFrame:
-    """The rows as columns of numbers, as ``results.csv`` has them."""
+    """Return the rows as a table of numbers, which ``results.csv`` holds."""
     table = []
     for row in rows:
         columns: dict[str, Any] = {"variant": row.variant.name, "label": row.variant.label, "seeds": row.seeds}

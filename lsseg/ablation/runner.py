@@ -1,4 +1,4 @@
-"""Runs the experiments of a suite, each in a process of its own, lives with those that fail, and shows how they do."""
+"""Runs the experiments of a suite, each in its own process, goes on if some of them fail, and shows their progress."""
 
 import fcntl
 import itertools
@@ -27,28 +27,30 @@ from lsseg.process import DIE_WITH_PARENT
 
 Outcome = Literal["done", "skipped", "failed", "busy", "not started"]
 Listener = Callable[[str, str], None]
-# With these in its environment a run is one of a sweep to W&B.
+# W&B counts a run with these environment variables as part of a sweep.
 OF_AN_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
-SECONDS = 1.0  # between looks at a lock
+SECONDS = 1.0  # between attempts to take a lock
 STALE = ("metrics.jsonl", "metrics.csv", "test_images.npz")
+NOTE = "note: "  # begins what the runner itself says of a run
 
 
 class Gpus:
-    """Lends this machine's GPUs to runs, of which as many as ``jobs`` are done at a time.
+    """Lends this machine's GPUs to at most ``jobs`` runs at a time.
 
     Args:
-        per_run: How many each run gets.
-        jobs: Runs at a time; more than there are GPUs for share them. None is one to a GPU, and one without any.
+        per_run: Number of GPUs for each run.
+        jobs: Number of runs at a time; runs share GPUs if the machine has too few. None means as many runs as can have
+            GPUs of their own, or one run on a machine without GPUs.
 
     Raises:
-        InputError: If the machine has GPUs, but too few.
+        InputError: If the machine has fewer GPUs than ``per_run``; ``per_run=1`` is allowed without GPUs.
     """
 
     def __init__(self, per_run: int = 1, jobs: int | None = None) -> None:
         known = visible_gpus()
         groups = [known[i : i + per_run] for i in range(0, len(known) - per_run + 1, per_run)]
         if not groups and (known or per_run > 1):
-            raise InputError(f"--gpus-per-run {per_run} does not fit: this machine has {len(known) or 'none'}")
+            raise InputError(f"--gpus-per-run is {per_run}, but this machine has {len(known)} GPUs")
         self.jobs = jobs or max(1, len(groups))
         self._free: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
         for number in range(self.jobs):
@@ -56,7 +58,7 @@ class Gpus:
 
     @contextmanager
     def lend(self) -> Iterator[list[str]]:
-        """The GPUs of one run, by index or UUID; none on a machine without."""
+        """Wait for the GPUs of one run and yield their indices or UUIDs; a machine without GPUs yields none."""
         own = self._free.get()
         try:
             yield own
@@ -65,7 +67,7 @@ class Gpus:
 
 
 def visible_gpus() -> list[str]:
-    """This machine's NVIDIA GPUs: those in CUDA_VISIBLE_DEVICES where it is set, else all."""
+    """Return this machine's NVIDIA GPUs, or only those in CUDA_VISIBLE_DEVICES if it is set."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         try:
@@ -74,7 +76,7 @@ def visible_gpus() -> list[str]:
         except (OSError, subprocess.SubprocessError):
             return []
     names = [name.strip() for name in re.split(r"[,\n]", allowed)]
-    # As CUDA reads it: what stands behind a number below 0, or behind nothing, is not seen.
+    # CUDA ignores a negative number or an empty entry, and everything after it.
     return list(dict.fromkeys(itertools.takewhile(lambda name: name and not name.startswith("-"), names)))
 
 
@@ -82,12 +84,12 @@ class Runner:
     """Runs experiments in a suite's folder.
 
     Args:
-        folder: The suite's folder; a run's folder has its name.
+        folder: The suite's folder, which has a folder with the name of each run.
         suite: Name of the suite, for W&B.
-        gpus: Where its runs get their GPUs from; None leaves them those that are visible.
-        listener: Called with a run's name and each line it prints.
-        wait: Wait for another process that is at work on a run instead of leaving the run to it.
-        agent_of: The run that W&B's agent asks for, where this process was started by one.
+        gpus: Lends GPUs to the runs; if None, each run sees all visible GPUs.
+        listener: Called with a run's name and each line of its output, and with the runner's messages about the run.
+        wait: Whether to wait for another process that is at work on a run, instead of leaving the run to it.
+        agent_of: Name of the run that W&B's agent asks for, if an agent started this process.
     """
 
     def __init__(
@@ -105,18 +107,18 @@ class Runner:
         self._stopping = threading.Event()
 
     def run_all(self, runs: list[Run], jobs: int) -> dict[str, Outcome]:
-        """Run everything that is not finished, ``jobs`` at a time.
+        """Run all runs that are not finished, ``jobs`` at a time.
 
         Returns:
-            What became of each run, by name.
+            The outcome of each run, by name.
 
         Raises:
-            KeyboardInterrupt: If interrupted; the running experiments are stopped first.
+            KeyboardInterrupt: If the user interrupts; the running experiments are stopped first.
         """
         with ThreadPoolExecutor(jobs) as pool:
             futures: dict[str, Future[Outcome]] = {}
             for run in runs:
-                # It was submitted before, so it is running or done: waiting for it cannot block for ever.
+                # The run to start from was submitted before this one, so waiting for it cannot block for ever.
                 before = futures.get(run.start.name) if run.start else None
                 futures[run.name] = pool.submit(self._run, run, jobs, before)
             try:
@@ -138,7 +140,7 @@ class Runner:
         if self._stopping.is_set():
             return "failed"
         folder.mkdir(parents=True, exist_ok=True)
-        locks = self.folder / ".locks"  # not in the run's folder: who deletes that one must not free the run
+        locks = self.folder / ".locks"  # deleting a run folder must not release its lock
         locks.mkdir(exist_ok=True)
         with self._lock(locks / run.name, run.name) as lock:
             if lock is None:
@@ -153,7 +155,10 @@ class Runner:
 
     @contextmanager
     def _lock(self, path: Path, name: str) -> Iterator[int | None]:
-        """The lock of a run, as a file descriptor, or None where another process holds it; the kernel frees it."""
+        """Lock a run and yield the lock's file descriptor, or None if another process holds the lock.
+
+        The kernel releases the lock when the last process that holds the descriptor has closed it or has ended.
+        """
         with path.open("w") as file:
             told = False
             while True:
@@ -165,7 +170,7 @@ class Runner:
                         yield None
                         return
                     if not told:
-                        self.listener(name, f"waiting for another process that is at work on {name}")
+                        self.listener(name, f"{NOTE}waiting for another process that is at work on {name}")
                         told = True
                     self._stopping.wait(SECONDS)
             yield file.fileno()
@@ -183,7 +188,7 @@ class Runner:
         checkpoint = self._checkpoint(folder, run.name)
         if checkpoint is not None:
             arguments.append(f"--ckpt_path={checkpoint}")
-        else:  # interrupted before the first checkpoint: what it logged is no part of the run that starts now
+        else:  # the new run must not contain the logs of one that was interrupted before its first checkpoint
             for name in STALE:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "wandb", ignore_errors=True)
@@ -200,10 +205,10 @@ class Runner:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            pass_fds=(lock,),  # the lock is held as long as the run lives, even if the runner does not
+            pass_fds=(lock,),  # the run's process keeps the lock even if the runner has ended
         )
         self._processes.add(process)
-        if self._stopping.is_set():  # an interrupt that came before the process was known
+        if self._stopping.is_set():  # the interrupt came before the process was added
             process.terminate()
         assert process.stdout is not None
         with process, (folder / "log.txt").open("a") as log:
@@ -215,27 +220,27 @@ class Runner:
         return "done" if process.returncode == 0 and (folder / "test.json").is_file() else "failed"
 
     def _checkpoint(self, folder: Path, name: str) -> Path | None:
-        """The last whole checkpoint of an interrupted run; a disk that failed can have torn the newest."""
-        from lsseg.tasks.start import read_checkpoint  # only now: it imports torch
+        """Return an interrupted run's ``last.ckpt``; if it is missing or damaged, return ``best.ckpt`` or None."""
+        from lsseg.tasks.start import read_checkpoint  # imported only here, because it imports torch
 
         for path in (folder / "last.ckpt", folder / "best.ckpt"):
             if path.exists():
                 try:
                     read_checkpoint(path)
                 except InputError as error:
-                    self.listener(name, f"{error}; it is left aside")
+                    self.listener(name, f"{NOTE}{error}; it is not used")
                     continue
-                except (OSError, RuntimeError):  # of the disk or the memory: the run's own process will say it
+                except (OSError, RuntimeError):  # the run's own process will report an error of the disk or of memory
                     pass
                 return path
         return None
 
 
 def check_settings(folder: Path, runs: list[Run]) -> None:
-    """Refuse a suite's folder in which a run was made with other settings: its table would mix the two.
+    """Refuse a suite's folder that holds a run with other settings, because the table would mix both.
 
     Raises:
-        InputError: Naming the run's folder.
+        InputError: If a run has other settings; the message names the run folder.
     """
     for run in runs:
         made_with = _read_json(folder / run.name / "run.json")
@@ -246,12 +251,12 @@ def check_settings(folder: Path, runs: list[Run]) -> None:
 
 
 def _cores() -> int:
-    """Those that this process may use, which on a cluster are fewer than the machine has."""
+    """Return the number of CPU cores that this process may use; on a cluster the machine can have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _wandb_id(folder: Path, given: str | None) -> str:
-    """An id that stays the same when the run is continued, so that W&B shows one run, too; an agent gives its own."""
+    """Return the run's W&B id, which a continued run keeps; an agent's id ``given`` replaces it."""
     path = folder / "wandb-id"
     if given or not path.is_file():
         write_text(path, given or uuid.uuid4().hex[:8])
@@ -266,11 +271,11 @@ def _read_json(path: Path) -> object:
 
 
 class Monitor:
-    """Live progress: a bar for each run on a terminal, the runs' own lines elsewhere.
+    """Shows live progress: a bar for each run on a terminal, and the runs' own progress lines elsewhere.
 
     Args:
-        runs: The runs to be watched.
-        console: Where to show them.
+        runs: The runs to watch.
+        console: The console that shows them.
     """
 
     STEP = re.compile(r"^epoch (\d+) step (\d+)/(\d+) (.*)$")
@@ -299,11 +304,11 @@ class Monitor:
             self.progress.stop()
 
     def listen(self, name: str, line: str) -> None:
-        """Show a line that a run printed."""
+        """Show the runner's notes and a run's progress lines; other lines only start the clock of the run's bar."""
         step = self.STEP.match(line)
+        if line.startswith(NOTE) or (step and self.progress is None):
+            self.console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
         if self.progress is None:
-            if step:
-                self.console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
             return
         if not self.progress.tasks[self.bars[name]].started:
             self.progress.start_task(self.bars[name])

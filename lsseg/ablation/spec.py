@@ -1,21 +1,21 @@
-"""A suite's YAML file and the runs it stands for.
+"""Reads a suite's YAML file and lists the runs that it describes.
 
 ::
 
     name: quickstart
-    base: [quickstart/base.yaml]       # configurations of every run, relative to this file
-    set: {trainer.max_steps: 300}      # keys of every run
+    base: [quickstart/base.yaml]       # configuration files of every run, relative to this file
+    set: {trainer.max_steps: 300}      # settings of every run
     seeds: [0, 1]
-    baseline: cross_entropy            # what the others are compared with; the first variant where it is not given
+    baseline: cross_entropy            # the variant to compare the others with; by default the first one that is run
     variants:
       - {name: cross_entropy, label: Cross-entropy}
       - {name: level_set, config: level_set.yaml, set: {model: LevelSetLossTask}, paper: {miou: 76.5}}
-      - {name: fcn_ls, config: [fcn.yaml, ls.yaml], baseline: fcn}      # compared with a row of its own
-      - {name: fine, start: coarse}             # starts from the last weights of an earlier variant, of the same seed
-      - {name: views, start: fine, set: {trainer.max_steps: 0, model.test_flip: true}}         # only tests them
-      - {name: crf, label: Dense CRF, cite: true, paper: {miou: 71.2}}   # a row of the paper that is not run
-    grid: {model.lr: [0.01, 0.1]}      # optional: every variant at every point of the grid
-    subsets: {Seq05VD: "Seq05VD*"}     # optional: scores on the test images of these names, too
+      - {name: fcn_ls, config: [fcn.yaml, ls.yaml], baseline: fcn}      # compared with another baseline
+      - {name: fine, start: coarse}             # starts from the last weights of an earlier variant, same seed
+      - {name: views, start: fine, set: {trainer.max_steps: 0, model.test_flip: true}}         # only tests the weights
+      - {name: crf, label: Dense CRF, cite: true, paper: {miou: 71.2}}   # shows only numbers of the paper; not run
+    grid: {model.lr: [0.01, 0.1]}      # optional: runs every variant at every point of the grid
+    subsets: {Seq05VD: "Seq05VD*"}     # optional: also scores the test images with these names
 """
 
 import importlib
@@ -35,25 +35,25 @@ VARIANT_KEYS = {"name", "label", "config", "set", "paper", "cite", "baseline", "
 
 
 OWN_KEYS = {
-    "seed_everything": "which follows from seeds",
-    "trainer.default_root_dir": "which is the run's folder in the suite's (--root)",
-    "test_after_fit": "which every run does",
+    "seed_everything": "the suite's seeds set it",
+    "trainer.default_root_dir": "it is always the run folder (see --root)",
+    "test_after_fit": "it is always true in a suite",
 }
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table.
+    """Describes one row of the table.
 
     Attributes:
-        name: Short and usable as a folder name.
-        label: What the table calls it.
-        configs: Configuration files, later ones win.
-        settings: Keys set on top of them.
-        paper: Reference numbers by score (``miou``, ``iou/road``), in percent, and costs (``test_seconds_per_image``).
-        cite: The row has the paper's numbers only and is not run.
-        baseline: What it is compared with, if not with the suite's.
-        start: The variant from whose last weights it starts; one before it.
+        name: Short name that is usable as a folder name.
+        label: Name in the table.
+        configs: Configuration files; later files override earlier ones.
+        settings: Settings that override the files, by key.
+        paper: The paper's scores (``miou``, ``iou/road``) in percent and costs (``test_seconds_per_image``) in seconds.
+        cite: Whether the row shows only the paper's numbers and is not run.
+        baseline: Name of the variant to compare it with; None means the suite's baseline.
+        start: The earlier variant whose last weights are this variant's initial weights, or None.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Suite:
-    """A parsed suite."""
+    """Holds a parsed suite."""
 
     name: str
     variants: tuple[Variant, ...]
@@ -79,24 +79,24 @@ class Suite:
 
 @dataclass(frozen=True)
 class Run:
-    """One variant with one seed."""
+    """A run is one variant with one seed."""
 
     variant: Variant
     seed: int
 
     @property
     def name(self) -> str:
-        """Name of the run and of its folder."""
+        """Return the name of the run and of its folder."""
         return f"{self.variant.name}-seed{self.seed}"
 
     @property
     def start(self) -> "Run | None":
-        """The run from whose last weights it starts."""
+        """Return the run whose last weights are this run's initial weights, or None."""
         return Run(self.variant.start, self.seed) if self.variant.start else None
 
     def arguments(self, folder: Path) -> list[str]:
-        """Arguments of ``lsseg`` that train and test it in ``folder``."""
-        # A class comes before its arguments: the command line is read from left to right.
+        """Return the arguments of ``lsseg`` that train and test the run in ``folder``."""
+        # The command line is read from left to right, so a class must come before its arguments.
         keys = sorted(self.variant.settings, key=lambda key: (key.count("."), key))
         flags = [f"--{key}={_value(self.variant.settings[key])}" for key in keys]
         return [
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def task(self) -> str | None:
-        """Name of the model's class."""
+        """Return the name of the model's class, or None if no file or setting names it."""
         files = [(read_yaml(Path(path)) or {}).get("model") for path in self.variant.configs]
         for model in [self.variant.settings.get("model"), *reversed(files)]:
             if isinstance(model, str):
@@ -121,7 +121,7 @@ class Run:
         return None
 
     def fingerprint(self) -> dict[str, Any]:
-        """Its settings, files' contents included: a finished run counts only for the same ones."""
+        """Return the run's settings with the contents of its files; an earlier run in its folder must have the same."""
         configs = [read_yaml(Path(path)) for path in self.variant.configs]
         start = {"start": self.start.fingerprint()} if self.start else {}
         return {"configs": configs, "set": self.variant.settings, "seed": self.seed, **start}
@@ -132,15 +132,15 @@ def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
 
     Args:
         path: The suite's file.
-        extra: Configurations on top of those of every run, such as one that makes them smaller; their names become part
-            of the suite's.
+        extra: Configuration files on top of those of every run, such as one that makes all runs smaller; their names
+            become part of the suite's name.
 
     Raises:
-        InputError: If anything in it cannot be used; names the file and the key.
+        InputError: If anything in the file cannot be used; the message names the file and the key.
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys {', '.join(sorted(KEYS))}")
+        raise InputError(f"{path} must be a mapping with keys among {', '.join(sorted(KEYS))}")
     _known(path, "", content, KEYS)
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
@@ -149,12 +149,12 @@ def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
     names = [variant.name for variant in variants]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{path}: two runs have the same name {name!r}")
+            raise InputError(f"{path}: two variants have the same name {name!r}")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"{path}: a seed is given twice, so two runs have the same name")
     runnable = [variant.name for variant in variants if not variant.cite]
     if not runnable:
-        raise InputError(f"{path}: every variant is a citation; there is nothing to run")
+        raise InputError(f"{path}: every variant has cite: true, so there is nothing to run")
     baseline = content.get("baseline", runnable[0])
     if baseline not in runnable:
         raise InputError(f"{path}: baseline {baseline!r} is none of the variants {', '.join(runnable)}")
@@ -171,21 +171,21 @@ def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
 
 
 def expand(suite: Suite) -> list[Run]:
-    """All runs, seed by seed, so that every variant has a result early.
+    """Return all runs, seed by seed, so that every variant has a result early.
 
-    Those that start from another come behind the others of their seed, so that none waits while one could run.
+    Runs that start from another run come after the others of their seed, so that no run waits while another could run.
     """
     variants = sorted((v for v in suite.variants if not v.cite), key=_starts_before)
     return [Run(variant, seed) for seed in suite.seeds for variant in variants]
 
 
 def _starts_before(variant: Variant) -> int:
-    """How many runs come one after the other before this one."""
+    """Count the variants that must run before this one: its start, the start of its start, and so on."""
     return 0 if variant.start is None else 1 + _starts_before(variant.start)
 
 
 def describe(suite: Suite) -> dict[str, Any]:
-    """What a report needs to know of a suite, as JSON."""
+    """Return the description of a suite for ``suite.json``, from which its report is made."""
     content = asdict(suite)
     for variant in content["variants"]:
         variant["start"] = variant["start"] and variant["start"]["name"]
@@ -217,13 +217,15 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         own = entry.get("config", [])
         own = own if isinstance(own, list) else [own]
         if not all(isinstance(text, str) for text in (*own, entry.get("label", ""))):
-            raise InputError(f"{path}: config (or a list of them) and label of variant {entry['name']!r} must be text")
+            raise InputError(
+                f"{path}: config of variant {entry['name']!r} must be a text or a list of texts, and its label a text"
+            )
         paper = _mapping(path, entry, "paper")
         for score, number in paper.items():
             known = can_be_cited(score, SCORES)
             if not known or isinstance(number, bool) or not isinstance(number, int | float):
                 names = ", ".join(one.name for one in (*SCORES, *COSTS) if one.in_suites)
-                raise InputError(f"{path}: paper.{score}: {number!r}; expected a number for one of {names}")
+                raise InputError(f"{path}: paper.{score} is {number!r}, but must be a number for one of {names}")
         if not isinstance(entry.get("cite", False), bool):
             raise InputError(f"{path}: cite of variant {entry['name']!r} must be true or false")
         configs = tuple(str(_file(path, file)) for file in (*base, *own)) + tuple(map(str, extra))
@@ -232,11 +234,11 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
         checked.update(configs)
         settings = {**shared, **_mapping(path, entry, "set"), **point}
         _refuse_own_keys(path, entry["name"], settings)
-        compared = f"{entry['baseline']},{where}".strip(",") if "baseline" in entry else None
-        start = _earlier(path, entry, where, made) if "start" in entry else None
+        compared = f"{entry['baseline']},{where}".strip(",") if entry.get("baseline") is not None else None
+        start = _earlier(path, entry, where, made) if entry.get("start") is not None else None
         if start is not None and (entry.get("cite") or "model.start" in settings):
             raise InputError(
-                f"{path}: variant {entry['name']!r} has a start and cannot have cite or set model.start, too"
+                f"{path}: variant {entry['name']!r} has a start, so it must not have cite or set model.start"
             )
         cite = entry.get("cite", False)
         made.append(Variant(_slug(path, name), label, configs, settings, paper, cite, compared, start))
@@ -244,18 +246,20 @@ def _variants(path: Path, content: dict[str, Any], extra: tuple[Path, ...]) -> l
 
 
 def _refuse_own_keys(path: Path, name: str, settings: dict[str, Any]) -> None:
-    """Refuse keys that every run of a suite has from its place in it, and values that YAML does not write as text."""
+    """Refuse keys that the suite sets for every run, and values that JSON cannot express, such as dates."""
     for key, value in settings.items():
         if key in OWN_KEYS:
-            raise InputError(f"{path}: set of variant {name!r} has {key}, {OWN_KEYS[key]}")
+            raise InputError(f"{path}: set of variant {name!r} must not have {key}: {OWN_KEYS[key]}")
         try:
             _value(value)
         except TypeError as error:
-            raise InputError(f"{path}: {key} of variant {name!r} is {value!r}; put it in quotes") from error
+            raise InputError(
+                f"{path}: {key} of variant {name!r} is {value!r}, which JSON cannot express; put it in quotes"
+            ) from error
 
 
 def _earlier(path: Path, entry: dict[str, Any], where: str, made: list[Variant]) -> Variant:
-    """The variant that an entry starts from, at the same point of the grid."""
+    """Return the variant that an entry starts from, at the same point of the grid."""
     wanted = f"{entry['start']},{where}".strip(",")
     for variant in made:
         if variant.name == wanted and not variant.cite:
@@ -263,7 +267,7 @@ def _earlier(path: Path, entry: dict[str, Any], where: str, made: list[Variant])
                 raise InputError(f"{path}: {entry['name']!r} cannot start from {variant.name!r}, which only tests")
             return variant
     raise InputError(
-        f"{path}: start {entry['start']!r} of variant {entry['name']!r} is no variant before it that is run"
+        f"{path}: start {entry['start']!r} of variant {entry['name']!r} must be an earlier variant that is run"
     )
 
 
@@ -274,7 +278,7 @@ def _known(path: Path, where: str, content: dict[str, Any], known: set[str]) -> 
 
 
 def _mapping(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
-    value = content.get(key) or {}
+    value = {} if content.get(key) is None else content[key]
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise InputError(f"{path}: {key} must be a mapping of names, not {value!r}")
     return value
@@ -283,15 +287,17 @@ def _mapping(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
 def _file(path: Path, name: Any) -> Path:
     file = path.parent / str(name)
     if not file.is_file():
-        raise InputError(f"{path}: there is no configuration {file}")
+        raise InputError(f"{path}: the configuration file {file} does not exist")
     return file
 
 
 def _check_config(file: str) -> None:
-    """Refuse a configuration that no run could read, before the first one starts."""
+    """Refuse a configuration file that no run could read, before the first run starts."""
     content = read_yaml(Path(file))
     if not isinstance(content, dict):
-        raise InputError(f"{file} is no configuration: expected a mapping of keys such as model, data, trainer")
+        raise InputError(
+            f"{file} is not a configuration: it must be a mapping with keys such as model, data and trainer"
+        )
 
 
 def _slug(path: Path, name: str) -> str:
@@ -301,21 +307,22 @@ def _slug(path: Path, name: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as a part of a name: [64, 64] is 64x64."""
+    """Return a value as a part of a name: [64, 64] becomes 64x64."""
     text = "x".join(map(_value, value)) if isinstance(value, list) else _value(value)
     return re.sub(r"[^\w.+-]+", "-", text)
 
 
 def _value(value: Any) -> str:
-    # JSON is YAML: null, true and [1, 2] come back as they were; str(None) would not.
+    # JSON is valid YAML, so null, true and [1, 2] are read as the same values; str(None) would be read as a text.
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_kinds(path: Path, suite: Suite) -> None:
-    """Refuse a suite whose runs could not be compared, before the first one starts.
+    """Refuse a suite whose runs could not be compared, before the first run starts.
 
     Raises:
-        InputError: Naming the suite's file and the variants, or the paper's number that is no score of theirs.
+        InputError: If variants have different kinds of scores, or a number of the paper belongs to no score of that
+            kind; the message names the suite's file, the variants and the number.
     """
     kinds: dict[str, str] = {}
     for variant in suite.variants:
@@ -325,7 +332,8 @@ def check_kinds(path: Path, suite: Suite) -> None:
     if len(kinds) > 1:
         (one, first), (other, second) = list(kinds.items())[:2]
         raise InputError(
-            f"{path}: the model of variant {first!r} is {one}, that of {second!r} {other}: no table can hold both"
+            f"{path}: the model of variant {first!r} is of kind {one} and that of {second!r} of kind {other}, but a "
+            "suite can have only one kind"
         )
     for kind in kinds:
         scores = of_kind(kind)
@@ -335,12 +343,13 @@ def check_kinds(path: Path, suite: Suite) -> None:
                     continue
                 names = ", ".join(one.name for one in scores if one.in_suites)
                 raise InputError(
-                    f"{path}: paper.{score} of variant {variant.name!r} is no score here; expected {names}"
+                    f"{path}: paper.{score} of variant {variant.name!r} is not a score of these models; expected one "
+                    f"of {names}"
                 )
 
 
 def _kind_of_task(name: str | None) -> str | None:
-    """The kind of a task by its short name or import path; None of an unknown one, which the run itself will refuse."""
+    """Return the kind of a task, given its short name or import path; None if unknown, since the run will refuse it."""
     module, _, short = (name or "").rpartition(".")
     try:
         return getattr(getattr(importlib.import_module(module or "lsseg.tasks"), short), "kind", None)

@@ -55,7 +55,7 @@ def test_an_engine_does_what_the_local_runner_does(engine, tmp_path, lsseg):
     assert "after-seed0: done" in done.stdout
     assert "diverges-seed0 failed; the last lines of" in done.stdout
     assert "the training loss is not finite" in done.stdout
-    assert "1 of 3 runs missing" in (folder / "results.md").read_text()
+    assert "1 of 3 runs are not finished" in (folder / "results.md").read_text()
     scores = [
         json.loads((run / "test.json").read_text())["scores"] for run in (tmp_path / "local", folder / "ce-seed0")
     ]
@@ -81,7 +81,7 @@ def test_what_is_finished_is_not_launched_again(tmp_path, monkeypatch):
 def test_values_of_resources():
     pairs = ["a=3", "b=0.5", "c=12:00:00", "d=0123", "e=no", "f=x=y"]
     assert _resources(pairs) == {"a": 3, "b": 0.5, "c": "12:00:00", "d": "0123", "e": "no", "f": "x=y"}
-    with pytest.raises(InputError, match="expected KEY=VALUE"):
+    with pytest.raises(InputError, match="must have the form KEY=VALUE"):
         _resources(["a"])
 
 

@@ -59,7 +59,7 @@ def test_only_visible_gpus_are_lent(machine, monkeypatch):
 
 def test_more_gpus_than_there_are_is_refused(machine):
     machine(2)
-    with pytest.raises(InputError, match="--gpus-per-run 3 does not fit: this machine has 2"):
+    with pytest.raises(InputError, match="--gpus-per-run is 3, but this machine has 2 GPUs"):
         Gpus(per_run=3)
 
 
@@ -67,7 +67,7 @@ def test_without_a_gpu_a_run_gets_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert lent(Gpus()) == [[]]
     assert lent(Gpus(jobs=2)) == [[], []]
-    with pytest.raises(InputError, match="this machine has none"):
+    with pytest.raises(InputError, match="this machine has 0 GPUs"):
         Gpus(per_run=2)
 
 
@@ -75,9 +75,10 @@ def test_options_that_cannot_be(capsys, tmp_path):
     for options, message in {
         ("--jobs", "0"): "--jobs must be more than 0",
         ("--gpus-per-run", "-3"): "--gpus-per-run must be more than 0",
-        ("--gpus-per-run", "2", "--launcher", "ray"): "other launchers take --resources",
-        ("--sweep", "--launcher", "ray"): "nothing for --launcher",
-        ("--resources", "num_cpus=1"): "--resources are for --launcher ray or slurm",
+        ("--gpus-per-run", "2", "--launcher", "ray"): "with another launcher use --resources",
+        ("--sweep", "--launcher", "ray"): "cannot be used with --launcher",
+        ("--sweep", "--jobs", "2"): "cannot be used with --jobs",
+        ("--resources", "num_cpus=1"): "--resources needs --launcher ray or slurm",
     }.items():
         assert main(["ablate", str(tmp_path / "x.yaml"), *options]) == 1
         assert message in capsys.readouterr().err

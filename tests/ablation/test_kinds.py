@@ -23,7 +23,9 @@ def test_one_kind(tmp_path):
 @pytest.mark.parametrize("change", [{"set": {"model": "LevelSetRCNNTask"}}, {"config": "boxes.yaml"}])
 def test_two_kinds(tmp_path, change):
     path, suite = suite_of(tmp_path, [{"name": "a"}, {"name": "b", **change}])
-    with pytest.raises(InputError, match="the model of variant 'a' is semantic, that of 'b' instances"):
+    with pytest.raises(
+        InputError, match="the model of variant 'a' is of kind semantic and that of 'b' of kind instances"
+    ):
         check_kinds(path, suite)
 
 
@@ -33,5 +35,7 @@ def test_a_class_that_is_not_there_is_left_to_the_run(tmp_path):
 
 def test_a_paper_score_of_the_other_kind(tmp_path):
     path, suite = suite_of(tmp_path, [{"name": "a", "paper": {"mask_ap": 33.8}}])
-    with pytest.raises(InputError, match=r"paper\.mask_ap of variant 'a' is no score here; expected miou"):
+    with pytest.raises(
+        InputError, match=r"paper\.mask_ap of variant 'a' is not a score of these models; expected one of miou"
+    ):
         check_kinds(path, suite)

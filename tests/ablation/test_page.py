@@ -154,7 +154,7 @@ def test_the_page_of_trained_methods(real_page, browser):
     assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", rows[1])
     pictures = tab.evaluate("[...document.images].map(image => [image.alt, image.naturalWidth])")
     assert all(width > 0 for _, width in pictures)
-    assert {"Scores", "Learning curves", "By class", "Examples"} <= {alt for alt, _ in pictures}
+    assert {"Scores", "Learning curves", "Scores by class", "Example predictions"} <= {alt for alt, _ in pictures}
     for method, steps in (("DMLS", 2), ("Chan–Vese", 4)):
         tab.select_option("#method", label=method)
         worst = tab.locator("#worst figure").first

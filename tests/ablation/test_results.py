@@ -63,7 +63,7 @@ def test_rows_of_different_versions_are_said_to_be(tmp_path):
     nothing = result("nothing")
     assert [run.version for run in (one, edited, nothing)] == ["a" * 10, "a" * 10 + "+", "unknown"]
     assert _mixed([one, same]) == ""
-    assert "by 3 versions of the code (aaaaaaaaaa, aaaaaaaaaa+, unknown)" in _mixed([one, edited, nothing])
+    assert "3 versions of the code (aaaaaaaaaa, aaaaaaaaaa+, unknown)" in _mixed([one, edited, nothing])
 
 
 GOOD = {
@@ -94,7 +94,7 @@ def test_a_damaged_description_is_named(tmp_path, wrong):
     (tmp_path / "suite.json").write_text(json.dumps(GOOD))
     assert load_description(tmp_path).variants[0].paper == {"miou": 70}  # what older versions lacked is not asked for
     (tmp_path / "suite.json").write_text(json.dumps(GOOD | wrong))
-    with pytest.raises(InputError, match=r"suite\.json describes no suite; start `lsseg ablate` again"):
+    with pytest.raises(InputError, match=r"suite\.json is not the description of a suite; start `lsseg ablate` again"):
         load_description(tmp_path)
 
 

@@ -114,8 +114,8 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"variants": [{"name": "a"}, {"name": "a"}]}, "two runs have the same name 'a'"),
-        ({"grid": {"model.lr": [0.1, 0.10]}}, "two runs have the same name 'lr=0.1'"),
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, "two variants have the same name 'a'"),
+        ({"grid": {"model.lr": [0.1, 0.10]}}, "two variants have the same name 'lr=0.1'"),
         (
             {"variants": [{"name": "a", "set": {"trainer.max_steps": 0}}, {"name": "b", "start": "a"}]},
             "'b' cannot start from 'a', which only tests",
@@ -128,35 +128,40 @@ def test_the_fingerprint_holds_the_contents_of_the_files(suite, tmp_path):
         ({"variants": [{"name": "a", "cite": True}]}, "nothing to run"),
         ({"variants": [{"name": "a", "cite": "yes"}]}, "cite of variant 'a' must be true or false"),
         ({"variants": [{"name": "a", "cite": True}, {"name": "b"}], "baseline": "a"}, "baseline 'a'"),
-        ({"variants": [{"name": "a", "config": "nope.yaml"}]}, "there is no configuration"),
+        ({"variants": [{"name": "a", "config": "nope.yaml"}]}, "nope.yaml does not exist"),
         ({"variants": [{"name": "a/b"}]}, "the name 'a/b' must be made of letters"),
         ({"variants": [{"label": "a"}]}, "variants must be a list of mappings with a name"),
         ({}, "variants must be a list of mappings with a name (or give a grid)"),
         ({"base": 3, "variants": [{"name": "a"}]}, "base must be a file or a list of files, not 3"),
         (
             {"variants": [{"name": "a", "config": [1]}]},
-            "(or a list of them) and label of variant 'a' must be text",
+            "config of variant 'a' must be a text or a list of texts",
         ),
         ({"variants": [{"name": "a", "set": {3: 4}}]}, "set must be a mapping of names"),
-        ({"variants": [{"name": "a", "paper": {"miou": "76"}}]}, "paper.miou: '76'; expected a number for one of miou"),
-        ({"variants": [{"name": "a", "paper": {"dice": 76}}]}, "paper.dice: 76; expected a number for one of miou"),
+        (
+            {"variants": [{"name": "a", "paper": {"miou": "76"}}]},
+            "paper.miou is '76', but must be a number for one of miou",
+        ),
+        (
+            {"variants": [{"name": "a", "paper": {"dice": 76}}]},
+            "paper.dice is 76, but must be a number for one of miou",
+        ),
         ({"variants": [{"name": "a"}], "subsets": {"n": 3}}, "subsets must give each name a pattern"),
         (
             {"variants": [{"name": "a", "start": "b"}, {"name": "b"}]},
-            "start 'b' of variant 'a' is no variant before it",
-        ),
-        (
-            {"variants": [{"name": "a"}, {"name": "b", "start": None}]},
-            "start None of variant 'b' is no variant before it",
+            "start 'b' of variant 'a' must be an earlier variant",
         ),
         (
             {"variants": [{"name": "a"}, {"name": "b", "start": "a", "cite": True}]},
-            "cannot have cite or set model.start",
+            "must not have cite or set model.start",
         ),
         ({"grid": {"model.lr": 0.1}}, "grid.model.lr must be a list of values"),
         ({"variants": [{"name": "a", "set": [1]}]}, "set must be a mapping"),
-        ({"variants": [{"name": "a", "set": {"seed_everything": 5}}]}, "has seed_everything, which follows from seeds"),
-        ({"variants": [{"name": "a"}], "set": {"trainer.default_root_dir": "x"}}, "which is the run's folder in the"),
+        (
+            {"variants": [{"name": "a", "set": {"seed_everything": 5}}]},
+            "must not have seed_everything: the suite's seeds set it",
+        ),
+        ({"variants": [{"name": "a"}], "set": {"trainer.default_root_dir": "x"}}, "it is always the run folder"),
         ({"variants": [{"name": "a", "set": {"model.lr": date(2020, 1, 1)}}]}, "model.lr of variant 'a' is datetime"),
     ],
 )
@@ -174,5 +179,5 @@ def test_files_that_are_no_suite(tmp_path):
     with pytest.raises(InputError, match=r"broken.yaml is not YAML"):
         load_suite(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("[1, 2]")
-    with pytest.raises(InputError, match=r"list.yaml: expected keys base"):
+    with pytest.raises(InputError, match=r"list.yaml must be a mapping with keys among base"):
         load_suite(tmp_path / "list.yaml")

@@ -67,7 +67,7 @@ def test_a_suite_with_a_failing_run(tmp_path, ablate):
     assert done.returncode == 1
     assert "diverges-seed0 failed; the last lines of" in done.stdout
     assert "the training loss is not finite (in loss)" in done.stdout
-    assert "1 of 3 runs missing" in done.stdout
+    assert "1 of 3 runs are not finished" in done.stdout
     assert "| CRF of the paper | – | 71.2 | – |" in (folder / "results.md").read_text()
     table = pd.read_csv(folder / "results.csv").set_index("variant")
     assert table.loc["ls", "paper_miou"] == 76.5
@@ -91,7 +91,7 @@ def test_a_suite_with_a_failing_run(tmp_path, ablate):
     written = (folder / "ce-seed0" / "test.json").stat().st_mtime_ns
     again = ablate("ablate", suite, "--only", "ce-*", "ls-*")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "2 finished run(s) skipped" in again.stdout
+    assert "2 finished run(s) were skipped" in again.stdout
     assert (folder / "ce-seed0" / "test.json").stat().st_mtime_ns == written
 
     # The report alone, from what is on disk.
@@ -155,7 +155,10 @@ def test_dry_run_lists_commands_that_run(tmp_path, lsseg):
     ("arguments", "message"),
     [
         (("ablate", "nope.yaml"), "nope.yaml does not exist"),
-        (("ablate", "suite.yaml", "--only", "nothing-*"), "--only nothing-* matches none of ce-seed0, ls-seed0"),
+        (
+            ("ablate", "suite.yaml", "--only", "nothing-*"),
+            "--only nothing-* matches no run of the suite; its runs are ce-seed0, ls-seed0",
+        ),
         (("ablate", "suite.yaml", "--jobs", "0"), "--jobs must be more than 0, not 0"),
         (("report", "nowhere"), "nowhere holds no suite: suite.json"),
     ],

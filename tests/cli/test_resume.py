@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(trained, l
     said = []
     runner = Runner(run.parent, "suite", None, lambda *line: said.append(line))
     assert runner._checkpoint(run, "ce-seed0") == run / "best.ckpt"
-    assert said == [("ce-seed0", f"{run / 'last.ckpt'} is no checkpoint of a run, or a torn one; it is left aside")]
+    assert said == [("ce-seed0", f"note: {run / 'last.ckpt'} is no checkpoint of a run, or a torn one; it is not used")]
     DAMAGES[damage](run / "best.ckpt")
     assert runner._checkpoint(run, "ce-seed0") is None
 
@@ -206,7 +206,7 @@ def test_a_run_of_an_agent_waits_for_the_other_process(suite, tmp_path, monkeypa
     monkeypatch.setattr(Runner, "_start", lambda *_: "done")
     runner = Runner(tmp_path / "tiny", "tiny", None, listen, wait=True)
     assert runner.run_all(expand(load_suite(suite)), 1) == {"ce-seed0": "done"}
-    assert said == ["waiting for another process that is at work on ce-seed0"]
+    assert said == ["note: waiting for another process that is at work on ce-seed0"]
 
 
 def test_a_folder_that_was_deleted_during_the_run_is_said(suite, lsseg, tmp_path, monkeypatch):
