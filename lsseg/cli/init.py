@@ -11,7 +11,7 @@ from lsseg.arguments import Arguments
 from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
 from lsseg.data.module import SPLITS
 from lsseg.data.object_classes import FILE
-from lsseg.data.pixels import color_codes, holds_colors, image_size, read_colors, read_mask
+from lsseg.data.pixels import LOSSY, color_codes, holds_colors, image_size, read_colors, read_mask
 from lsseg.data.source import FilePairs, files_below, images_below
 from lsseg.errors import InputError, refuse_all
 from lsseg.files import write_text
@@ -205,11 +205,17 @@ def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, lis
             values |= set(np.unique(color_codes(read_colors(path)) if colored else read_mask(path)).tolist())
         except InputError as error:
             problems.append(str(error))
+    if values and not colored and not 0 <= min(values) <= max(values) <= 65535:
+        problems.append(f"the masks hold the values {min(values)} to {max(values)}, but labels must be 0..65535")
     refuse_all(f"{file} is missing, and the masks do not say what the classes are", problems)
     labels = sorted(value for value in values if colored or value != 255 or len(values) == 2)
     what = "colours" if colored else "values"
     if not 2 <= len(labels) <= MOST_CLASSES:
-        raise InputError(f"{file} is missing, and {len(labels)} different {what} in the masks are no classes: write it")
+        lossy = any(path.suffix.lower() in LOSSY for path in files)
+        advice = "save the masks as PNG, because JPEG changes their values" if lossy else "write the file yourself"
+        raise InputError(
+            f"{file} is missing, and {len(labels)} different {what} in the masks cannot be classes: {advice}"
+        )
     shown = {label: str([label >> 16, label >> 8 & 255, label & 255]) if colored else str(label) for label in labels}
     lines = [f"# Made by `lsseg init` of the {what} in the masks: give the classes their names.", "classes:"]
     for number, label in enumerate(labels):

@@ -11,7 +11,7 @@ from lsseg.data.loading import derived_seed, held_out
 from lsseg.data.module import SPLITS, SegmentationData, Split
 from lsseg.data.pixels import ValueRange, check_value_range
 from lsseg.data.root import existing_root
-from lsseg.data.source import FilePairs, images_below, matched, same_name
+from lsseg.data.source import FilePairs, images_below, matched, same_name, some_of, without_image
 from lsseg.errors import ArgumentError, InputError, refuse_all
 
 
@@ -101,6 +101,7 @@ class FolderSegmentation(SegmentationData):
         if "train" in new:
             compare_classes(found["train"][0], self.classes, self.root / "classes.yaml")
             self._compare_lists()
+            self._warn_of_unused_masks()
         self._checked.update(new)
 
     def _pairs(self, split: Split) -> dict[str, tuple[Path, Path]]:
@@ -204,6 +205,14 @@ class FolderSegmentation(SegmentationData):
             if name in images:
                 return [name]
         return by_stem.get(path.name) or by_stem.get(path.stem) or []
+
+    def _warn_of_unused_masks(self) -> None:
+        folders = [self._folders(part) for part in self._parts().values()]
+        for images, masks in folders or [(self.images_folder, self.masks_folder)]:
+            alone = without_image(images_below(images), masks, self.mask_suffix)
+            if alone:
+                said = f"{masks}: {len(alone)} mask(s) have no image and are not used: {some_of(alone)}"
+                warnings.warn(said, stacklevel=2)
 
     def _compare_lists(self) -> None:
         """Warn if the validation list or the test list names training images."""

@@ -17,6 +17,7 @@ from lsseg.errors import InputError, require
 Image.MAX_IMAGE_PIXELS = None
 
 ValueRange = tuple[float, float]
+LOSSY = (".jpg", ".jpeg", ".jfif")  # of files whose values are not those that were saved
 ORIENTATION = 0x0112  # EXIF's tag
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2"),

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lsseg.data.pixels import SUFFIXES, ValueRange, color_codes, read_colors, read_image, read_mask, turned
+from lsseg.data.pixels import LOSSY, SUFFIXES, ValueRange, color_codes, read_colors, read_image, read_mask, turned
 from lsseg.errors import InputError, refuse_all
 
 __all__ = ["IGNORE_INDEX", "FilePairs", "Source", "list_images", "pair_up", "read_image", "read_mask"]
@@ -106,8 +106,7 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     table[list(labels)] = list(labels.values())
     mapped = table[np.where((mask >= 0) & (mask < 65536), mask, 65536)]
     if (mapped < 0).any():
-        lossy = path.suffix.lower() in (".jpg", ".jpeg", ".jfif")
-        advice = "; JPEG changes values, so masks must be PNG" if lossy else ""
+        advice = "; JPEG changes values, so masks must be PNG" if path.suffix.lower() in LOSSY else ""
         raise InputError(_unknown(path, "value", np.unique(mask[mapped < 0]).tolist(), sorted(labels)) + advice)
     return mapped.astype(np.uint8)
 
@@ -260,6 +259,14 @@ def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[s
         suffix = _common_suffix(images, masks)
     _refuse_bare(folder, {path: f"{name}{suffix}.png" for name, path in images.items() if name + suffix not in masks})
     return {name: (path, masks[name + suffix]) for name, path in images.items()}
+
+
+def without_image(images: dict[str, Path], folder: Path, suffix: str | None) -> list[str]:
+    """Return the names of the masks that belong to no image; the arguments are those of :func:`matched`."""
+    masks = images_below(folder)
+    suffix = _common_suffix(images, masks) if suffix is None else suffix
+    alone = sorted(masks.keys() - {name + suffix for name in images})
+    return [] if len(alone) == len(masks) else alone  # then the suffix is that of some images only
 
 
 def _common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> str:

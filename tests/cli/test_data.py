@@ -61,6 +61,17 @@ def test_what_cannot_be_guessed_is_said_and_nothing_is_written(lsseg, mine, tmp_
     assert not (mine / "classes.yaml").exists()
 
 
+def test_masks_saved_as_jpeg_are_told(lsseg, mine):
+    for path in (mine / "masks").iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    status, _, err = lsseg("init", mine)
+    assert (status, err.endswith("cannot be classes: save the masks as PNG, because JPEG changes their values\n")) == (
+        1,
+        True,
+    )
+
+
 def test_255_among_other_values_is_said_to_be_taken_for_void(lsseg, tmp_path):
     g = np.random.default_rng(0)
     for part in ("images", "masks"):

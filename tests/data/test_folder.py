@@ -277,3 +277,14 @@ def test_one_training_image_cannot_be_held_out_and_no_share_is_no_test(tmp_path)
     for split in ("train", "test"):
         (root / f"{split}.txt").unlink()
     assert [FolderSegmentation(str(root), test_fraction=share).has_test for share in (0.2, 0.0)] == [True, False]
+
+
+def test_masks_without_an_image_are_told(tmp_path):
+    root = write(tmp_path, NAMES, suffix="_mask")
+    for name in ("more", "deep/other"):
+        (root / "masks" / f"{name}_mask.png").parent.mkdir(exist_ok=True)
+        Image.fromarray(scene(0)[1]).save(root / "masks" / f"{name}_mask.png")
+    with pytest.warns(
+        UserWarning, match=r"masks: 2 mask\(s\) have no image and are not used: deep/other_mask, more_mask"
+    ):
+        FolderSegmentation(str(root)).check("train")
