@@ -210,12 +210,11 @@ def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, lis
     refuse_all(f"{file} is missing, and the masks do not say what the classes are", problems)
     labels = sorted(value for value in values if colored or value != 255 or len(values) == 2)
     what = "colours" if colored else "values"
-    if not 2 <= len(labels) <= MOST_CLASSES:
-        lossy = any(path.suffix.lower() in LOSSY for path in files)
+    lossy = any(path.suffix.lower() in LOSSY for path in files)
+    if not 2 <= len(labels) <= (2 if lossy else MOST_CLASSES):
         advice = "save the masks as PNG, because JPEG changes their values" if lossy else "write the file yourself"
-        raise InputError(
-            f"{file} is missing, and {len(labels)} different {what} in the masks cannot be classes: {advice}"
-        )
+        said = f"{len(labels)} different {what} in the masks cannot be classes: {advice}"
+        raise InputError(f"{file} is missing, and {said}")
     shown = {label: str([label >> 16, label >> 8 & 255, label & 255]) if colored else str(label) for label in labels}
     lines = [f"# Made by `lsseg init` of the {what} in the masks: give the classes their names.", "classes:"]
     for number, label in enumerate(labels):
