@@ -23,6 +23,11 @@ CACHE_ELEMENTS = 2**18
 BLOCK_ELEMENTS = 2**18
 
 
+def wide(values: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if they have it: half precision is too coarse for what follows."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def in_cache(device: torch.device) -> bool:
     """Return whether the device is a CPU, which works on blocks in its cache. Other devices get whole tensors."""
     return device.type == "cpu"

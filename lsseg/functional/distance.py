@@ -98,7 +98,7 @@ def tsdf_loss(phi: Tensor, target: Tensor, mask: Tensor, valid: Tensor | None = 
     >>> tsdf_loss(phi, phi, phi > 0)  # -log H_0.1(½)
     tensor(0.0649)
     """
-    exact = phi if phi.dtype == torch.float64 else phi.float()
+    exact = blocks.wide(phi)
     distance = (exact - target).abs()
     signed = torch.where(mask, exact, -exact)
     entropy = -arctan_step(signed, signed.new_full((), epsilon)).log()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lsseg.errors import require
 from lsseg.functional import label_boundary
+from lsseg.functional.blocks import wide
 
 
 class PixelMean(nn.Module):
@@ -110,7 +111,7 @@ def cross_entropy(
             have to wait for the device, and torch's own would end the process on a GPU.
     """
     # A sum over 10⁵ pixels overflows float16 and is very inexact in bfloat16.
-    exact = logits if logits.dtype == torch.float64 else logits.float()
+    exact = wide(logits)
     labels, classes = target.long(), logits.shape[1]
     if labels.device.type == "cpu":
         try:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lsseg.errors import require
 from lsseg.functional import tsdf_loss
+from lsseg.functional.blocks import wide
 from lsseg.functional.edge_evolution import towards_contour
 from lsseg.functional.heaviside import arctan_step
 
@@ -30,7 +31,7 @@ class ClassBalancedLoss(nn.Module):
 
     def forward(self, phi: Tensor, mask: Tensor) -> Tensor:
         """Return the scalar loss of φ and a bool mask, both M×H×W; 0 where there is no object."""
-        exact = phi if phi.dtype == torch.float64 else phi.float()
+        exact = wide(phi)
         entropy = -arctan_step(torch.where(mask, exact, -exact), exact.new_full((), self.epsilon)).log()
         sides = []
         for side in (mask, ~mask):
@@ -52,7 +53,7 @@ class VelocityLoss(nn.Module):
 
     def forward(self, velocity: Tensor, mask: Tensor) -> Tensor:
         """Return the scalar loss of an M×2×H×W velocity (x, y) and an M×H×W bool mask; 0 where there is no contour."""
-        exact = velocity if velocity.dtype == torch.float64 else velocity.float()
+        exact = wide(velocity)
         towards, valid = towards_contour(mask)
         (vx, vy), (tx, ty) = exact.unbind(1), towards.to(exact.dtype).unbind(1)
         along = torch.where(valid, vx * tx + vy * ty, 1)

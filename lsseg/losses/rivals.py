@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lsseg.errors import ArgumentError, require
 from lsseg.functional import regions, signed_distance
+from lsseg.functional.blocks import wide
 from lsseg.losses.cross_entropy import CrossEntropyLoss, WeightedCrossEntropy, check_labels, cross_entropy
 from lsseg.losses.level_set import CrossEntropyLevelSetLoss
 
@@ -93,7 +94,7 @@ def _difference(values: Tensor, valid: Tensor, axis: int) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    exact = logits if logits.dtype == torch.float64 else logits.float()
+    exact = wide(logits)
     return exact.softmax(1)
 
 
@@ -212,7 +213,7 @@ class CrossEntropyPlus(nn.Module):
         valid = target != self.ignore_index
         if not bool(valid.any()):
             return total
-        exact = logits if logits.dtype == torch.float64 else logits.float()
+        exact = wide(logits)
         if self.pixels:
             exact, target = exact.movedim(1, -1)[valid].T[None, ..., None], target[valid][None, :, None]
         with torch.autocast(logits.device.type, enabled=False):

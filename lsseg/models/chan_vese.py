@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from lsseg.errors import ArgumentError, require
 from lsseg.functional import Delta
+from lsseg.functional.blocks import wide
 from lsseg.functional.heaviside import arctan_step
 from lsseg.models.heads import SMALL, FeatureHead, Hyperparameters, Numbers
 from lsseg.models.multiphase import enlarged, scaled
 from lsseg.models.output import SegOutput, Step, checked, made
-from lsseg.models.refiner import ABSENT, ChanVeseRefiner, averaged, soft_means, wide
+from lsseg.models.refiner import ABSENT, ChanVeseRefiner, averaged, soft_means
 from lsseg.models.smp import SmpNet
 from lsseg.models.state import takes_relatives
 
@@ -188,7 +189,7 @@ class ChanVeseNet(nn.Module):
         output = checked(self.network(image), self.network, image, self.num_classes)
         if output.features is None:
             raise ArgumentError(f"network {type(self.network).__name__} returns no features")
-        return output._replace(logits=output.logits.to(torch.promote_types(output.logits.dtype, torch.float32)))
+        return output._replace(logits=wide(output.logits))
 
     def _first_phi(self, logits: Tensor) -> Tensor:
         if self.initial == "scores":

@@ -22,6 +22,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
+from lsseg.functional.blocks import wide
 from lsseg.functional.grid import resized
 from lsseg.models.fpn import BoxPooler
 
@@ -100,7 +101,7 @@ class EdgeHead(nn.Module):
         """Return the vectors V, n×2×R×R, and the modulation m in (0, 1), n×R×R, of n×channels×28×28 features."""
         x = self.features(pooled)
         # A 1×1 convolution commutes with the interpolation. It comes first, so that only three channels are enlarged.
-        raw = torch.cat([self.velocity(x), self.modulation(x)], 1).to(torch.promote_types(x.dtype, torch.float32))
+        raw = wide(torch.cat([self.velocity(x), self.modulation(x)], 1))
         planes = resized(raw, (self.resolution, self.resolution))
         velocity = planes[:, :2]
         unit = velocity / (velocity.square().sum(1, keepdim=True) + 1e-6).sqrt()
@@ -124,8 +125,7 @@ class BoxPredictor(FastRCNNPredictor):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class scores and the box deltas."""
         scores, deltas = super().forward(x)
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        return scores.to(wide), deltas.to(wide)
+        return wide(scores), wide(deltas)
 
 
 def proposal_network(width: int, sizes: Sequence[int], proposals: int, samples: int) -> RegionProposalNetwork:
@@ -245,7 +245,7 @@ class Hyperparameters(nn.Module):
         else:
             assert self.shared is not None
             raw = self.shared.expand(len(pooled), -1)
-        numbers = 2 * torch.sigmoid(raw.to(torch.promote_types(raw.dtype, torch.float32)))
+        numbers = 2 * torch.sigmoid(wide(raw))
         lambda1, lambda2, mu, steps = torch.split(numbers, [1, 1, 1, 2 * self.steps], 1)
         epsilon, dt = steps.chunk(2, 1)
         return Numbers(lambda1[:, 0], lambda2[:, 0], mu[:, 0], epsilon, dt)

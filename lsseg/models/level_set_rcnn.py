@@ -16,6 +16,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from lsseg.errors import require
 from lsseg.functional import Delta, blocks
+from lsseg.functional.blocks import wide
 from lsseg.functional.edge_evolution import edge_evolve
 from lsseg.functional.grid import resized
 from lsseg.functional.instances import crop_objects
@@ -314,8 +315,7 @@ class LevelSetRCNN(nn.Module):
     def masks(self, pyramid: Pyramid, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Masks:
         """Return the masks of all boxes, in their order."""
         pooled = self.pool(pyramid.levels, boxes)
-        scores = self.mask_head(pooled, torch.cat(list(labels)))
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = wide(self.mask_head(pooled, torch.cat(list(labels))))
         if self.target == "binary":
             return Masks(scores, scores)
         initial = resized(torch.tanh(scores)[:, None], self.grid)[:, 0]

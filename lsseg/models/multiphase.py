@@ -19,6 +19,7 @@ from lsseg.functional import (
     partition_level_sets,
     regions,
 )
+from lsseg.functional.blocks import wide
 
 Likelihood = Literal["confidence", "colour", "features"]
 
@@ -142,7 +143,7 @@ class MultiphaseLevelSet(nn.Module):
     ) -> Levels:
         """Return the level-set functions before and after the evolution; the arguments are those of ``forward``."""
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = wide(logits)
             log_scores = torch.log_softmax(logits, 1)
             scores = log_scores.exp()
             region = regions(largest_class(logits), logits.shape[1])

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsseg.functional import Delta, chan_vese_evolve, tsdf, tsdf_loss
+from lsseg.functional.blocks import wide
 from lsseg.models.heads import FeatureHead, Hyperparameters, Numbers
 from lsseg.models.multiphase import scaled
 
@@ -251,11 +252,6 @@ class ChanVeseRefiner(nn.Module):
 
 
 OPTIONS = frozenset(ChanVeseRefiner.__init__.__annotations__) - {"return"}
-
-
-def wide(values: Tensor) -> Tensor:
-    """Convert values to float32 unless their dtype is wider."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _logit(probabilities: Tensor) -> Tensor:
