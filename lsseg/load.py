@@ -41,7 +41,7 @@ class LoadedRun(NamedTuple):
             InputError: If the path is not a file.
         """
         if not Path(image).is_file():
-            raise InputError(f"{image} is no image file")
+            raise InputError(f"{image} is not a file: expected an image file")
         sample = Images(Path(image), self.data.predict_transform(), self.data.value_range)[0]
         batch = self.task.transfer_batch_to_device(default_collate([sample]), self.task.device, 0)
         with torch.inference_mode():
@@ -91,9 +91,11 @@ def run_config(folder: Path, checkpoint: str = "last.ckpt") -> dict[str, Any]:
     """
     for name in ("config.yaml", checkpoint):
         if not (folder / name).is_file():
-            raise InputError(f"{folder} is no finished run: it has no {name}")
+            raise InputError(f"{folder} has no {name}: expected a finished run")
     try:
         config = read_yaml(folder / "config.yaml")
         return {key: config[key] for key in ("model", "data")}
     except (LookupError, TypeError) as error:
-        raise InputError(f"{folder / 'config.yaml'} is no configuration of a run") from error
+        raise InputError(
+            f"{folder / 'config.yaml'} is not the configuration of a run: it must have the keys model and data"
+        ) from error

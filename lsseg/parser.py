@@ -112,7 +112,7 @@ def concise(message: str) -> str:
         elif text and not BOILERPLATE.match(text) and not reasons:
             reasons.append(re.sub(r"^Expected a dot import path string: (\S+).*", unknown_class, text))
     if "required: fit." in message:
-        return "nothing to train: give a configuration with --config FILE (or --model and --data)"
+        return "the configuration has no model or no data: use --config FILE, or --model and --data"
     if reasons and not keys and BOILERPLATE.match(message):
         return reasons[0]
     if not keys or not reasons:
@@ -124,7 +124,10 @@ def unknown_class(found: re.Match[str]) -> str:
     """Return the message about an unknown class, with the nearest known class."""
     rooms = map(import_module, ("lsseg.data", "lsseg.losses", "lsseg.models", "lsseg.tasks"))
     hint = nearest(found[1], (name for room in rooms for name in room.__all__ if name[0].isupper()))
-    return f"'{found[1]}' is no known class{hint or '; give a class of lsseg by its name, or yours by its import path'}"
+    return (
+        f"'{found[1]}' is not a known class"
+        f"{hint or '; use the name of a class of lsseg, or the import path of your own class'}"
+    )
 
 
 def in_words(reason: str) -> str:
@@ -228,7 +231,9 @@ def check_class_keys(content: Any, path: Path, key: str = "") -> None:
         for name, value in content.items():
             if not content.keys().isdisjoint(right[:2]) and name not in right:
                 where = f"{key}.{name}".lstrip(".")
-                raise InputError(f"{path}: {where} is no key of a class{nearest(str(name), right)}")
+                raise InputError(
+                    f"{path}: {where} is not a key of a class ({', '.join(right)}){nearest(str(name), right)}"
+                )
             check_class_keys(value, path, f"{key}.{name}".lstrip("."))
 
 

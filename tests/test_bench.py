@@ -35,7 +35,7 @@ def test_every_benchmark_prints_and_writes_its_figures(name, lsseg, tmp_path, mo
         assert one["parameters"] < two["parameters"] < 1.01 * one["parameters"]  # the feedback's kernel
         assert 1.9 < two["gflops"] / one["gflops"] < 2.1
     if name == "data":
-        assert "Images a second, of 4 images: decoding " in out
+        assert "Images per second, for 4 images: decoding " in out
         assert figures["images_per_second"]["loader"] > 0
     status, out, err = lsseg("bench", name, *TINY[name], "--memory-of", list(BENCHMARKS[name].cases)[-1])
     assert status == 0, err

@@ -200,7 +200,7 @@ FAST = ("--data.batch_size=2", "--data.num_workers=0", "--trainer.fast_dev_run=1
         for path, run in runs()
     ],
 )
-@pytest.mark.filterwarnings("ignore:no pixel of")  # the tiny copies do not hold every class
+@pytest.mark.filterwarnings("ignore:the training split has no pixel of")  # the tiny copies do not hold every class
 def test_every_run_of_every_suite_goes_through_fit(run, lsseg, tmp_path, real_data, monkeypatch):
     monkeypatch.setenv("LSSEG_DATA", str(real_data))
     arguments = [argument for argument in run.arguments(tmp_path / "run") if "test_after_fit" not in argument]

@@ -56,16 +56,22 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Arguments(
         prog="lsseg bench",
-        description="Time the cases in turn, and measure the peak memory of each in a process of its own. Quote ratios "
-        "within one run: machines are noisy.",
+        description="Time the cases in turn, and measure the peak memory of each in a process of its own. Compare "
+        "times only within one run, because the speed of a machine varies.",
     )
     subparsers = parser.add_subparsers(dest="benchmark", required=True)
     for name, about in {**{name: one.about for name, one in BENCHMARKS.items()}, "all": "every benchmark"}.items():
         own = subparsers.add_parser(name, help=about)
         own.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
         own.add_argument("--device", default="cpu", choices=["cpu"] if name in ON_CPU else ["cpu", "cuda"])
-        own.add_argument("--output", type=Path, help="write the figures as JSON, too")
-        own.add_argument("--busy", type=int, default=0, metavar="N", help="processes that keep cores busy meanwhile")
+        own.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+        own.add_argument(
+            "--busy",
+            type=int,
+            default=0,
+            metavar="N",
+            help="number of processes that keep CPU cores busy during the benchmark",
+        )
         if name in BENCHMARKS:
             BENCHMARKS[name].add_to(own)
     return parser

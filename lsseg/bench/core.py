@@ -79,7 +79,10 @@ def _bandwidth(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     moved = 3 * math.prod(options.shape) * source.itemsize
     shares = {name: moved / min(seconds[name]) / copied for name in ("level_set", "fused")}
     said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-    Console().print(f"A copy moves {copied / 1e12:.2f} TB/s. Of that reach, by three passes over the logits: {said}.")
+    Console().print(
+        f"A copy moves {copied / 1e12:.2f} TB/s. "
+        f"Share of it that the losses reach, if they make three passes over the logits: {said}."
+    )
     return {"copied_bytes_per_second": copied, "share_of_bandwidth": shares}
 
 
@@ -143,13 +146,16 @@ def _energies(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     energies = {name: float(chan_vese_energy(image, _segment(name, options)(), options.mu)) for name in seconds}
     faster = ratio(seconds["scikit_image"], seconds["ours"])
     share = energies["ours"] / energies["scikit_image"]
-    Console().print(f"{faster:.1f}× faster than scikit-image, at {share:.4f} of its energy.")
+    Console().print(
+        f"chan_vese_segment is {faster:.1f}× faster than scikit-image; "
+        f"its energy is {share:.4f} times that of scikit-image."
+    )
     return {"energies": energies}
 
 
 BENCHMARKS = {
     "losses": Benchmark(
-        about="the level-set loss beside cross-entropy, its textbook form and its rivals",
+        about="the level-set loss compared with cross-entropy, its textbook form and its rivals",
         cases={
             "cross_entropy": "cross-entropy (torch's)",
             "level_set": "level set",
@@ -174,7 +180,7 @@ BENCHMARKS = {
         more=_bandwidth,
     ),
     "chan_vese": Benchmark(
-        about="the unrolled Chan–Vese evolution beside its textbook form",
+        about="the unrolled Chan–Vese evolution compared with its textbook form",
         cases={
             "textbook": "textbook, autograd",
             "ours": "ours",
@@ -199,7 +205,7 @@ BENCHMARKS = {
         repeats=5,
     ),
     "segment": Benchmark(
-        about="the classical Chan–Vese segmentation beside scikit-image's",
+        about="the classical Chan–Vese segmentation compared with scikit-image's",
         cases={"scikit_image": "scikit-image", "ours": "chan_vese_segment"},
         baseline="scikit_image",
         make=_segment,

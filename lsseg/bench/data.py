@@ -66,18 +66,18 @@ def _rates(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     images = len(_data(options).source("train"))
     rates = {name: images / statistics.median(times) for name, times in seconds.items()}
     said = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
-    Console(highlight=False).print(f"Images a second, of {images} images: {said}.")
+    Console(highlight=False).print(f"Images per second, for {images} images: {said}.")
     return {"images_per_second": rates, "images": images}
 
 
 BENCHMARKS = {
     "data": Benchmark(
-        about="the data path beside decoding its files",
+        about="the data path compared with only decoding its files",
         cases={
-            "decoding": "decoding image and mask, nothing else, one process",
+            "decoding": "only decoding image and mask, one process",
             "samples": "samples: decoded, checked, scaled, cropped, flipped, coloured; one process",
             "loader": "batches from the loader's processes",
-            "cached": "the same, of images that are decoded already",
+            "cached": "the same, with decoded images in memory",
             "evaluation": "whole images from the loader's processes",
         },
         baseline="decoding",

@@ -78,7 +78,7 @@ class Benchmark(NamedTuple):
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add the options to a parser."""
-        parser.add_argument("--repeats", type=int, default=self.repeats, help="timed rounds")
+        parser.add_argument("--repeats", type=int, default=self.repeats, help="number of timed rounds")
         parser.add_argument("--memory-of", choices=self.cases, help=argparse.SUPPRESS)
         for name, default in self.options.items():
             several = isinstance(default, tuple | list)
@@ -94,7 +94,7 @@ class Benchmark(NamedTuple):
             if not isinstance(default, str) and not all(least <= value <= most for value in values):
                 raise InputError(f"--{name} must be from {least:g} to {most:g}, not {given}")
             if name == "shape" and (len(given) < 3 or given[1] < 2):
-                raise InputError(f"--shape must be B, C and one size or more, C at least 2, not {given}")
+                raise InputError(f"--shape must be B, C (at least 2) and one or more sizes, not {given}")
 
     def memory_of(self, name: str, options: Any) -> int:
         """Return the peak memory of one case in this process, in bytes."""
@@ -118,7 +118,9 @@ class Benchmark(NamedTuple):
                 row += [f"{peaks[name] / 1e6:.0f}", multiple(peaks[name] / least) if least else "–"]
             table.add_row(*row)
         Console(highlight=False).print(table)
-        Console(highlight=False).print("ms: the median of the rounds; time: the median of each round's own ratio.")
+        Console(highlight=False).print(
+            "ms: median over the rounds; time: median over the rounds of the ratio to the baseline (1.00×)."
+        )
 
 
 def multiple(factor: float) -> str:
@@ -181,4 +183,4 @@ def _status(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise InputError(f"/proc/self/status does not tell {key}")
+    raise InputError(f"/proc/self/status has no {key}")

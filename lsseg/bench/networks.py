@@ -87,7 +87,7 @@ def _dmls_costs(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]
         "FCN-8s, vgg16": FCN(options.classes).to(options.device),
     }
     image, costs = torch.rand(1, 3, *options.size, device=options.device), {}
-    table = Table(title="inference, and what Zhang 2019, table VIII, has (Titan X)")
+    table = Table(title="inference: measured here, then the values of Zhang 2019, table VIII (Titan X)")
     for column in ("network", "fps", "GFLOPs", "parameters", "fps", "GFLOPs", "parameters"):
         table.add_column(column, justify="left" if column == "network" else "right")
     with torch.no_grad():
@@ -126,19 +126,22 @@ def _inference(name: str, options: Any) -> Case:
 
 def _instance_costs(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     paper = HOMAYOUNFAR["level_set"] / HOMAYOUNFAR["plain"]
-    Console().print(f"The paper: 145 and 182 ms for an image of 1024×2048 (GTX 1080 Ti), {paper:.2f} times as long.")
+    Console().print(
+        "In the paper, Mask R-CNN takes 145 ms and LevelSet R-CNN 182 ms for an image of 1024×2048 (GTX 1080 Ti), "
+        f"{paper:.2f} times as long."
+    )
     return {"costs": {name: {"ms": 1e3 * statistics.median(times)} for name, times in seconds.items()}}
 
 
 BENCHMARKS = {
     "methods": Benchmark(
-        about="a training step of every method beside cross-entropy's, on one network",
+        about="a training step of every method compared with cross-entropy's, on one network",
         cases={
             "cross_entropy": "cross-entropy",
             "level_set": "cross-entropy + level set",
             "dmls_off": "DMLS, K = 2, without its layer",
             "dmls": "DMLS, K = 2",
-            "convolution": "a convolution in the refiner's place",
+            "convolution": "a convolution instead of the refiner",
             "chan_vese": "Chan–Vese refiner",
         },
         baseline="cross_entropy",
@@ -149,7 +152,7 @@ BENCHMARKS = {
         title="training step, U-Net on {encoder}, {shape}, {precision} bits",
     ),
     "dmls": Benchmark(
-        about="a training step of DMLS with and without its level sets, and its size beside the paper's",
+        about="a training step of DMLS with and without its level sets, and its size compared with the paper's",
         cases={
             "one": "one step",
             "without": "K steps, without level sets",
@@ -164,7 +167,7 @@ BENCHMARKS = {
         more=_dmls_costs,
     ),
     "instances": Benchmark(
-        about="the inference of LevelSet R-CNN beside Mask R-CNN's",
+        about="the inference of LevelSet R-CNN compared with Mask R-CNN's",
         cases={"plain": "Mask R-CNN", "level_set": "LevelSet R-CNN"},
         baseline="plain",
         make=_inference,

@@ -107,7 +107,7 @@ def panel(
         "image": bytes_of(image).astype(np.uint8),
         "truth": colorize(truth, palette),
         "prediction": colorize(prediction, palette),
-        "contours found green, missed blue, invented red": boundary_errors(image, truth, prediction),
+        "contours: found (green), missed (blue), invented (red)": boundary_errors(image, truth, prediction),
     }
     for axis, (name, picture) in zip(axes, pictures.items(), strict=False):
         axis.imshow(picture, interpolation="nearest")
@@ -159,7 +159,7 @@ def steps_panel(
     inside = np.zeros((height, width), bool) if truth is None else truth == phi_class
     for number, (labels, values) in enumerate(zip(predictions, phi, strict=True), start=1):
         axes[0, number].imshow(overlay(image, labels, palette, 0.7), interpolation="nearest")
-        changed = "" if number == 1 else f", changes {100 * np.mean(labels != predictions[number - 2]):.1f} %"
+        changed = "" if number == 1 else f", {100 * np.mean(labels != predictions[number - 2]):.1f} % of pixels changed"
         axes[0, number].set_title(f"step {number + first - 1}{changed}", fontsize=9)
         _draw_phi(axes[1, number], values, inside, class_names[phi_class])
         axes[1, number].set_title(f"φ of {class_names[phi_class]}, zero contour", fontsize=9)
@@ -290,7 +290,7 @@ def _draw_features(axis: Any, thing: EvolvingObject) -> None:
 def _draw_numbers(axis: Any, thing: EvolvingObject) -> None:
     axis.set_title("hyperparameters by iteration", fontsize=9)
     if thing.numbers is None:
-        axis.text(0.5, 0.5, "none is learnt", ha="center", transform=axis.transAxes)
+        axis.text(0.5, 0.5, "no learnt hyperparameters", ha="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
     epsilon, dt = (x[0].detach().float().cpu().numpy() for x in (thing.numbers.epsilon, thing.numbers.dt))

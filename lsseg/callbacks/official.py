@@ -51,7 +51,9 @@ class CityscapesPixels(Official):
         for _, truth in self.source.pairs:
             instances = truth.with_name(truth.name.replace("_labelIds", "_instanceIds"))
             if not truth.name.endswith("_labelIds.png") or not instances.is_file():
-                raise InputError(f"Cityscapes' own scores need *_labelIds.png and *_instanceIds.png, unlike {truth}")
+                raise InputError(
+                    f"{truth}: Cityscapes' own scores need *_labelIds.png and, beside it, *_instanceIds.png"
+                )
 
     def save(self, outputs: Any, i: int, index: int) -> None:
         """Save the labels as official numbers."""
@@ -136,9 +138,11 @@ class OfficialScores(pl.Callback):
         kind = next((official for known, official in OFFICIAL.items() if isinstance(data, known)), None)
         if kind is None:
             names = ", ".join(known.__name__ for known in OFFICIAL)
-            raise InputError(f"OfficialScores: data {type(data).__name__} has none; these have: {names}")
+            raise InputError(f"OfficialScores: data {type(data).__name__} has no official scores; use {names}")
         if getattr(data, "resize", None) is not None:
-            raise InputError("OfficialScores: official scores are of whole images; data.resize must be null")
+            raise InputError(
+                "OfficialScores: data.resize must be null, because official scores need images of the original size"
+            )
         self._official = kind(data, Path(trainer.default_root_dir) / "official")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -42,7 +42,7 @@ class Panels(pl.Callback):
         """Check that the class exists before anything runs."""
         names = trainer.datamodule.class_names
         if self.phi_class is not None and self.phi_class not in names:
-            raise InputError(f"panels.phi_class {self.phi_class!r} is no class; the data has {', '.join(names)}")
+            raise InputError(f"panels.phi_class {self.phi_class!r} is not a class; the data has {', '.join(names)}")
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

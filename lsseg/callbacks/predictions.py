@@ -65,18 +65,18 @@ class SavePredictions(pl.Callback):
         names = trainer.datamodule.class_names
         unknown = [name for name in self.phi if name not in (*names, "all")]
         if unknown:
-            raise InputError(f"predictions.phi {unknown[0]!r} is no class; the data has {', '.join(names)}")
+            raise InputError(f"predictions.phi {unknown[0]!r} is not a class; the data has {', '.join(names)}")
         instances = pl_module.kind == "instances"
         if instances and self.phi:
-            raise InputError("predictions.phi is of labels; the contours of instances come with predictions.contours")
+            raise InputError("predictions.phi is only for label maps; for instances use predictions.contours")
         if not instances and self.contours:
-            raise InputError("predictions.contours is of instances; give predictions.phi")
+            raise InputError("predictions.contours is only for instances; for label maps use predictions.phi")
         if instances and self.steps and pl_module.network.evolution == "none":
-            raise InputError("predictions.steps: this network has no steps; it predicts once")
+            raise InputError("predictions.steps must be false, because this network has no steps: it predicts once")
         if self.submission and trainer.datamodule.file_values is None:
             raise InputError(
-                f"predictions.submission: {type(trainer.datamodule).__name__} has no server whose format is known; "
-                "Cityscapes, CityscapesInstances and ADE20K have"
+                f"predictions.submission: {type(trainer.datamodule).__name__} has no known server format; "
+                "use it with Cityscapes, CityscapesInstances or ADE20K"
             )
         if stage == "predict" and not instances:
             pl_module.predicted_phi = tuple(k for k, name in enumerate(names) if {name, "all"} & set(self.phi))
@@ -113,7 +113,7 @@ class SavePredictions(pl.Callback):
         image, size = as_numbers(batch["image"][i : i + 1]), outputs["prediction"].shape[-2:]
         scores = [F.interpolate(s.float(), size, mode="bilinear", align_corners=False) for s in task.evolution(image)]
         if not scores:
-            raise InputError("predictions.steps: this network has no steps; it predicts once")
+            raise InputError("predictions.steps must be false, because this network has no steps: it predicts once")
         return scores
 
     def _save_image(
@@ -162,7 +162,8 @@ class SavePredictions(pl.Callback):
             derived = re.fullmatch(r"(.+)_(overlay|steps|step\d+|evolution|phi_.+)", stem)
             if derived and derived[1] in stems:
                 raise InputError(
-                    f"data.images: the {derived[2]} of {derived[1]} and the labels of {stem} would collide"
+                    f"data.images: the {derived[2]} of {derived[1]} and the labels of {stem} would have the same file "
+                    "name"
                 )
 
     def _folder(self, trainer: pl.Trainer) -> Path:

@@ -108,7 +108,8 @@ class TestResults(pl.Callback):
         official = {name.removeprefix("official_"): x for name, x in scores.items() if name.startswith("official_")}
         if official:
             console.print(
-                "official: " + ", ".join(f"{name} {_percent(x)}" for name, x in official.items()), soft_wrap=True
+                "official scores (%): " + ", ".join(f"{name} {_percent(x)}" for name, x in official.items()),
+                soft_wrap=True,
             )
         console.print(f"{len(names)} {split} images; everything is in {folder}", highlight=False, soft_wrap=True)
 
@@ -129,7 +130,7 @@ def _table(scores: dict[str, float], classes: list[str]) -> Table:
 def _instance_table(scores: dict[str, float], classes: list[str]) -> Table:
     """Return a table of the scores of the final masks and, if there are any, of the initial masks."""
     both = "initial_mask_ap" in scores
-    table = Table("", title="masks, %")
+    table = Table("", title="mask scores (%)")
     for title in ("final", "initial") if both else ("",):
         table.add_column(title, justify="right")
     own = [score for score in of_kind("instances") if not score.name.startswith(("initial_", "official_"))]

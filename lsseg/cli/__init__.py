@@ -19,14 +19,14 @@ COMMANDS = {
     "validate": ("lsseg.cli.lightning", "score a checkpoint on the validation split"),
     "test": ("lsseg.cli.lightning", "score a checkpoint on the test split"),
     "predict": ("lsseg.cli.lightning", "segment a folder of images"),
-    "refine": ("lsseg.cli.refine", "move the contours of masks to those of their images"),
+    "refine": ("lsseg.cli.refine", "move the contours of masks to the contours in their images"),
     "export": ("lsseg.cli.export", "write a trained network as one file, ONNX or torch.export"),
     "ablate": ("lsseg.cli.lightning", "run a suite of experiments and report on it"),
-    "run": ("lsseg.ablation.command", "one run of a suite, for W&B's agents and clusters"),
-    "report": ("lsseg.ablation.command", "rebuild table and figures from what is on disk"),
-    "data": ("lsseg.cli.data", "show which data sets are there, and fetch one"),
+    "run": ("lsseg.ablation.command", "do one run of a suite (used by W&B agents and clusters)"),
+    "report": ("lsseg.ablation.command", "rebuild the table and figures of a suite from its files"),
+    "data": ("lsseg.cli.data", "show which data sets are on this machine, and download one"),
     "init": ("lsseg.cli.init", "write a configuration for a folder of images and masks"),
-    "bench": ("lsseg.bench.command", "time the numeric core and measure its memory"),
+    "bench": ("lsseg.bench.command", "measure the speed and memory of the numeric core"),
 }
 # `eval "$(lsseg --completion bash)"` makes bash complete first the command and then names of files.
 COMPLETION = """\
@@ -55,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="lsseg",
         description="Deep level-set segmentation.",
         epilog="\n".join(["commands:", *(f"  {name:9} {text}" for name, (_, text) in COMMANDS.items())])
-        + "\n\n`lsseg COMMAND --help` says more; --debug behind any command shows the traceback of what went wrong.",
+        + "\n\n`lsseg COMMAND --help` lists the options of a command; --debug after any command shows the traceback of "
+        "an error.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="lsseg COMMAND ...",
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("--completion", choices=["bash"], help="print what completes commands in a shell, for eval")
+    parser.add_argument("--completion", choices=["bash"], help="print a script for eval that completes commands")
     if argv[:2] == ["--completion", "bash"]:
         print(COMPLETION.replace("NAMES", " ".join(COMMANDS)), end="")
         return 0

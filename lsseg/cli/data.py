@@ -48,8 +48,8 @@ def main(argv: list[str]) -> int:
         return check(argv[2:])
     parser = Arguments(
         prog="lsseg data",
-        description="Show which data sets are where; with a name, fetch one that is missing. `lsseg data check CONFIG` "
-        "reads every file of a data set.",
+        description="List the data sets and their folders; with a name, fetch that data set if it is missing. "
+        "`lsseg data check CONFIG` reads every file of a data set.",
     )
     parser.add_argument("name", nargs="?", choices=[*sorted(data_sets()), "check"], help="the data set to fetch")
     parser.add_argument("--root", type=Path, help="where to put it (default: $LSSEG_DATA/NAME, or data/NAME)")
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     if options.name is None:
         console.print(_overview())
         console.print(
-            "Data sets are looked for in the folder that LSSEG_DATA names, else in ./data; data.root points elsewhere.",
+            "Data sets are expected in the folder that LSSEG_DATA names, else ./data; data.root sets another folder.",
             highlight=False,
         )
         return 0
@@ -70,13 +70,13 @@ def main(argv: list[str]) -> int:
         problem = _incomplete(known, root)
         if problem:
             raise InputError(f"{root} exists but {problem}; remove it, or choose another place with --root")
-        console.print(f"{shown} is already in {root}, complete")
+        console.print(f"{shown} is already complete in {root}")
         return 0
     if known.archive is None:
         raise InputError(f"{shown} must be put into {root} by hand, from {known.source} ({known.terms})")
     archive = known.archive._replace(url=options.url) if options.url else known.archive
     fetch(archive, root, lambda folder: _incomplete(known, folder), console)
-    console.print(f"{shown} is in {root}, complete. Terms: {known.terms}")
+    console.print(f"{shown} is now complete in {root}. Terms: {known.terms}")
     return 0
 
 
@@ -92,10 +92,10 @@ def _overview() -> Table:
         problem = _incomplete(known, root) if root.is_dir() else "missing"
         state = f"[yellow]{problem}" if problem else "[green]complete"
         if not problem and (lacking := _lacking(known.extra, root)):
-            state += f"[/]; for some settings, {lacking}"
+            state += f"[/]; some settings need more files: {lacking}"
         verb = "fetches it" if known.archive else "says how"
         table.add_row(data.__name__, str(root), state, f"`lsseg data {name}` {verb} ({known.terms})")
-    folder = "a folder of yours: images/, masks/, classes.yaml"
+    folder = "your own folder with images/, masks/, classes.yaml"
     table.add_row("FolderSegmentation", "data.root", "yours", folder)
     return table
 
@@ -153,9 +153,11 @@ def check(argv: list[str]) -> int:
     """Check a data set; return the exit status, which is 1 if something is wrong."""
     parser = Arguments(
         prog="lsseg data check",
-        description="Read every file of every split, and show what is in them and all that is wrong with them.",
+        description="Read every file of every split; show what the splits contain, and all problems of the files.",
     )
-    parser.add_argument("config", type=Path, help="a configuration with `data`, or a folder as `lsseg init` takes it")
+    parser.add_argument(
+        "config", type=Path, help="a configuration with the key `data`, or a folder that `lsseg init` accepts"
+    )
     parser.add_argument("--root", help="the data set's folder, instead of the configuration's data.root")
     parser.add_argument("--data.KEY", metavar="VALUE", help="any other key of the data, such as --data.masks_folder")
     options, keys = parser.parse_known_args(argv)
@@ -189,7 +191,9 @@ def _data(config: Path, keys: list[str]) -> tuple[DataModule[Any], Place]:
     else:
         content = read_yaml(config)
         if not isinstance(content, dict) or "data" not in content:
-            raise InputError(f"{config} has no `data`; give a configuration with one, or a folder with classes.yaml")
+            raise InputError(
+                f"{config} has no `data`: use a configuration with this key, or a folder with classes.yaml"
+            )
         wanted = content["data"] if isinstance(content["data"], dict) else {"class_path": content["data"]}
     parser = Parser()
     parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
@@ -260,8 +264,8 @@ def _show(console: Console, data: DataModule[Any], found: dict[Split, Found]) ->
     for label, name in rows:
         table.add_row(name, *(_share(one, label, data.kind) for one in found.values()))
     console.print(table)
-    what = "objects, and images that hold one" if data.kind == "instances" else "share of pixels, and images with one"
-    console.print(f"Of each class: {what}.", highlight=False)
+    what = "number of objects" if data.kind == "instances" else "share of the pixels"
+    console.print(f"Rows of classes: {what}, and in parentheses the number of images with the class.", highlight=False)
 
 
 def _sizes(sizes: Counter[tuple[int, int]]) -> str:

@@ -32,21 +32,21 @@ def main(argv: list[str]) -> int:
     """Write the file and return the exit status."""
     parser = Arguments(
         prog="lsseg export",
-        description="Write a trained network as one file: B×3×H×W images in [0, 1] to B×C×H×W scores. FILE.onnx runs "
-        "without torch. FILE.pt2, of torch.export, keeps this project's operators: import lsseg.functional before "
-        "torch.export.load. What the file computes is compared with the network before it is kept.",
+        description="Write a trained network as one file, which turns B×3×H×W images in [0, 1] into B×C×H×W scores. "
+        "FILE.onnx runs without torch. FILE.pt2, of torch.export, keeps this project's operators: import "
+        "lsseg.functional before torch.export.load. The file is kept only if its scores agree with the network's.",
     )
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("file", type=Path, help="FILE.onnx or FILE.pt2")
+    parser.add_argument("file", type=Path, help="the file to write: FILE.onnx or FILE.pt2")
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="of the images that the file will take (default: the crops of the run's training)",
+        help="height and width of the images that the file accepts (default: those of the run's training crops)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images at a time, fixed (default: 1)")
-    parser.add_argument("--checkpoint", default="last.ckpt", help="in the run's folder (default: last.ckpt)")
+    parser.add_argument("--batch", type=int, default=1, help="fixed number of images per batch (default: 1)")
+    parser.add_argument("--checkpoint", default="last.ckpt", help="file in the run's folder (default: last.ckpt)")
     options = parser.parse_args(argv[1:])
     height, width = options.size or size_of(options.run, options.checkpoint)
     error = export(options.run, options.file, (options.batch, height, width), options.checkpoint)
@@ -74,7 +74,7 @@ def size_of(run: Path, checkpoint: str = "last.ckpt") -> tuple[int, int]:
         if isinstance(size, list) and len(size) == 2:
             return size[0], size[1]
     raise InputError(
-        f"{run} was trained on images of their own sizes, without data.resize or data.crop_size: give --size"
+        f"{run} has no fixed image size, because it has neither data.resize nor data.crop_size: set --size"
     )
 
 
@@ -94,7 +94,7 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
         InputError: If an argument is wrong, the network cannot be written in this form, or the file's scores differ.
     """
     if file.suffix not in (".onnx", ".pt2"):
-        raise InputError(f"{file}: give a file that ends in .onnx or .pt2")
+        raise InputError(f"{file} must end in .onnx or .pt2")
     if not file.parent.is_dir():
         raise InputError(f"{file.parent} is not a folder")
     if file.is_dir():
@@ -103,7 +103,9 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
         raise InputError(f"--batch and --size must be at least 1, not {shape}")
     task, _ = load_run(run, checkpoint)
     if task.kind == "instances":
-        raise InputError(f"{run} finds objects, as many as an image has: only networks of label maps can be exported")
+        raise InputError(
+            f"{run} finds objects, and their number differs by image: only networks for label maps can be exported"
+        )
     image = torch.rand(shape[0], 3, *shape[1:], generator=torch.Generator().manual_seed(0))
     network = Scores(task.network).eval()
     with torch.no_grad():

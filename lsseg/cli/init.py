@@ -18,7 +18,7 @@ from lsseg.files import write_text
 from lsseg.models.encoder import packaged_weights
 
 DEFAULTS = {"images_folder": "images", "masks_folder": "masks"}
-VOID = "255 occurs in the masks and is taken for void; if it is a class, list it in {file}"
+VOID = "the value 255 in the masks is treated as void; if it is a class, list it in {file}"
 MASKS = 200  # masks that are read, at most, to guess the classes from their values
 MOST_CLASSES = 64  # different values in the masks; if there are more, they are not labels
 SHORT = 512  # pixels; the longest side of a crop
@@ -27,18 +27,18 @@ LITE = "tu-tf_efficientnet_lite0"  # an installed package may hold the weights o
 TEMPLATE = """# A U-Net for the images in {root}, made by `lsseg init`.
 # Train and test:  lsseg fit --config {file} --test_after_fit true
 # Segment photos:  lsseg predict --config {run}/config.yaml --ckpt_path {run}/last.ckpt --data.images PHOTOS
-# Look for what is wrong with the files first:  lsseg data check {file}
+# Check all files first:  lsseg data check {file}
 {found}
 seed_everything: 0
 trainer:
-  max_steps: {steps}  # some {epochs} times all training images; more if the validation score still rises
+  max_steps: {steps}  # about {epochs} epochs; increase it if the validation score still rises at the end
   val_check_interval: {interval}
   check_val_every_n_epoch: null
-  accelerator: auto  # a GPU where there is one
+  accelerator: auto  # uses a GPU if there is one
   precision: 32-true  # bf16-mixed is faster on a GPU
   default_root_dir: {run}  # the run's folder
 model:
-  class_path: LevelSetLossTask  # cross-entropy + level-set loss; SegmentationTask: cross-entropy alone
+  class_path: LevelSetLossTask  # cross-entropy + level-set loss; SegmentationTask has cross-entropy alone
   init_args:
     network:
       class_path: SmpNet
@@ -52,10 +52,10 @@ data:
   class_path: {data}
   init_args:
     root: {root}{keys}
-    crop_size: [{height}, {width}]  # of training; whole images are scored
+    crop_size: [{height}, {width}]  # for training; validation and test use whole images
     scale: [0.75, 1.5]
     batch_size: {batch}
-    eval_batch_size: 1  # images of several sizes fit
+    eval_batch_size: 1  # more than 1 needs images of one size
     num_workers: null  # loader processes: as many as there are CPU cores, at most 8
 """
 
@@ -82,12 +82,17 @@ def main(argv: list[str]) -> int:
     """Look at a folder, write its configuration, and return the exit status."""
     parser = Arguments(
         prog="lsseg init",
-        description="Look at a folder of images and masks, or at an export in COCO's format; write a configuration.",
+        description="Write a configuration for a folder of images and masks, or for an export in COCO's format.",
     )
-    parser.add_argument("folder", type=Path, help="holds images/ and masks/, or train/_annotations.coco.json")
+    parser.add_argument(
+        "folder", type=Path, help="folder that holds images/ and masks/, or train/_annotations.coco.json"
+    )
     for key, folder in DEFAULTS.items():
-        parser.add_argument(f"--{key}", default=folder, help=f"as the data's key of this name (default: {folder})")
-    parser.add_argument("--output", type=Path, help="the file to write (default: NAME.yaml of the folder's name, here)")
+        what = f"name of the folder with the {folder}, for the key data.{key} (default: {folder})"
+        parser.add_argument(f"--{key}", default=folder, help=what)
+    parser.add_argument(
+        "--output", type=Path, help="the file to write (default: the folder's name with .yaml, in the current folder)"
+    )
     options = parser.parse_args(argv[1:])
     if not options.folder.is_dir():
         raise InputError(f"{options.folder} is not a folder")
@@ -127,7 +132,7 @@ def _look(root: Path, folders: dict[str, str]) -> Layout:
         counts = {split: len(data.source(split)) for split in SPLITS if split != "test" or data.has_test}
     for split in ("train", "val"):
         if not counts[split]:
-            raise InputError(f"{root}: its {split} split has no image; there are {sum(counts.values())} in all")
+            raise InputError(f"{root}: the {split} split has no image; all splits together have {sum(counts.values())}")
     keys = [] if exported else [f"{key}: {folder}" for key, folder in folders.items() if folder != DEFAULTS[key]]
     if not data.has_test:
         keys.append("test_split: val  # there are no test images")
@@ -207,16 +212,16 @@ def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, lis
             problems.append(str(error))
     if values and not colored and not 0 <= min(values) <= max(values) <= 65535:
         problems.append(f"the masks hold the values {min(values)} to {max(values)}, but labels must be 0..65535")
-    refuse_all(f"{file} is missing, and the masks do not say what the classes are", problems)
+    refuse_all(f"{file} is missing, and the classes cannot be read from the masks", problems)
     labels = sorted(value for value in values if colored or value != 255 or len(values) == 2)
     what = "colours" if colored else "values"
     lossy = any(path.suffix.lower() in LOSSY for path in files)
     if not 2 <= len(labels) <= (2 if lossy else MOST_CLASSES):
         advice = "save the masks as PNG, because JPEG changes their values" if lossy else "write the file yourself"
-        said = f"{len(labels)} different {what} in the masks cannot be classes: {advice}"
-        raise InputError(f"{file} is missing, and {said}")
+        said = f"the masks hold {len(labels)} different {what}, but 2 to {MOST_CLASSES} can be classes"
+        raise InputError(f"{file} is missing, and {said}: {advice}")
     shown = {label: str([label >> 16, label >> 8 & 255, label & 255]) if colored else str(label) for label in labels}
-    lines = [f"# Made by `lsseg init` of the {what} in the masks: give the classes their names.", "classes:"]
+    lines = [f"# Made by `lsseg init` from the {what} in the masks: give each class its name.", "classes:"]
     for number, label in enumerate(labels):
         name = "background" if label == 0 else f"class{number if colored else label}"
         lines.append(f"  {name}: {shown[label]}")
@@ -224,7 +229,7 @@ def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, lis
     if ignored:
         lines.append("void: [255]  # pixels that are ignored; if 255 is a class, list it above and delete this line")
     if colored:
-        lines.append("void: []  # move the colour of pixels that are to be ignored here, as in [[0, 0, 0]]")
+        lines.append("void: []  # to ignore the pixels of a colour, move the colour here, for example [[0, 0, 0]]")
     write_text(file, "\n".join(lines) + "\n")
     said = f"wrote {file}: the masks hold {', '.join(shown.values())}; give the classes their names there"
     return file, [said, *([VOID.format(file=file)] if ignored else [])]

@@ -67,13 +67,13 @@ class LssegCLI(LightningCLI):
         parser.add_class_arguments(WandbRun, "wandb", skip={"save_dir"}, instantiate=False)
         parser.add_lightning_class_args(Panels, "panels")
         parser.add_lightning_class_args(SavePredictions, "predictions")
-        parser.add_argument("--gallery", type=int, default=3, help="best and worst test images kept as pictures")
+        parser.add_argument("--gallery", type=int, default=3, help="number of best and of worst test images to save")
         parser.add_argument("--compile", type=bool, default=False, help="compile the network (torch.compile)")
         parser.add_argument(
             "--channels_last",
             type=bool,
             default=False,
-            help="keep the network's convolutions in torch.channels_last, mostly faster on CPUs and in bf16 on GPUs",
+            help="use torch.channels_last for the network's convolutions; mostly faster on CPUs and in bf16 on GPUs",
         )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="test the last weights after training")
         parser.add_argument(
@@ -158,7 +158,7 @@ class LssegCLI(LightningCLI):
             self._new = None  # the folder belongs to the other process
             raise InputError(f"another process is training in {folder}: choose another folder") from None
         except OSError:
-            warnings.warn(f"{folder} cannot be locked: nothing keeps another process from training in it", stacklevel=2)
+            warnings.warn(f"{folder} cannot be locked: do not let another process train in it", stacklevel=2)
 
     def _new_folder(self, config: Any, checkpoint: str | None) -> str:
         # All processes of a run must choose the same name. Processes that DDP starts find it in their environment.
@@ -174,7 +174,9 @@ class LssegCLI(LightningCLI):
         if SLURMEnvironment.detect() and "SLURM_STEP_ID" in os.environ:
             now = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
         elif TorchElasticEnvironment.detect():
-            raise InputError("give --trainer.default_root_dir: processes that torchrun starts cannot agree on a folder")
+            raise InputError(
+                "trainer.default_root_dir must be set, because processes started by torchrun cannot agree on a folder"
+            )
         name = f"{self.subcommand}-{now}"
         if self.subcommand == "fit":
             name = f"{files[-1].stem if files else 'fit'}-{name.partition('-')[2]}"
@@ -205,9 +207,12 @@ class LssegCLI(LightningCLI):
             self.model.network.to(memory_format=torch.channels_last)
         if self._get(self.config_init, "compile"):
             if self.model.kind == "instances":
-                raise InputError("compile is for networks of label maps: a detector's shapes change with every image")
+                raise InputError(
+                    "compile must be false for a detector, because its tensor shapes change with every image; "
+                    "only networks for label maps can be compiled"
+                )
             if getattr(self.model.network, "checkpoint", False):
-                raise InputError("compile does not go with model.network.checkpoint: choose one")
+                raise InputError("compile and model.network.checkpoint cannot both be true: set one of them to false")
             self.model.network.compile()  # compiled in place, so that the names in checkpoints stay the same
 
     def _check_kinds(self) -> None:
@@ -348,15 +353,15 @@ def main(argv: list[str]) -> int:
         if not of_a_lost_process(error):
             raise InputError(told(error, place)) from error
         raise InputError(
-            "another process of this run ended (what it said is above, or it was killed): "
-            "go on with the same command and --ckpt_path RUN/last.ckpt"
+            "another process of this run ended (its message is above, unless it was killed): "
+            "continue with the same command and --ckpt_path RUN/last.ckpt"
         ) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         if isinstance(error, KeyError) and "pytorch-lightning_version" in str(error):
             raise InputError(
-                "ckpt_path holds weights and nothing else: give a run's checkpoint, or train from it with model.start"
+                "ckpt_path has only weights: use the checkpoint of a run, or start a training from it with model.start"
             ) from error
         raise InputError(told(error, place)) from error
     finally:

@@ -45,15 +45,15 @@ def main(argv: list[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     if refiner is None:
         console.print(
-            "No --refiner: colours alone move the contours. Masks of things that differ in colour from what is around "
-            "them get better (stained nuclei), others worse (people in a street)."
+            "Without --refiner, colours alone move the contours. Masks get better if the objects differ in colour from "
+            "their surroundings (stained nuclei); other masks get worse (people in a street)."
         )
     changed = [
         _refine(job, refiner, options, output) for job in track(jobs, "refining", console=console, transient=True)
     ]
     console.print(
-        f"masks refined: {len(jobs)}; they are in {output / 'masks'}, pictures of them in {output / 'steps'}; "
-        f"{100 * sum(changed) / len(changed):.2f} % of the pixels changed sides"
+        f"masks refined: {len(jobs)}; the masks are in {output / 'masks'}, pictures of them in {output / 'steps'}; "
+        f"{100 * sum(changed) / len(changed):.2f} % of the pixels changed between inside and outside"
     )
     return 0
 
@@ -61,17 +61,21 @@ def main(argv: list[str]) -> int:
 def _options(argv: list[str]) -> argparse.Namespace:
     parser = Arguments(
         prog="lsseg refine",
-        description="Move the contours of masks to those of their images. With --refiner by a trained ChanVeseRefiner; "
-        "without one by the classical Chan-Vese model of colours near the contour, which helps where inside and "
-        "outside differ in colour there, and harms where they do not.",
+        description="Move the contours of masks to the contours in their images. With --refiner, a trained "
+        "ChanVeseRefiner moves them; without it, the classical Chan-Vese model of the colours near the contour. This "
+        "model improves a mask if inside and outside differ in colour near the contour, and makes it worse if not.",
     )
     parser.add_argument("image", type=Path, help="an image, or a folder of images")
-    parser.add_argument("mask", type=Path, help="its mask of two values, or a folder of masks of the same stems")
+    parser.add_argument("mask", type=Path, help="its mask with two values, or a folder of masks with the same names")
     parser.add_argument("--output", type=Path, default=Path("refined"), help="the folder to write (default: refined)")
-    parser.add_argument("--refiner", type=Path, help="a file of ChanVeseRefiner.save, trained on images (channels=3)")
-    parser.add_argument("--mu", type=float, default=0.1, help="price of a pixel of contour; of colours (default: 0.1)")
     parser.add_argument(
-        "--reach", type=float, default=6, help="pixels that a contour may move; of colours (default: 6)"
+        "--refiner", type=Path, help="a file of ChanVeseRefiner.save, for a refiner trained on images (channels=3)"
+    )
+    parser.add_argument(
+        "--mu", type=float, default=0.1, help="without --refiner: weight of each pixel of the contour (default: 0.1)"
+    )
+    parser.add_argument(
+        "--reach", type=float, default=6, help="without --refiner: pixels that a contour may move (default: 6)"
     )
     options = parser.parse_args(argv)
     for key in ("mu", "reach"):
@@ -94,7 +98,7 @@ def _jobs(image: Path, mask: Path) -> list[Job]:
     elif is_image(image):
         pairs = {image.stem: (image, mask)}
     else:
-        raise InputError(f"{image} is no image")
+        raise InputError(f"{image} is not an image")
     jobs, problems = [], []
     for name, (file, its_mask) in pairs.items():
         try:
@@ -134,8 +138,8 @@ def _refiner(path: Path):  # type: ignore[no-untyped-def]
         raise InputError(f"--refiner {path}: {str(error).splitlines()[0]}") from error
     if refiner.channels != 3 or refiner.stride != 1:
         raise InputError(
-            f"--refiner {path} works on {refiner.channels} channels of stride {refiner.stride}; "
-            "an image has 3 of stride 1"
+            f"--refiner {path} needs features with {refiner.channels} channels and stride {refiner.stride}, "
+            "but an image has 3 channels and stride 1"
         )
     return refiner
 

@@ -212,7 +212,9 @@ def refuse_forks(strategy: Any) -> None:
     method = options.get("start_method") or "popen"
     name = strategy if isinstance(strategy, str) else f"with start_method {method}"
     if method != "popen" or any(word in name for word in ("spawn", "fork", "notebook")):
-        raise InputError(f"trainer.strategy {name} is not for this command, whose scores it would spoil: take ddp")
+        raise InputError(
+            f"trainer.strategy {name} must not be used, because the scores would count every pixel again: use ddp"
+        )
 
 
 def refuse_own_names(callbacks: list[Any], folder: Path) -> None:
@@ -230,8 +232,8 @@ def refuse_own_names(callbacks: list[Any], folder: Path) -> None:
         own = isinstance(callback, BestCheckpoint | PeriodicCheckpoint)
         if names and not own and callback.dirpath and Path(callback.dirpath).resolve() == folder.resolve():
             raise InputError(
-                f"trainer.callbacks: a ModelCheckpoint writes {names.pop()}.ckpt, as the run itself does: give it "
-                "another dirpath or filename"
+                f"trainer.callbacks: a ModelCheckpoint writes {names.pop()}.ckpt, which the run itself writes: "
+                "set another dirpath or filename"
             )
 
 
@@ -258,6 +260,6 @@ def refuse_unknown_monitors(callbacks: list[Any], task: Any) -> None:
             continue
         if monitor is not None and monitor not in known and not monitor.startswith("train/"):
             raise InputError(
-                f"trainer.callbacks: {type(callback).__name__} has monitor {monitor!r}, which is no score of a "
-                f"validation{nearest(monitor, known)}; there are {', '.join(known)}"
+                f"trainer.callbacks: {type(callback).__name__} has monitor {monitor!r}, which is not a "
+                f"validation score{nearest(monitor, known)}; the scores are {', '.join(known)}"
             )

@@ -50,7 +50,7 @@ def read_classes(path: Path) -> Classes:
         raise InputError(f"{path} is missing: it lists the classes, for example `classes: [background, cell]`")
     content = read_yaml(path)
     if not isinstance(content, dict) or not content.keys() <= {"classes", "void"}:
-        raise InputError(f"{path}: expected the keys `classes` and, if need be, `void`, not {content!r}"[:300])
+        raise InputError(f"{path}: expected the keys `classes` and, optionally, `void`, not {content!r}"[:300])
     entries = _entries(path, content.get("classes"))
     void = content.get("void", [])
     void = void if isinstance(void, list) else [] if void is None else [void]
@@ -69,7 +69,9 @@ def _by_value(path: Path, entries: dict[str, Any], void: list[Any]) -> Classes:
             raise InputError(f"{path}: class {name!r} may have a value and a color, not {entry!r}")
         value, color = entry.get("value", label), entry.get("color", display_color(label))
         if not _is_value(value) or value in labels:
-            raise InputError(f"{path}: the value of class {name!r} must be a number 0..65535 of its own, not {value!r}")
+            raise InputError(
+                f"{path}: the value of class {name!r} must be a number 0..65535 that no other class has, not {value!r}"
+            )
         if not _is_color(color):
             raise InputError(f"{path}: the color of class {name!r} must be three numbers 0..255, not {color!r}")
         labels[value] = label
@@ -89,19 +91,19 @@ def _by_color(path: Path, entries: dict[str, Any], coloured: dict[str, Any], voi
     for name in entries:
         if name not in coloured:
             raise InputError(
-                f"{path}: the class {next(iter(coloured))!r} is a colour in the masks, so {name!r} must be one, too: "
-                "three numbers 0..255"
+                f"{path}: the class {next(iter(coloured))!r} has a colour in the masks, so {name!r} must have one, "
+                "too: three numbers 0..255"
             )
     colors: dict[Color, int] = {}
     for label, (name, color) in enumerate(coloured.items()):
         if tuple(color) in colors:
             other = list(entries)[colors[color[0], color[1], color[2]]]
-            raise InputError(f"{path}: the classes {other!r} and {name!r} have one colour")
+            raise InputError(f"{path}: the classes {other!r} and {name!r} have the same colour")
         colors[color[0], color[1], color[2]] = label
     palette = tuple(colors)
     for color in void:
         if not _is_color(color) or colors.get(tuple(color), IGNORE_INDEX) != IGNORE_INDEX:
-            raise InputError(f"{path}: void must list colours that are no class's, [red, green, blue], not {color!r}")
+            raise InputError(f"{path}: void must list colours [red, green, blue] that no class has, not {color!r}")
         colors[color[0], color[1], color[2]] = IGNORE_INDEX
     return Classes(tuple(entries), palette, {}, colors, frozenset())
 
@@ -120,7 +122,8 @@ def _entries(path: Path, classes: Any) -> dict[str, Any]:
     for name, _ in pairs:
         if not isinstance(name, str) or not name:
             raise InputError(
-                f"{path}: a class must have a name, not {name!r} (put words such as no, yes, null in quotes)"
+                f"{path}: the name of a class must be non-empty text, not {name!r} (put words such as no, yes, "
+                "null in quotes)"
             )
     return dict(pairs)
 
@@ -200,20 +203,20 @@ def compare_classes(found: Counter[int], classes: Classes, said_in: Path) -> Non
     """
     absent = [name for label, name in enumerate(classes.names) if not found[label]]
     if len(absent) == len(classes.names):
-        raise InputError(f"the training split cannot be learnt from: every pixel of its masks is void ({said_in})")
+        raise InputError(f"the training split cannot be used: every pixel of its masks is void ({said_in})")
     undeclared = found[-1] and IGNORE_INDEX not in classes.void and classes.labels.get(IGNORE_INDEX) == IGNORE_INDEX
     if absent and undeclared:
         raise InputError(
             f"{said_in}: no training mask has a pixel of {some_of(absent)}, but {found[-1]} pixels have the value 255, "
-            f"which counts for nothing: say `{absent[0]}: 255` (classes: {{NAME: VALUE, …}}) if it is that class, or "
+            f"which is ignored: write `{absent[0]}: 255` (classes: {{NAME: VALUE, …}}) if it is that class, or "
             "`void: [255]` if it is not"
         )
     if absent:
         warnings.warn(f"no training mask has a pixel of {some_of(absent)} ({said_in})", stacklevel=2)
     elif undeclared:
         warnings.warn(
-            f"{found[-1]} pixels of the training masks have the value 255 and count for nothing; `void: [255]` in "
-            f"{said_in} says so",
+            f"{found[-1]} pixels of the training masks have the value 255 and are ignored; to confirm this, write "
+            f"`void: [255]` in {said_in}",
             stacklevel=2,
         )
 

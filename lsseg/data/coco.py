@@ -145,7 +145,7 @@ class CocoInstances(InstanceData):
     """
 
     folder = "coco"
-    hint = "it holds annotations/instances_train2017.json, train2017/ and the same for val2017 (cocodataset.org)"
+    hint = "it must hold annotations/instances_train2017.json, train2017/ and the same for val2017 (cocodataset.org)"
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class CocoInstances(InstanceData):
                 raise ArgumentError(f"{key} and {key}_images belong together: give both or neither")
         if test is None or test_images is None:
             if val is None or val_images is None:
-                raise ArgumentError("test and test_images are needed where there are no val and val_images")
+                raise ArgumentError("test and test_images must be set, because val and val_images are not")
             test, test_images = val, val_images
         self.root = existing_root(root, self.folder, self.hint)
         self.splits = {"train": (train, train_images), "test": (test, test_images)}
@@ -290,7 +290,7 @@ class CarParts(CocoInstances):
     )
 
     folder = "car_parts"
-    hint = "it holds annotations/instances_train.json and instances_test.json, train/ and test/ (github.com/dsmlr)"
+    hint = "it must hold annotations/instances_train.json, instances_test.json, train/ and test/ (github.com/dsmlr)"
     names = (
         *("back_bumper", "back_glass", "back_left_door", "back_left_light", "back_right_door", "back_right_light"),
         *("front_bumper", "front_glass", "front_left_door", "front_left_light", "front_right_door"),

@@ -52,7 +52,7 @@ class CocoFile:
             raise InputError(f"{path} is not JSON: {error}") from error
         for key in KEYS:
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
-                raise InputError(f"{path} is no COCO instance file: it lacks the list `{key}`")
+                raise InputError(f"{path} is not a COCO instance file: it lacks the list `{key}`")
         content["images"] = [self.named(entry) for entry in content["images"]]
         refuse_all(str(path), [f"{path}: {problem}" for key in KEYS for problem in _improper(key, content[key])])
         self.images: list[dict[str, Any]] = content["images"]
@@ -90,8 +90,8 @@ class CocoFile:
             own = [number for number in known[name] if number in used]
             if len(own) > 1:
                 raise InputError(
-                    f"{self.path}: the categories {' and '.join(map(str, own))} have one name, {name!r}, and both have "
-                    "annotations: give them different names"
+                    f"{self.path}: the categories {' and '.join(map(str, own))} have the same name, {name!r}, and both "
+                    "have annotations: give them different names"
                 )
         return {number: label for label, name in enumerate(names) for number in known[name]}
 
@@ -123,7 +123,7 @@ def _improper(key: str, entries: list[Any]) -> Iterator[str]:
                 value = entry[field] = int(value)
             if not isinstance(value, kind) or isinstance(value, bool) or value == "":
                 said = f"it must be {WORDS[kind]}, not {value!r}"
-                yield f"an entry of `{key}` lacks a proper `{field}`: {said}, in {str(entry)[:80]}"
+                yield f"an entry of `{key}` has no valid `{field}`: {said}, in {str(entry)[:80]}"
                 break
 
 
@@ -149,7 +149,7 @@ def _contradictions(content: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             yield f"annotation {annotation.get('id')} is of an image that the file does not list"
         if annotation["category_id"] not in categories:
             category = annotation["category_id"]
-            yield f"annotation {annotation.get('id')} is of the category {category}, which no entry has"
+            yield f"annotation {annotation.get('id')} is of the category {category}, which the file does not list"
 
 
 class BrokenSegmentation(ValueError):
@@ -188,9 +188,9 @@ def _is_polygon(line: Any, limit: float) -> bool:
     except ValueError:
         points = np.asarray("")
     if len(line) and (points.ndim != 1 or points.dtype.kind not in "iuf"):
-        raise BrokenSegmentation("a polygon holds something else than numbers")
+        raise BrokenSegmentation("a polygon holds values that are not numbers")
     if len(line) and np.isnan(points).any():
-        raise BrokenSegmentation("a polygon holds a number that is none (NaN)")
+        raise BrokenSegmentation("a polygon holds NaN, which is not a number")
     if not (np.abs(points) <= limit).all():
         raise BrokenSegmentation("a polygon has a point far outside of the image")
     return len(line) >= 6
@@ -199,12 +199,12 @@ def _is_polygon(line: Any, limit: float) -> bool:
 def _checked_runs(code: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     said = code["size"]
     if not isinstance(said, list) or [float(side) for side in said if isinstance(side, int | float)] != [*size]:
-        raise BrokenSegmentation(f"its size is {said}, that of its image {list(size)} (height, width)")
+        raise BrokenSegmentation(f"its size is {said}, but its image is {list(size)} (height, width)")
     counts = code["counts"]
     runs = _runs(counts) if isinstance(counts, str | bytes) else counts
     whole = isinstance(runs, list) and all(isinstance(run, int) and not isinstance(run, bool) for run in runs)
     if not whole or any(run < 0 for run in runs):
-        raise BrokenSegmentation("a run is no whole number, or is negative")
+        raise BrokenSegmentation("a run is not a whole number, or is negative")
     if sum(runs) != size[0] * size[1]:
         raise BrokenSegmentation(f"its runs sum to {sum(runs)}, but the image has {size[0] * size[1]} pixels")
     return {"size": list(size), "counts": runs}
@@ -217,7 +217,7 @@ def _runs(text: str | bytes) -> list[int]:
     value, shift = 0, 0
     for code in codes:
         if not 0 <= code < 64:
-            raise BrokenSegmentation("its run-length code holds a character that is none of such a code")
+            raise BrokenSegmentation("its run-length code holds a character that is not allowed")
         value |= (code & 31) << shift
         shift += 5
         if not code & 32:

@@ -114,7 +114,7 @@ class FolderSegmentation(SegmentationData):
             kept, held = self._held_out(images_below(folder))
             return matched(held if split == "val" else kept, masks, self.mask_suffix)
         if split not in parts:
-            hint = "; data.test_split: val scores the validation images" if split == "test" else ""
+            hint = "; to test on the validation images, set data.test_split to val" if split == "test" else ""
             raise InputError(f"{self._folders(split)[0]} is not a folder: there are no {split} images{hint}")
         folder, masks = self._folders(parts[split])
         return matched(images_below(folder), masks, self.mask_suffix)
@@ -147,9 +147,9 @@ class FolderSegmentation(SegmentationData):
         if lists:
             if split == "val" and "train" in lists:
                 return self._held_out(self._named(lists["train"], images))[1]
-            hint = ", or data.test_split: val" if split == "test" else ""
+            hint = "; or set data.test_split to val" if split == "test" else ""
             raise InputError(
-                f"{self.root / f'{split}.txt'} is missing: give all of train.txt, val.txt and test.txt, or none{hint}"
+                f"{self.root / f'{split}.txt'} is missing: write all of train.txt, val.txt and test.txt, or none{hint}"
             )
         order = np.random.default_rng(derived_seed(self.split_seed)).permutation(len(images))
         # Every share above 0 gets at least one image, if there are three or more.
@@ -167,7 +167,7 @@ class FolderSegmentation(SegmentationData):
         names = list(images)
         if not self._said_held_out:
             warnings.warn(
-                f"{self.root} has no val split: {len(held)} of its {len(images)} training images validate "
+                f"{self.root} has no val split: validation uses {len(held)} of its {len(images)} training images "
                 f"(data.val_fraction {self.val_fraction:g})",
                 stacklevel=2,
             )
@@ -188,8 +188,8 @@ class FolderSegmentation(SegmentationData):
                 continue
             names = self._meant(said, images, by_stem)
             if len(names) != 1:
-                wrong = f"there are several: {', '.join(names)}" if names else "there is no such image"
-                problems.append(f"{listing} names {line.strip()!r}, but {wrong} in {self.images_folder}")
+                wrong = f"several images of this name: {', '.join(names)}" if names else "no image of this name"
+                problems.append(f"{listing} names {line.strip()!r}, but {self.images_folder} has {wrong}")
                 continue
             if names[0] in chosen and (listing.name, names[0]) not in self._said_twice:
                 self._said_twice.add((listing.name, names[0]))
@@ -224,7 +224,7 @@ class FolderSegmentation(SegmentationData):
             both = sorted(train & set(self._pairs(split)))
             if both:
                 warnings.warn(
-                    f"{listing} names {len(both)} of the training images ({', '.join(both[:3])}): scores on them say "
-                    "nothing of other images",
+                    f"{listing} names {len(both)} of the training images ({', '.join(both[:3])}): scores on them do "
+                    "not apply to other images",
                     stacklevel=2,
                 )

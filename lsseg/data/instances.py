@@ -113,7 +113,9 @@ class MapPairs(Pairs):
         image_path, map_path = self.pairs[index]
         ids = read_mask(map_path)
         if ids.min(initial=0) < 0:
-            raise InputError(f"{map_path} holds the number {ids.min()}; expected 0 for nothing and 1, 2, … for objects")
+            raise InputError(
+                f"{map_path} holds the number {ids.min()}; expected 0 for background and 1, 2, … for objects"
+            )
         # The numbers may have gaps and be large, so they are replaced by 0, 1, 2, ….
         values, numbered = np.unique(ids, return_inverse=True)
         shift = 0 if values[0] == 0 else 1
@@ -270,9 +272,9 @@ class InstanceData(DataModule[InstanceSource]):
         super().__init__(batch_size, eval_batch_size, num_workers, images, test_split, cache)
         sides = (short_side, short_side) if isinstance(short_side, int) else short_side
         right = sides is None or 1 <= sides[0] <= sides[1]
-        require(right, "short_side", short_side, "must be a length, or the least and the largest")
+        require(right, "short_side", short_side, "must be a length, or the smallest and the largest length")
         if longest_side is not None and sides is None:
-            raise ArgumentError("longest_side is a limit of short_side: give that, too")
+            raise ArgumentError("longest_side needs short_side: set short_side, too")
         if longest_side is not None and sides is not None and longest_side < sides[1]:
             raise ArgumentError(f"longest_side {longest_side} must be at least as long as short_side {short_side}")
         require_size("crop_size", crop_size)

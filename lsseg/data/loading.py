@@ -94,7 +94,10 @@ def held_out(count: int, share: float, seed: int, where: Path) -> set[int]:
     """
     held = max(1, round(count * share))
     if held >= count:
-        raise InputError(f"{where}: {held} of its {count} training images would validate; give a validation split")
+        raise InputError(
+            f"{where}: validation would use {held} of its {count} training images, and none would be left to train on; "
+            "give a validation split"
+        )
     return set(np.random.default_rng(derived_seed(seed)).permutation(count)[:held].tolist())
 
 
@@ -201,7 +204,7 @@ class InMemory:
         if needed > free:
             raise ArgumentError(
                 f"cache ram needs about {needed / 1e9:.1f} GB for {len(source)} images, but {free / 1e9:.1f} GB are "
-                "free: leave it out"
+                "free: set cache to null"
             )
         with ThreadPoolExecutor(threads) as pool:
             self.items = [first, *pool.map(source.read, range(1, len(source)))]

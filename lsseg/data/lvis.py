@@ -42,7 +42,7 @@ class LvisFile(CocoFile):
                     found[known[synset]] = label
                     break
         if not found:
-            raise InputError(f"{self.path}: no category has the synset of one of COCO's; is it a file of LVIS?")
+            raise InputError(f"{self.path}: no category has the synset of a COCO category; is it a file of LVIS?")
         return found
 
 
@@ -94,7 +94,9 @@ class LVIS(InstanceData):
         beside = self.root if (self.root / "val2017").is_dir() else data_root("coco")
         self.coco_root = Path(coco_root) if coco_root else beside
         if not self.coco_root.is_dir():
-            raise ArgumentError(f"coco_root {self.coco_root} is not a folder; it holds COCO's train2017/ and val2017/")
+            raise ArgumentError(
+                f"coco_root {self.coco_root} is not a folder; it must hold COCO's train2017/ and val2017/"
+            )
         self.val_images, self.partial = val_images, partial
         self.categories, self.splits = categories, {"train": train, "val": val, "test": val}
         self._files: dict[str, LvisFile] = {}
@@ -140,5 +142,7 @@ class LVIS(InstanceData):
         if self.val_images is not None and split != "train":
             images = [entry for entry in images if entry["file_name"].startswith(f"{self.val_images}/")]
             if not images:
-                raise InputError(f"{file.path}: no image of {self.val_images}, which val_images asks for")
+                raise InputError(
+                    f"{file.path} has no image of {self.val_images}: set val_images to another folder, or to null"
+                )
         return CocoObjects(file, self.coco_root, self.labels(split), images)

@@ -86,7 +86,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
 
     def source(self, split: Split) -> S:
         """Return the images and annotations of a split."""
-        raise InputError(f"{type(self).__name__} does not say where its {split} split is")
+        raise InputError(f"{type(self).__name__} must define the method source, which returns its {split} split")
 
     @abstractmethod
     def samples(self, source: S, training: bool) -> Dataset[dict[str, Any]]:
@@ -189,7 +189,7 @@ class DataModule(pl.LightningDataModule, ABC, Generic[S]):
         if lacking:
             raise InputError(
                 f"{type(self).__name__}.source gives a {type(source).__name__} without {' and '.join(lacking)}; "
-                "lsseg.data.source.Source says what it must have"
+                "lsseg.data.source.Source lists what it must have"
             )
         if len(source) == 0:
             raise InputError(f"the {split} split of {type(self).__name__} is empty")
@@ -251,7 +251,7 @@ class SegmentationData(DataModule[Source]):
         super().__init__(batch_size, eval_batch_size, num_workers, images, test_split, cache)
         for key, size in (("resize", resize), ("crop_size", crop_size)):
             require_size(key, size)
-        require(0 < scale[0] <= scale[1], "scale", list(scale), "must be two positive numbers, the least first")
+        require(0 < scale[0] <= scale[1], "scale", list(scale), "must be two positive numbers, the smaller one first")
         require(0 <= photometric <= 1, "photometric", photometric, "must lie in 0..1")
         self.resize = resize
         self.train_transform = train_transform(resize, crop_size, scale, flip, photometric)

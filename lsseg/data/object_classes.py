@@ -37,7 +37,7 @@ class ObjectClasses(SegmentationData):
             groups = {name: [name] for name in objects.class_names}
         if not 1 <= len(groups) < IGNORE_INDEX:
             raise ArgumentError(
-                f"{key} has {len(groups)} classes; label maps hold 1 to {IGNORE_INDEX - 1} and background"
+                f"{key} must have 1 to {IGNORE_INDEX - 1} classes besides background, not {len(groups)}"
             )
         self.objects = objects
         self.value_range = objects.value_range
@@ -70,7 +70,7 @@ def class_of(groups: dict[str, list[str]], names: Sequence[str], key: str = "gro
         if not members:
             raise ArgumentError(f"{key}.{group} holds no class")
         if group == "background":
-            raise ArgumentError(f"{key}: background is what no group holds, and cannot be a class")
+            raise ArgumentError(f"{key}: background cannot be a class, because it is the class of all other pixels")
         for name in members:
             if name not in names:
                 known = ", ".join(get_close_matches(name, names, 4, 0.4)) or f"{names[0]} and others"
@@ -148,7 +148,7 @@ class CocoFolder(ObjectClasses):
         test = _part(folder, "test") or val
         if _part(folder, "train") is None or test is None:
             raise InputError(
-                f"{folder} is no export in COCO's format: expected train/{FILE}, and valid/{FILE} or test/{FILE}"
+                f"{folder} is not an export in COCO's format: expected train/{FILE}, and valid/{FILE} or test/{FILE}"
             )
         objects = CocoInstances(
             str(folder),
@@ -170,7 +170,7 @@ class CocoFolder(ObjectClasses):
         super().check(*splits)
         if "test" in splits and not self.has_test:
             warnings.warn(
-                f"{self.root} has no test/{FILE}: its validation images are the test images, too", stacklevel=2
+                f"{self.root} has no test/{FILE}: its validation images are also the test images", stacklevel=2
             )
 
 

@@ -40,8 +40,8 @@ class PascalContext(SegmentationData):
         "pascal_context",
         {"trainval": 10103},
         "images under Flickr's terms; cite Mottaghi et al. 2014",
-        source="host.robots.ox.ac.uk/pascal/VOC/voc2010: the folder VOC2010 of VOCtrainval_03-May-2010.tar; and in it "
-        "from cs.stanford.edu/~roozbeh/pascal-context trainval.tar.gz and labels.txt",
+        source="host.robots.ox.ac.uk/pascal/VOC/voc2010: the folder VOC2010 of VOCtrainval_03-May-2010.tar; into it, "
+        "put trainval.tar.gz (unpacked) and labels.txt from cs.stanford.edu/~roozbeh/pascal-context",
         layout={"SegmentationClassContext": 10103},
     )
 
@@ -80,7 +80,7 @@ class PascalContext(SegmentationData):
 def _numbers(path: Path) -> list[int]:
     """Return the numbers of the 59 classes from the file of the 459 labels, with lines such as ``2: aeroplane``."""
     if not path.is_file():
-        raise InputError(f"{path} is missing: it says which number in the .mat files is which label")
+        raise InputError(f"{path} is missing: it lists the label of each number in the .mat files")
     known = {
         found[2]: int(found[1]) for found in re.finditer(r"^\s*(\d+):\s*(\S+)\s*$", path.read_text(), re.MULTILINE)
     }

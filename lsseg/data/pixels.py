@@ -73,15 +73,15 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
         image = image.getchannel(0)
     if _is_colored(image):
         raise InputError(
-            f"mask {path} holds {image.mode} colours; expected an index or palette PNG, one value a pixel (a folder's "
-            "classes.yaml may give each class its colour, NAME: [RED, GREEN, BLUE])"
+            f"mask {path} holds {image.mode} colours; expected an index or palette PNG, one value per pixel (a "
+            "folder's classes.yaml may give each class its colour, NAME: [RED, GREEN, BLUE])"
         )
     values: npt.NDArray[Any] = np.array(_upright(np.asarray(image), orientation))
     if values.dtype.kind == "f":
         whole = values.astype(np.int32)
         if not (whole == values).all():
             raise InputError(
-                f"mask {path} holds values that are no whole numbers, such as {values[whole != values][0]:g}"
+                f"mask {path} holds values that are not whole numbers, such as {values[whole != values][0]:g}"
             )
         values = whole
     return values.astype(np.uint8) if values.dtype == bool else values
@@ -141,7 +141,7 @@ def _refuse_pages(image: Any, path: Path) -> None:
         whole += not image.tag_v2.get(SUBFILE_TYPE, 0) & 1
     image.seek(0)
     if whole > 1:
-        raise InputError(f"{path} holds {whole} pictures, a page each; expected one: write each to a file of its own")
+        raise InputError(f"{path} holds {whole} pictures (pages), but must hold one: write each page to its own file")
 
 
 def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
@@ -157,7 +157,7 @@ def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"cannot decode {path}: it is broken, or no image of a kind that is known") from error
+        raise InputError(f"cannot decode {path}: it is broken, or not an image of a known format") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"cannot decode {path}: {str(error).splitlines()[0]}") from error
     return image, orientation
@@ -190,7 +190,7 @@ def _decode(path: Path) -> tuple[npt.NDArray[Any], int]:
 def _by_opencv(path: Path) -> npt.NDArray[Any]:
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise InputError(f"cannot decode {path}: it is broken, or of a kind that is not known")
+        raise InputError(f"cannot decode {path}: it is broken, or of an unknown format")
     if pixels.ndim == 2:
         return pixels
     if pixels.shape[2] == 2:
@@ -212,14 +212,16 @@ def _to_bytes(pixels: npt.NDArray[Any], value_range: ValueRange | None, path: Pa
         own = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0, "float64": 1.0}.get(pixels.dtype.name)
         if own is None:
             raise InputError(
-                f"{path} holds {pixels.dtype.name} numbers, whose range its format does not say: give the values that "
-                "are black and white as value_range of the data"
+                f"{path} holds {pixels.dtype.name} numbers, and its format does not define their range: set "
+                "value_range of the data to the values of black and white"
             )
         value_range = (0.0, own)
     low, high = value_range
     least, most = pixels.min(), pixels.max()
     if not (low <= least and most <= high):
-        found = "values that are no numbers" if np.isnan(least) else f"values {least:g}..{most:g}"
-        raise InputError(f"{path} holds {found}; expected {low:g}..{high:g}, or another value_range of the data")
+        found = "values that are not numbers (NaN)" if np.isnan(least) else f"values {least:g}..{most:g}"
+        raise InputError(
+            f"{path} holds {found}; expected {low:g}..{high:g}; for other values, set value_range of the data"
+        )
     scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
     return np.rint(scaled).astype(np.uint8)

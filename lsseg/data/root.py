@@ -95,7 +95,7 @@ def _download(url: str, target: Path, console: Console) -> None:
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(
-            f"cannot fetch {url}: {reason}; fetch it elsewhere and pass its file:// address as --url"
+            f"cannot fetch {url}: {reason}; download it on another machine and pass the file's file:// address as --url"
         ) from error
 
 
@@ -108,12 +108,14 @@ def _unpack(zipped: Path, archive: Archive, target: Path) -> None:
                     continue
                 path = target / wanted[1]
                 if not path.resolve().is_relative_to(target.resolve()):
-                    raise InputError(f"{archive.url} holds {member.filename}, which leads out of the folder")
+                    raise InputError(
+                        f"{archive.url} holds {member.filename}, which would be written outside of the folder"
+                    )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with file.open(member) as source, path.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
     except zipfile.BadZipFile as error:
-        raise InputError(f"{archive.url} is no zip file: {error}") from error
+        raise InputError(f"{archive.url} is not a zip file: {error}") from error
 
 
 def data_root(folder: str) -> Path:
@@ -136,7 +138,7 @@ def existing_root(root: str | None, folder: str, hint: str) -> Path:
     if not path.is_dir():
         if root:
             raise ArgumentError(f"root {path} is not a folder; {hint}")
-        raise ArgumentError(f"root: there is no folder {path} (set it, or LSSEG_DATA); {hint}")
+        raise ArgumentError(f"root is not set, and {path} is not a folder (set root or LSSEG_DATA); {hint}")
     return path
 
 
@@ -155,6 +157,6 @@ def check_count(place: Path, split: str, found: int, official: int, partial: boo
     """
     if found != official and not partial:
         raise InputError(
-            f"the {split} split in {place} has {found} images, the official one {official}: "
-            "get all of it, or set partial true"
+            f"the {split} split in {place} has {found} images, but the official one has {official}: "
+            "get all of it, or set partial to true"
         )

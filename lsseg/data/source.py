@@ -132,8 +132,12 @@ def map_colors(mask: npt.NDArray[np.uint8], colors: Colors, path: Path) -> npt.N
 def _unknown(path: Path, what: str, unknown: Sequence[object], known: Sequence[object]) -> str:
     """Say which values or colours of a mask belong to no class."""
     several = len(unknown) > 1
-    held = f"{what}s {some_of(unknown)}, which are no classes" if several else f"{what} {unknown[0]}, which is no class"
-    return f"mask {path} holds the {held}; the classes have {some_of(known, 40)}"
+    held = (
+        f"{what}s {some_of(unknown)}, which are not classes"
+        if several
+        else f"{what} {unknown[0]}, which is not a class"
+    )
+    return f"mask {path} holds the {held}; expected {some_of(known, 40)}"
 
 
 def some_of(values: Sequence[object], most: int = 8) -> str:
@@ -229,7 +233,7 @@ def _different(paths: Sequence[Path]) -> Sequence[Path]:
     """Return files of one folder, no two of which may have one stem."""
     counts = Counter(same_name(path.stem) for path in paths)
     problems = [
-        f"{paths[0].parent} has several files named {stem}; an image and its mask belong together"
+        f"{paths[0].parent} has several files named {stem}, so images and masks cannot be matched by name"
         for stem, count in counts.items()
         if count > 1
     ]

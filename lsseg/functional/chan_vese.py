@@ -123,9 +123,11 @@ def _steps(epsilon: Tensor | float, dt: Tensor | float, steps: int | None) -> in
     """Return N, the number of iterations."""
     known = [x.shape[-1] for x in (epsilon, dt) if isinstance(x, Tensor) and x.dim() == 2]
     if steps is None and not known:
-        raise ValueError("give steps, the number of iterations, or epsilon and dt for each of them, M×N")
+        raise ValueError("steps must be set, unless epsilon or dt is an M×N tensor with a number for each iteration")
     if steps is not None and (steps < 0 or any(steps != count for count in known)):
-        raise ValueError(f"steps is {steps}, but epsilon and dt are for {known[0] if known else 'at least 0'}")
+        raise ValueError(
+            f"steps must be {f'{known[0]}, the N of epsilon and dt' if known else 'at least 0'}, not {steps}"
+        )
     return known[0] if steps is None else steps
 
 
@@ -158,7 +160,7 @@ def _check(
             f"expected epsilon and dt of one shape ({objects}, N), not {(*epsilon.shape,)} and {(*dt.shape,)}"
         )
     if not all(tensor.is_floating_point() for tensor in (phi, features, *weights, epsilon, dt)):
-        raise ValueError("expected floating tensors")
+        raise ValueError("phi, features, lambda1, lambda2, mu, epsilon and dt must be floating tensors")
     if delta not in ("printed", "derivative"):
         raise ValueError(f"delta must be 'printed' or 'derivative', not {delta!r}")
     if not eta > 0:

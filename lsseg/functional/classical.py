@@ -116,7 +116,9 @@ def _check(
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive, not {value}")
     if reach is not None and (mask is None or not 0 < reach < math.inf):
-        raise ValueError("reach must be positive, and needs a mask whose contour it is measured from")
+        raise ValueError(
+            "reach must be positive and needs a mask, because it is a distance from the contour of the mask"
+        )
     if steps < 0:
         raise ValueError(f"steps must not be negative, not {steps}")
 

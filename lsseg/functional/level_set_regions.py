@@ -102,7 +102,9 @@ def _checked(truth: Tensor) -> Tensor:
         low, high = truth.aminmax()
         if not (low >= 0 and high <= 1):
             wrong = float(high if high > 1 else low)
-            raise ValueError(f"target holds the value {wrong:g}: a soft target or a mask lies in [0, 1]")
+            raise ValueError(
+                f"target holds the value {wrong:g}: the values of a soft target or a mask must lie in [0, 1]"
+            )
     return truth
 
 

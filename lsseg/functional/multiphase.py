@@ -116,7 +116,7 @@ def _check(
         raise ValueError(f"dt and dt · speed_limit must lie in (0, ½], not {dt} and {dt * speed_limit}")
     if not dt * epsilon <= 1:
         raise ValueError(
-            f"dt · epsilon must not exceed 1, beyond which the curvature's step is unstable: {dt * epsilon}"
+            f"dt · epsilon must be at most 1, not {dt * epsilon}, because the curvature step is unstable above 1"
         )
     if not steps >= 0:
         raise ValueError(f"steps must not be negative, not {steps}")

@@ -177,7 +177,9 @@ class WeightedCrossEntropy(PixelMean):
             ArgumentError: If a weight is negative or not finite, or if all of them are 0.
         """
         right = all(0 <= weight < math.inf for weight in class_weights) and any(class_weights)
-        require(right, "class_weights", list(class_weights), "must be numbers of at least 0, not all of them 0")
+        require(
+            right, "class_weights", list(class_weights), "must be numbers of at least 0, at least one of them above 0"
+        )
         self.class_weights = torch.tensor(class_weights, dtype=torch.float32)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

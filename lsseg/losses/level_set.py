@@ -138,7 +138,10 @@ class CrossEntropyLevelSetLoss(PixelMean):
         super().__init__()
         check_level_set(epsilon, heaviside, reduction, mode, kernels)
         if reduction == "none":
-            raise ArgumentError("reduction 'none' cannot be added to a cross-entropy: LevelSetLoss has it")
+            raise ArgumentError(
+                "reduction must not be 'none', because its energies cannot be added to the cross-entropy: "
+                "use LevelSetLoss"
+            )
         self.level_set_weight = level_set_weight
         self.epsilon = epsilon
         self.heaviside: HeavisideKind = heaviside

@@ -198,7 +198,9 @@ class CrossEntropyPlus(nn.Module):
         for key, value in weights.items():
             require(0 <= value < float("inf"), key, value, "must not be negative")
         if pixels and isinstance(loss, WeightedCrossEntropy | BoundaryLoss | ActiveContourLoss):
-            raise ArgumentError(f"pixels takes them out of their image, whose contours {type(loss).__name__} looks for")
+            raise ArgumentError(
+                f"pixels must be false, because {type(loss).__name__} looks for contours in whole images"
+            )
         self.cross_entropy = CrossEntropyLoss(ignore_index)
         self.level_set = CrossEntropyLevelSetLoss(level_set_weight, ignore_index=ignore_index)
         self.loss = loss

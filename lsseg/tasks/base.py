@@ -82,8 +82,8 @@ class Recipe:
         shares = self.milestones or []
         if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
             raise ArgumentError(
-                "lr_milestones must be shares of the training in (0, 1), such as 0.5 for halfway, each after the "
-                f"one before, not {shares}"
+                "lr_milestones must be increasing shares of the training in (0, 1), such as 0.5 for halfway, "
+                f"not {shares}"
             )
 
     def build(self, module: nn.Module, steps: float) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Recipe:
         """
         if not math.isfinite(steps):
             raise InputError(
-                "the learning rate falls to 0 at the last step: set trainer.max_steps or trainer.max_epochs"
+                "set trainer.max_steps or trainer.max_epochs, because the learning rate falls to 0 at the last step"
             )
         optimizer: torch.optim.Optimizer
         groups = self.groups(module)
@@ -159,8 +159,8 @@ def refuse_other_optimizer(checkpoint: dict[str, Any], recipe: Recipe, sizes: li
         refuse_changes([(f"model.{key}", found[key], x) for key, x in ours.items() if found[key] not in (None, x)])
         if [len(group["params"]) for group in groups] != sizes:
             raise InputError(
-                "the checkpoint's training cannot be continued, for its optimiser has other groups of parameters "
-                "(of another version, or another model.new_layers); start a new one from it with model.start"
+                "the checkpoint's training cannot be continued, because its optimiser has other groups of parameters "
+                "(from another version or another model.new_layers): start a new run from it with model.start"
             )
 
 
@@ -217,20 +217,20 @@ class Task(pl.LightningModule):
         steps, here = steps_of(checkpoint["state_dict"]), steps_of(self.network.state_dict())
         if steps != here:
             warnings.warn(
-                f"the checkpoint has batch-norm statistics of {steps} steps, this network of {here}: a step without "
-                "its own takes those of the last one before it",
+                f"the checkpoint has batch-norm statistics of {steps} steps, but this network has {here}: a step "
+                "without its own statistics uses those of the last step before it",
                 stacklevel=2,
             )
         theirs = checkpoint["state_dict"] = matched_task_state(checkpoint["state_dict"], self.network)
         ours = self.state_dict()
         for key in sorted(theirs.keys() - ours.keys()):
-            raise InputError(f"the checkpoint is of another network: this configuration has no {key}{advice(key)}")
+            raise InputError(f"the checkpoint is from another network: this configuration has no {key}{advice(key)}")
         for key in sorted(ours.keys() - theirs.keys()):
-            raise InputError(f"the checkpoint is of another network: the checkpoint has no {key}")
+            raise InputError(f"the checkpoint is from another network: the checkpoint has no {key}")
         for key in sorted(ours):
             if theirs[key].shape != ours[key].shape:
                 shapes = f"{tuple(theirs[key].shape)} in the checkpoint, {tuple(ours[key].shape)} here"
-                raise InputError(f"the checkpoint is of another network: {key} is {shapes}")
+                raise InputError(f"the checkpoint is from another network: {key} is {shapes}")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self.refuse_other_training(checkpoint)
 
@@ -251,7 +251,7 @@ class Task(pl.LightningModule):
             when = f"step {last}" if first == last else f"between the steps {first} and {last}"
             raise InputError(
                 f"{when}: the training loss is not finite (in {', '.join(named)}); "
-                "lower model.lr, or clip with trainer.gradient_clip_val"
+                "lower model.lr, or clip the gradients with trainer.gradient_clip_val"
             )
 
     def log_losses(self, terms: dict[str, Tensor], images: int) -> None:

@@ -67,8 +67,8 @@ class ChanVeseTask(SegmentationTask):
         first_form = "network.feature_head.0.weight" in checkpoint["state_dict"]
         if first_form and (self.network.initial, self.network.slope) != ("distances", 1.0):
             raise InputError(
-                "the checkpoint's head regresses distances, as ChanVeseNet did by default once: set "
-                "model.network.initial distances and model.network.slope 1"
+                "the checkpoint's head predicts distances, the default of ChanVeseNet in older versions: set "
+                "model.network.initial to distances and model.network.slope to 1"
             )
         super().on_load_checkpoint(checkpoint)
 

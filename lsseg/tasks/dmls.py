@@ -66,16 +66,18 @@ class DMLSTask(SegmentationTask):
         require(0 <= boundary_weight < math.inf, "boundary_weight", boundary_weight, "must not be negative")
         level_set_is_a_criterion(level_set_weight)
         if boundary_weight and criterion is not None:
-            raise ArgumentError("boundary_weight is an argument of WeightedCrossEntropy: give it to your criterion")
+            raise ArgumentError(
+                "boundary_weight must not be set with criterion: set it in the criterion's WeightedCrossEntropy"
+            )
         if criterion is None:
             criterion = WeightedCrossEntropy(boundary_weight=boundary_weight)
         if test_prior and class_weights is None:
-            raise ArgumentError("test_prior takes back class weights: it needs class_weights")
+            raise ArgumentError("test_prior needs class_weights, because it removes their effect")
         self._weights_from = class_weights if isinstance(class_weights, str) else None
         weighted = _weighted(criterion)
         if class_weights is not None:
             if weighted is None:
-                raise ArgumentError("class_weights need a criterion that is, or holds, WeightedCrossEntropy")
+                raise ArgumentError("class_weights need a criterion that is, or contains, WeightedCrossEntropy")
             if weighted.class_weights is not None:
                 raise ArgumentError("class_weights are given twice: the criterion has its own")
             # Weights that are found only later start as ones, so that every checkpoint has a tensor for them.
@@ -170,7 +172,7 @@ class DMLSTask(SegmentationTask):
             return self._count(data)
         weights = _read_weights(source)
         if set(weights) != set(data.class_names):
-            raise ArgumentError(f"class_weights {source} is of other classes: it has {', '.join(weights)}")
+            raise ArgumentError(f"class_weights {source} must have the classes of the data, not {', '.join(weights)}")
         found = [weights[name] for name in data.class_names]
         _check_weights("class_weights", found, self.num_classes)
         return found
@@ -180,9 +182,9 @@ class DMLSTask(SegmentationTask):
         weights = dict(zip(data.class_names, median_frequency_weights(frequencies), strict=True))
         missing = [name for name, weight in weights.items() if weight == 0]
         if len(missing) == len(weights):
-            raise InputError("the train split has nothing to learn from: every pixel of its masks is void")
+            raise InputError("the train split cannot be used for training, because every pixel of its masks is void")
         if missing:
-            warnings.warn(f"no pixel of {', '.join(missing)} in the training split: weight 0", stacklevel=2)
+            warnings.warn(f"the training split has no pixel of {', '.join(missing)}: the weight is 0", stacklevel=2)
         if not self.trainer.fast_dev_run:
             write_json(Path(self.trainer.default_root_dir) / "class_weights.json", weights)
         return list(weights.values())
@@ -194,13 +196,13 @@ def _read_weights(path: str) -> dict[str, float]:
         return {name: float(weight) for name, weight in json.loads(Path(path).read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         right = f"{MEDIAN_FREQUENCY}, a list, null, or a run's class_weights.json"
-        reason = error.strerror if isinstance(error, OSError) else "not such a file"
+        reason = error.strerror if isinstance(error, OSError) else "not a class_weights.json"
         raise ArgumentError(f"class_weights must be {right}; {path}: {reason}") from error
 
 
 def _check_weights(key: str, weights: list[float], count: int) -> None:
     right = len(weights) == count and all(0 <= weight < math.inf for weight in weights) and any(weights)
-    require(right, key, weights, f"must be {count} numbers of at least 0, not all of them 0")
+    require(right, key, weights, f"must be {count} numbers of at least 0, at least one of them above 0")
 
 
 def _weighted(criterion: nn.Module) -> WeightedCrossEntropy | None:

@@ -50,7 +50,8 @@ class LevelSetLossTask(SegmentationTask):
         for part in criterion.modules() if criterion is not None else ():
             if isinstance(part, CrossEntropyLevelSetLoss | LevelSetLoss) and getattr(part, "level_set_weight", True):
                 raise ArgumentError(
-                    "criterion holds the level-set energy, which this task adds: give SegmentationTask that criterion"
+                    "criterion must not contain the level-set energy, which this task adds: use it with "
+                    "SegmentationTask"
                 )
         super().__init__(num_classes, criterion=fused if criterion is None else criterion, **options)
         self.fused = fused

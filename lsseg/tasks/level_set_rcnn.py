@@ -96,9 +96,9 @@ class LevelSetRCNNTask(Task):
         net = self.network
         require(isinstance(net, LevelSetRCNN), "network", type(net).__name__, "must be LevelSetRCNN")
         if level_set_weight and net.target != "binary":
-            raise ArgumentError("level_set_weight needs a binary mask head: network.target binary")
+            raise ArgumentError("level_set_weight needs a binary mask head: set network.target to binary")
         if edge_losses and net.evolution != "delse":
-            raise ArgumentError("edge_losses are DELSE's: they need network.evolution delse")
+            raise ArgumentError("edge_losses are the losses of DELSE: set network.evolution to delse")
         if full_weight and net.evolution == "none":
             initial_weight += final_weight
         self.initial_weight, self.final_weight, self.truncation = initial_weight, final_weight, truncation
@@ -172,8 +172,8 @@ class LevelSetRCNNTask(Task):
         means = [norm.running_mean for norm in norms if not norm.training and norm.running_mean is not None]
         if means and not any(bool(mean.any()) for mean in means):
             warnings.warn(
-                "model.network.batch_norm is frozen, but its statistics are still those of the start (0 and 1): set it "
-                "to trained, or give model.network.encoder_weights",
+                "model.network.batch_norm is frozen, but its statistics still have their initial values (0 and 1): set "
+                "it to trained, or set model.network.encoder_weights",
                 stacklevel=2,
             )
 

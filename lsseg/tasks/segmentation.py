@@ -324,8 +324,8 @@ def level_set_is_a_criterion(weight: float) -> None:
     """Refuse the older argument ``level_set_weight`` of two methods: the level-set loss is now a criterion."""
     if weight:
         raise ArgumentError(
-            "level_set_weight is an argument of the loss now: set model.criterion CrossEntropyLevelSetLoss and "
-            f"model.criterion.level_set_weight {weight:g}"
+            "level_set_weight is now an argument of the loss: set model.criterion to CrossEntropyLevelSetLoss and "
+            f"model.criterion.level_set_weight to {weight:g}"
         )
 
 

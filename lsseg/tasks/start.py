@@ -43,8 +43,8 @@ the data's classes in the checkpoint's order
             "classes in the checkpoint's order"
         )
     raise InputError(
-        f"the checkpoint was trained on the classes {first}, but the data has {second}: a new run on other classes "
-        "starts from it with model.start"
+        f"the checkpoint was trained on the classes {first}, but the data has {second}: to train on other "
+        "classes, start a new run from it with model.start"
     )
 
 
@@ -65,15 +65,14 @@ def refuse_changes(changes: list[tuple[str, Any, Any]]) -> None:
 
     >>> refuse_changes([("model.lr", 0.01, 0.02)])
     Traceback (most recent call last):
-    lsseg.errors.InputError: a run that goes on keeps its model.lr (0.01, not 0.02); leave it as it was, or start a \
+    lsseg.errors.InputError: a resumed run must keep model.lr (0.01, not 0.02): leave it unchanged, or start a \
 new run from the checkpoint with model.start
     """
     if changes:
         kept = ", ".join(f"{key} ({_value(before)}, not {_value(now)})" for key, before, now in changes)
-        leave = "it as it was" if len(changes) == 1 else "them as they were"
+        leave = "it unchanged" if len(changes) == 1 else "them unchanged"
         raise InputError(
-            f"a run that goes on keeps its {kept}; leave {leave}, or start a new run from the checkpoint "
-            "with model.start"
+            f"a resumed run must keep {kept}: leave {leave}, or start a new run from the checkpoint with model.start"
         )
 
 
@@ -84,8 +83,9 @@ def _value(value: Any) -> str:
 PREFIX = "network."  # of the names of a task's network in a checkpoint
 # Older versions had other defaults. Their checkpoints hold these tensors, which need the settings given here.
 ADVICE = {
-    "criterion.class_weights": "model.class_weights median_frequency, or model.criterion as it was trained with",
-    "network.level_set.log_temperature": "model.network.temperature 0.1",
+    "criterion.class_weights": "model.class_weights to median_frequency (the default in older versions), or "
+    "model.criterion to the loss of the checkpoint's training",
+    "network.level_set.log_temperature": "model.network.temperature to 0.1 (the default in older versions)",
 }
 
 
@@ -109,12 +109,12 @@ def start_from(network: nn.Module, checkpoint: str) -> None:
     learnt = [name for name, _ in network.named_parameters()]
     anew = [name for name in learnt if name not in fitting]
     if len(anew) == len(learnt):
-        raise InputError(f"model.start {checkpoint} is of another network: it has no weight that fits {learnt[0]}")
+        raise InputError(f"model.start {checkpoint} is from another network: it has no weight that fits {learnt[0]}")
     network.load_state_dict(fitting, strict=False)
     if anew:
         shown = ", ".join(anew[:3]) + (f" and {len(anew) - 3} more" if len(anew) > 3 else "")
-        start = "have no match and start as in a new network"
-        warnings.warn(f"model.start: {shown} of {len(learnt)} weights {start}", stacklevel=2)
+        start = "are not in the checkpoint with this shape, and start as in a new network"
+        warnings.warn(f"model.start: {len(anew)} of {len(learnt)} weights {start}: {shown}", stacklevel=2)
 
 
 def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
@@ -129,7 +129,7 @@ def read_checkpoint(path: Path, what: str = "") -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{what}{path} is not a file")
-    broken = InputError(f"{what}{path} is no checkpoint of a run, or a torn one")
+    broken = InputError(f"{what}{path} is not a checkpoint of a run, or is damaged")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
@@ -153,4 +153,4 @@ def matched_task_state(state: dict[str, Tensor], network: nn.Module) -> dict[str
 
 def advice(key: str) -> str:
     """Name the setting that adds a tensor that only the checkpoint has; return an empty text if none is known."""
-    return f"; set {ADVICE[key]}, which was the default once" if key in ADVICE else ""
+    return f"; set {ADVICE[key]}" if key in ADVICE else ""

@@ -89,5 +89,5 @@ def test_interval_over_seeds_is_that_of_a_t_test():
 
 
 def test_different_seeds_are_refused():
-    with pytest.raises(ValueError, match="do not have the same seeds: 2 and 1"):
+    with pytest.raises(ValueError, match="must have the same seeds, but have 2 and 1 seeds"):
         paired_difference([counts(0), counts(1)], [counts(2)], class_iou, resamples=10)

@@ -184,7 +184,7 @@ def test_what_is_wrong_with_any_run_is_said_before_the_first(tmp_path, lsseg, dr
     assert first == "lsseg: error: the suite: 3 problems"
     assert "key: unrecognized arguments: --trainer.max_step=3; did you mean --trainer.max_steps?" in lines[0]
     assert "value: model.lr: expected a number, not fast" in lines[1]
-    assert "network: model.network: 'SmpNte' is no known class; did you mean SmpNet?" in lines[2]
+    assert "network: model.network: 'SmpNte' is not a known class; did you mean SmpNet?" in lines[2]
     assert not (tmp_path / "runs").exists()
 
 

@@ -28,7 +28,7 @@ def refused(lsseg, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "Nope"), "model: 'Nope' is no known class"),
+        (("--model", "Nope"), "model: 'Nope' is not a known class"),
         (("--model.lrr", 3), "model: Option 'lrr' is not accepted"),
         (("--model.lr", "fast"), "model.lr: expected a number, not fast"),
         (("--data.sizee", 3), "data: Option 'sizee' is not accepted"),
@@ -51,8 +51,8 @@ def refused(lsseg, tmp_path):
             ("--data", "CamVid", "--data.root", "nowhere"),
             "data.root nowhere is not a folder; `lsseg data camvid` fetches",
         ),
-        (("--data", "CamVid"), "data.root: there is no folder data/camvid (set it, or LSSEG_DATA)"),
-        (("--panels.phi_class", "wheel"), "panels.phi_class 'wheel' is no class; the data has background, blob"),
+        (("--data", "CamVid"), "data.root is not set, and data/camvid is not a folder (set root or LSSEG_DATA)"),
+        (("--panels.phi_class", "wheel"), "panels.phi_class 'wheel' is not a class; the data has background, blob"),
         (("--trainer.max_steps", -1, "--trainer.max_epochs", -1), "set trainer.max_steps or trainer.max_epochs"),
         (("--model.lr", -1), "model.lr must not be negative, not -1"),
         (("--model.momentum", 1), "model.momentum must lie in [0, 1), not 1"),
@@ -125,16 +125,16 @@ def test_checkpoints(lsseg, refused, tmp_path, own_folder):
     assert refused(*test, "nowhere.ckpt") == "ckpt_path nowhere.ckpt is not a file"
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(checkpoint.read_bytes()[:5000])
-    assert refused(*test, torn) == f"ckpt_path {torn} is no checkpoint of a run, or a torn one"
+    assert refused(*test, torn) == f"ckpt_path {torn} is not a checkpoint of a run, or is damaged"
     other_data = ("--data", "FolderSegmentation", "--data.root", own_folder)
     assert refused(*test, checkpoint, *other_data) == "the checkpoint has 7 classes, but the data has 2"
     said = refused(*test, checkpoint, "--model.network.encoder_name", "resnet18")
-    assert said.startswith("the checkpoint is of another network: ")
+    assert said.startswith("the checkpoint is from another network: ")
     changed = torch.load(checkpoint, weights_only=True)
     key = next(iter(changed["state_dict"]))
     del changed["state_dict"][key]
     torch.save(changed, torn)
-    assert refused(*test, torn) == f"the checkpoint is of another network: the checkpoint has no {key}"
+    assert refused(*test, torn) == f"the checkpoint is from another network: the checkpoint has no {key}"
 
 
 def break_mask(root, value=13):
@@ -180,7 +180,7 @@ def empty_split(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_mask, "0001TP_2.png holds the value 13, which is no class; the classes have 0, 1, 2"),
+        (break_mask, "0001TP_2.png holds the value 13, which is not a class; expected 0, 1, 2"),
         (shrink_mask, "0001TP_2.jpg is 48×60, but its mask"),
         (colour_mask, "0001TP_2.png holds RGB colours; expected an index or palette PNG"),
         (tear_image, "0001TP_2.jpg: "),
@@ -234,18 +234,21 @@ def test_images_of_several_sizes_do_not_fit_one_batch(refused, tmp_path, own_fol
     ("text", "message"),
     [
         ("classes: [one]", "`classes` must list two or more different classes"),
-        ("- one\n- two", "expected the keys `classes` and, if need be, `void`, not ['one', 'two']"),
+        ("- one\n- two", "expected the keys `classes` and, optionally, `void`, not ['one', 'two']"),
         (
             "classes: {a: {value: 1}, b: {value: 1}}",
-            "the value of class 'b' must be a number 0..65535 of its own, not 1",
+            "the value of class 'b' must be a number 0..65535 that no other class has, not 1",
         ),
         ("classes: {a: {color: red}, b: {}}", "the color of class 'a' must be three numbers 0..255, not 'red'"),
         ("classes: [a, b]\nvoid: 1", "the value 1 is both void and a class"),
         ("classes: [a, b]\nvoid: [x]", "void must list numbers 0..65535, not 'x'"),
-        ("classes: [a, b]\nviod: [7]", "expected the keys `classes` and, if need be, `void`"),
+        ("classes: [a, b]\nviod: [7]", "expected the keys `classes` and, optionally, `void`"),
         ("classes: [a, b, a]", "the class 'a' is listed twice"),
-        ("classes: [no, b]", "a class must have a name, not False (put words such as no, yes, null in quotes)"),
-        ("classes: [{name: a}, b]", "a class must have a name, not {'name': 'a'}"),
+        (
+            "classes: [no, b]",
+            "the name of a class must be non-empty text, not False (put words such as no, yes, null in quotes)",
+        ),
+        ("classes: [{name: a}, b]", "the name of a class must be non-empty text, not {'name': 'a'}"),
         ("classes: {a: {value: true}, b: 1}", "the value of class 'a' must be a number"),
         ("classes: {a: {colour: [1, 2, 3]}, b: 1}", "class 'a' may have a value and a color"),
         ("classes: {a: [1], b: 1}", "class 'a' may have a value and a color, not [1]"),
@@ -275,11 +278,11 @@ def test_predict(lsseg, refused, tmp_path):
     said = refused(*predict, "--data.images", photos / "one.png", "--predictions.output", photos)
     assert said == f"predictions.output {photos} holds the images themselves; choose another folder"
     assert (photos / "one.png").read_bytes() == before
-    assert "predictions.phi 'wheel' is no class" in refused(
+    assert "predictions.phi 'wheel' is not a class" in refused(
         *predict, "--data.images", photos, "--predictions.phi", "[wheel]"
     )
     Image.new("RGB", (40, 40)).save(photos / "one_overlay.png")
-    assert "the overlay of one and the labels of one_overlay would collide" in refused(
+    assert "the overlay of one and the labels of one_overlay would have the same file name" in refused(
         *predict, "--data.images", photos
     )
     Image.new("RGB", (40, 40)).save(photos / "one.jpg")  # now the suffix belongs to the name

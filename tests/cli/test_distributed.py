@@ -148,7 +148,7 @@ def test_processes_of_torchrun_need_a_folder(lsseg, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     status, _, err = lsseg("fit", "--config", TINY)
     assert status == 1
-    assert "give --trainer.default_root_dir" in err
+    assert "trainer.default_root_dir must be set" in err
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_a_class_without_training_pixels_has_weight_zero_and_is_said(fit, own_fo
     assert status == 0, err
     assert [str(w.message) for w in caught if "unicorn" in str(w.message)] == [
         f"no training mask has a pixel of unicorn ({own_folder / 'classes.yaml'})",
-        "no pixel of unicorn in the training split: weight 0",
+        "the training split has no pixel of unicorn: the weight is 0",
     ]
     weights = json.loads((own_folder.parent / "own" / "class_weights.json").read_text())
     assert weights["unicorn"] == 0
@@ -133,9 +133,9 @@ def test_a_class_without_training_pixels_has_weight_zero_and_is_said(fit, own_fo
         (["--model.network.rho=0"], "model.network.rho must lie in (0, 1], not 0"),
         (["--model.network.truncation=-3"], "model.network.truncation must be positive, in pixels, not -3"),
         (["--model.step_weights=[.nan,1]"], "model.step_weights must be 2 numbers of at least 0"),
-        (["--model.step_weights=[0,0]"], "model.step_weights must be 2 numbers of at least 0, not all of them 0"),
+        (["--model.step_weights=[0,0]"], "model.step_weights must be 2 numbers of at least 0, at least one"),
         (["--model.boundary_weight=.nan"], "model.boundary_weight must not be negative"),
-        (["--model.network.network=DMLS"], "cannot be DMLS itself"),
+        (["--model.network.network=DMLS"], "must not be DMLS itself"),
         (
             ["--model.network.network=DFCN", "--model.network.network.width=0"],
             "model.network.network.width must be at least 1",
@@ -170,8 +170,8 @@ def test_weights_may_be_those_that_another_run_has_counted(fit, lsseg, tmp_path)
     assert status == 0, err
     for content, line in (
         (None, f"or a run's class_weights.json; {given}: No such file or directory"),
-        ("[1, 2]", f"or a run's class_weights.json; {given}: not such a file"),
-        ('{"cat": 1, "dog": 2}', f"{given} is of other classes: it has cat, dog"),
+        ("[1, 2]", f"or a run's class_weights.json; {given}: not a class_weights.json"),
+        ('{"cat": 1, "dog": 2}', f"{given} must have the classes of the data, not cat, dog"),
     ):
         if content is not None:
             given.write_text(content)
@@ -219,7 +219,7 @@ def test_images_whose_names_are_those_of_predictions(fit, lsseg, tmp_path):
     arguments = ("--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--data.images", images)
     status, _, err = lsseg("predict", *arguments)
     assert status == 1
-    assert "would collide" in err
+    assert "would have the same file name" in err
 
 
 def test_pictures_of_an_image_of_one_row(fit, lsseg, tmp_path):

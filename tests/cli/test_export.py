@@ -75,8 +75,10 @@ def test_a_run_without_a_size_needs_one(trained_once, lsseg, tmp_path):
     del content["data"]["init_args"]["size"]
     (run / "config.yaml").write_text(yaml.safe_dump(content))
     status, _, err = lsseg("export", run, tmp_path / "net.pt2")
-    assert (status, err.rstrip().endswith("without data.resize or data.crop_size: give --size")) == (1, True), err
-    assert lsseg("export", "nowhere", "a.pt2")[2] == "lsseg: error: nowhere is no finished run: it has no config.yaml\n"
+    assert (status, err.rstrip().endswith("neither data.resize nor data.crop_size: set --size")) == (1, True), err
+    assert (
+        lsseg("export", "nowhere", "a.pt2")[2] == "lsseg: error: nowhere has no config.yaml: expected a finished run\n"
+    )
 
 
 @onnx
@@ -99,8 +101,8 @@ def test_onnx_runs_without_torch(lsseg, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere", "a.onnx", "--size", "8", "8"), "nowhere is no finished run"),
-        (("nowhere", "a.pth", "--size", "8", "8"), "a.pth: give a file that ends in .onnx or .pt2"),
+        (("nowhere", "a.onnx", "--size", "8", "8"), "nowhere has no config.yaml"),
+        (("nowhere", "a.pth", "--size", "8", "8"), "a.pth must end in .onnx or .pt2"),
         (("nowhere", "none/a.pt2", "--size", "8", "8"), "none is not a folder"),
         (("nowhere", "a.pt2", "--size", "0", "8"), "--batch and --size must be at least 1"),
         (("nowhere", "there.pt2", "--size", "8", "8"), "there.pt2 is a folder: give a file"),

@@ -92,9 +92,9 @@ def test_what_fails_in_training_is_told_beside_the_log(fails, tmp_path, option):
 
 
 MONITORS = {
-    callback("EarlyStopping", monitor="val/miuo"): "EarlyStopping has monitor 'val/miuo', which is no score of a",
+    callback("EarlyStopping", monitor="val/miuo"): "EarlyStopping has monitor 'val/miuo', which is not a validation",
     callback("ModelCheckpoint", monitor="miou"): "did you mean val/miou?",
-    callback("EarlyStopping", monitor="val/mask_ap"): "there are val/miou, val/boundary_f1_1px",
+    callback("EarlyStopping", monitor="val/mask_ap"): "the scores are val/miou, val/boundary_f1_1px",
 }
 
 

@@ -56,7 +56,7 @@ def test_what_the_checkpoint_would_overrule_is_refused_by_key(trained, lsseg, ve
         fit = ("fit", "--config", trained / "config.yaml", "--ckpt_path", trained / "last.ckpt", option)
         status, _, err = lsseg(*fit, "--trainer.default_root_dir", trained)
         assert (status, err.count("\n")) == (1, 1), err
-        assert err.startswith(f"lsseg: error: a run that goes on keeps its {said}; leave it as it was, or start "), err
+        assert err.startswith(f"lsseg: error: a resumed run must keep {said}: leave it unchanged, or start "), err
     assert files_of(trained) == before
 
 
@@ -64,7 +64,7 @@ def test_all_such_keys_are_named_at_once(trained, lsseg):
     fit = ("fit", "--config", TINY, "--ckpt_path", trained / "last.ckpt", "--model.lr=0.02", "--model.weight_decay=0.5")
     status, _, err = lsseg(*fit)
     assert status == 1
-    assert "keeps its model.lr (0.01, not 0.02), model.weight_decay (0.0001, not 0.5); leave them" in err
+    assert "must keep model.lr (0.01, not 0.02), model.weight_decay (0.0001, not 0.5): leave them unchanged" in err
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
 
 
@@ -76,14 +76,14 @@ def test_an_adamw_run_does_not_go_on_with_sgd(lsseg, tmp_path):
     for changes in ([], ["model"]):  # the second as an older version has saved it, and no configuration beside it
         changed(tmp_path / "moved.ckpt", lambda content, keys=changes: [content.pop(key) for key in keys])
         status, _, err = lsseg("fit", "--config", TINY, *going_on)
-        assert (status, err.count("\n"), "model.optimizer (adamw, not sgd); leave it" in err) == (1, 1, True), err
+        assert (status, err.count("\n"), "model.optimizer (adamw, not sgd): leave it" in err) == (1, 1, True), err
 
 
 def test_the_optimizers_state_alone_tells_another_rate(trained, lsseg, tmp_path):
     shutil.move(trained / "last.ckpt", tmp_path / "moved.ckpt")
     changed(tmp_path / "moved.ckpt", lambda content: content.pop("model"))
     status, _, err = lsseg("fit", "--config", TINY, "--ckpt_path", tmp_path / "moved.ckpt", "--model.lr=0.02")
-    assert (status, "keeps its model.lr (0.01, not 0.02)" in err) == (1, True), err
+    assert (status, "must keep model.lr (0.01, not 0.02)" in err) == (1, True), err
 
 
 def test_weights_of_classes_in_the_checkpoint_are_not_given_anew(lsseg, tmp_path):
@@ -94,9 +94,9 @@ def test_weights_of_classes_in_the_checkpoint_are_not_given_anew(lsseg, tmp_path
     assert status == 0, err
     going_on = ("fit", *run, "--ckpt_path", tmp_path / "run" / "last.ckpt")
     status, _, err = lsseg(*going_on, "--model.class_weights=[7,6,5,4,3,2,1]")
-    assert (status, "keeps its model.class_weights ([1" in err) == (1, True), err
+    assert (status, "must keep model.class_weights ([1" in err) == (1, True), err
     status, _, err = lsseg(*going_on, "--model.network.steps=3")
-    assert (status, "keeps its model.network.steps (2, not 3)" in err) == (1, True), err
+    assert (status, "must keep model.network.steps (2, not 3)" in err) == (1, True), err
     # What is a weight of the loss, is applied.
     status, _, err = lsseg(*going_on, "--model.boundary_weight=1", "--trainer.max_steps=6")
     assert status == 0, err
@@ -224,7 +224,7 @@ OTHERS = {
         "the checkpoint's classes are ground, cell in this order, but the data's are cell, ground: list the data's"
     ),
     "classes: {ground: 0, wheel: 128}\nvoid: [7, 255]\n": (
-        "the checkpoint was trained on the classes ground, cell, but the data has ground, wheel: a new run"
+        "the checkpoint was trained on the classes ground, cell, but the data has ground, wheel: to train on"
     ),
 }
 

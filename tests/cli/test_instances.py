@@ -118,7 +118,7 @@ def test_predictions_are_maps_pictures_and_records(fit, lsseg, tmp_path, photos)
         (("--model.final_weight", "-1"), "model.final_weight must not be negative"),
         (("--data.short_side", "0"), "data.short_side must be a length"),
         (("--data.objects", "0"), "objects must be an integer from 1"),
-        (("--predictions.phi", "[blob]"), "predictions.phi is of labels"),
+        (("--predictions.phi", "[blob]"), "predictions.phi is only for label maps"),
         (("--predictions.score", "2"), "predictions.score must lie in 0..1"),
         (("--model.network.encoder_weights", "nowhere.pth"), "encoder_weights: nowhere.pth is not a file"),
     ],
@@ -188,7 +188,7 @@ def test_the_semantic_head_trains_tests_and_shows_its_steps(fit, lsseg, semantic
         (("--model.network.stride", "3"), "model.network.stride must be 1, 2, 4, 8, 16, 32 or null, not 3"),
         (("--model.truncation", "0"), "model.truncation must be positive"),
         (("--model.network.max_classes", "0"), "model.network.max_classes must be at least 1"),
-        (("--predictions.contours", "true"), "predictions.contours is of instances"),
+        (("--predictions.contours", "true"), "predictions.contours is only for instances"),
         (("--model.network", "SmpNet"), "model.network must be ChanVeseNet, not SmpNet"),
     ],
 )

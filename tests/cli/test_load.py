@@ -71,18 +71,18 @@ def test_an_image_is_segmented_as_by_the_command(runs, lsseg, tmp_path):
     deep = loaded.predict(tmp_path / "deep.png")
     loaded.data.value_range = None
     assert torch.equal(deep["labels"], loaded.predict(tmp_path / "grey.png")["labels"])
-    with pytest.raises(InputError, match=r"none\.png is no image file"):
+    with pytest.raises(InputError, match=r"none\.png is not a file: expected an image file"):
         lsseg_package.load_run(runs[0]).predict("none.png")
 
 
 def test_what_is_no_run(runs, tmp_path):
-    with pytest.raises(InputError, match=r"nowhere is no finished run: it has no config\.yaml"):
+    with pytest.raises(InputError, match=r"nowhere has no config\.yaml: expected a finished run"):
         load_run(tmp_path / "nowhere")
     content = yaml.safe_load((runs[0] / "config.yaml").read_text())
     for name, text, what in (
         ("config.yaml", "{", "config.yaml is not YAML: "),
-        ("config.yaml", "a: 1", "is no configuration"),
-        ("last.ckpt", "x", "is no checkpoint of a run, or a torn"),
+        ("config.yaml", "a: 1", "is not the configuration"),
+        ("last.ckpt", "x", "is not a checkpoint of a run, or is damaged"),
     ):
         whole = (runs[1] / name).read_bytes()
         (runs[1] / name).write_text(text)

@@ -60,7 +60,7 @@ def test_official_scores_agree_with_the_projects(tmp_path, lsseg, cityscapes):
     file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), partial=True)
     status, out, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
     assert status == 0, err
-    assert "official: " in out
+    assert "official scores (%): " in out
     assert not (tmp_path / "run" / "official").exists()
     scores = json.loads((tmp_path / "run" / "test.json").read_text())["scores"]
     assert scores["official_miou"] == pytest.approx(scores["miou"], abs=1e-6)
@@ -96,7 +96,7 @@ def test_official_scores_of_lvis(tmp_path, lsseg, write_lvis):
     file = config(tmp_path, "tiny_instances.yaml", "LVIS", **options)
     status, out, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
     assert status == 0, err
-    assert "official: " in out
+    assert "official scores (%): " in out
     assert 0 <= json.loads((tmp_path / "run" / "test.json").read_text())["scores"]["official_ap"] <= 1
 
 
@@ -127,14 +127,14 @@ def test_files_for_the_server_of_ade20k(tmp_path, lsseg):
 def test_where_there_are_no_official_scores(tmp_path, lsseg, cityscapes):
     file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), partial=True, resize=[32, 32])
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=run")
-    assert (status, "official scores are of whole images; data.resize must be null" in err) == (1, True)
+    assert (status, "data.resize must be null, because official scores need" in err) == (1, True)
     file = config(tmp_path, "tiny.yaml", "SyntheticShapes", train_images=4, val_images=1, test_images=1, size=[32, 32])
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=other")
-    assert (status, "data SyntheticShapes has none; these have: Cityscapes" in err) == (1, True)
+    assert (status, "data SyntheticShapes has no official scores; use Cityscapes" in err) == (1, True)
     next((cityscapes / "gtFine/val/bonn").glob("*_instanceIds.png")).unlink()
     file = config(tmp_path, "tiny.yaml", "Cityscapes", root=str(cityscapes), partial=True)
     status, _, err = lsseg("fit", "--config", file, "--trainer.default_root_dir=third")
-    assert (status, "Cityscapes' own scores need *_labelIds.png and *_instanceIds.png" in err) == (1, True)
+    assert (status, "Cityscapes' own scores need *_labelIds.png and, beside it," in err) == (1, True)
     # All of it before the training.
     assert not any((tmp_path / name).exists() for name in ("run", "other", "third"))
 
@@ -161,4 +161,4 @@ def test_no_server_format(tmp_path, lsseg, cityscapes):
         *("predict", "--config", tiny, "--ckpt_path", "other/last.ckpt", "--predictions.submission=true"),
         f"--data.images={cityscapes}/leftImg8bit/val",
     )
-    assert (status, "SyntheticShapes has no server whose format is known" in err) == (1, True)
+    assert (status, "SyntheticShapes has no known server format" in err) == (1, True)

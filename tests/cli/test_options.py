@@ -117,7 +117,7 @@ def test_the_help_of_a_class_names_this_projects_classes_only(lsseg, capfd):
             ("--model", "DMLSTask", "--model.network.network", "SmpNet"),
             "model.network: Option 'network' is not accepted; it belongs to a class, which must be named first",
         ),
-        (("--model", "DMLSTsk"), "model: 'DMLSTsk' is no known class; did you mean DMLSTask?"),
+        (("--model", "DMLSTsk"), "model: 'DMLSTsk' is not a known class; did you mean DMLSTask?"),
         (("--model.network", "my.Net"), "model.network: Problem with given class_path 'my.Net': No module named 'my'"),
     ],
 )

@@ -120,9 +120,9 @@ def test_bad_options_are_named(lsseg, folders):
         ((image, mask, "--mu", "0"), "--mu must be a positive number"),
         ((image, mask, "--reach", "nan"), "--reach must be a positive number"),
         ((image, mask, "--refiner", folders / "none.pt"), "none.pt is not a file"),
-        ((image, mask, "--refiner", folders / "other.pt"), "holds no Chan-Vese refiner"),
+        ((image, mask, "--refiner", folders / "other.pt"), "has no Chan-Vese refiner"),
         ((image, mask, "--refiner", mask), "a.png: "),
-        ((image, mask, "--refiner", folders / "features.pt"), "works on 8 channels"),
+        ((image, mask, "--refiner", folders / "features.pt"), "needs features with 8 channels"),
     ):
         status, _, err = lsseg("refine", *arguments, "--output", folders / "out")
         assert status == 1

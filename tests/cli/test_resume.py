@@ -114,14 +114,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(trained, l
         assert (
             err.strip()
             .splitlines()[-1]
-            .endswith(f"ckpt_path {run / 'last.ckpt'} is no checkpoint of a run, or a torn one")
+            .endswith(f"ckpt_path {run / 'last.ckpt'} is not a checkpoint of a run, or is damaged")
         )
         assert "Traceback" not in err
     assert not Path("it-ran").exists()
     said = []
     runner = Runner(run.parent, "suite", None, lambda *line: said.append(line))
     assert runner._checkpoint(run, "ce-seed0") == run / "best.ckpt"
-    assert said == [("ce-seed0", f"note: {run / 'last.ckpt'} is no checkpoint of a run, or a torn one; it is not used")]
+    assert said == [
+        ("ce-seed0", f"note: {run / 'last.ckpt'} is not a checkpoint of a run, or is damaged; it is not used")
+    ]
     DAMAGES[damage](run / "best.ckpt")
     assert runner._checkpoint(run, "ce-seed0") is None
 

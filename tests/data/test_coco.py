@@ -104,11 +104,11 @@ def test_broken_coco_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("part", "change", "match"),
     [
-        ("images", {"id": "one"}, "an entry of `images` lacks a proper `id`"),
-        ("images", {"file_name": None}, "lacks a proper `file_name`"),
-        ("annotations", {"category_id": None}, "an entry of `annotations` lacks a proper `category_id`"),
+        ("images", {"id": "one"}, "an entry of `images` has no valid `id`"),
+        ("images", {"file_name": None}, "has no valid `file_name`"),
+        ("annotations", {"category_id": None}, "an entry of `annotations` has no valid `category_id`"),
         ("annotations", {"image_id": 99}, "annotation 1 is of an image that the file does not list"),
-        ("categories", {"id": "a"}, "an entry of `categories` lacks a proper `id`"),
+        ("categories", {"id": "a"}, "an entry of `categories` has no valid `id`"),
     ],
 )
 def test_entries_that_lack_what_is_needed_are_named(tmp_path, part, change, match):
@@ -243,7 +243,7 @@ def test_all_that_is_wrong_is_listed(tmp_path):
         (lambda c: c["categories"][1].update(id=7), "two entries of `categories` have the id 7"),
         (
             lambda c: c["annotations"][0].update(category_id=77),
-            "annotation 1 is of the category 77, which no entry has",
+            "annotation 1 is of the category 77, which the file does not list",
         ),
         (lambda c: c["annotations"][0].update(iscrowd="0"), "iscrowd of annotation 1 must be 0 or 1, not '0'"),
         (lambda c: c["images"][1].update(height=0), "the height of image 'b.png' must be a number of pixels, not 0"),
@@ -252,7 +252,7 @@ def test_all_that_is_wrong_is_listed(tmp_path):
         (lambda c: c["annotations"][0].update(category_id=3.5), "it must be a whole number, not 3.5"),
         (
             lambda c: c["categories"][1].update(name="dog"),
-            r"the categories 3 and 7 have one name, 'dog', and both have",
+            r"the categories 3 and 7 have the same name, 'dog', and both have",
         ),
     ],
 )
@@ -322,9 +322,9 @@ def test_an_export_beside_its_images_is_one_key(tmp_path):
     assert data.class_names == ("background", "cat", "dog")
     _, mask = data.source("test").read(0)
     assert set(np.unique(mask)) == {0, 1, 2}
-    with pytest.warns(UserWarning, match="its validation images are the test images, too"):
+    with pytest.warns(UserWarning, match="its validation images are also the test images"):
         data.check("test")
-    with pytest.raises(InputError, match=r"is no export in COCO's format: expected train/_annotations\.coco\.json"):
+    with pytest.raises(InputError, match=r"is not an export in COCO's format: expected train/_annotations\.coco\.json"):
         CocoFolder(str(tmp_path))
 
 
@@ -332,7 +332,7 @@ def test_the_validation_images_are_the_test_images_where_no_others_are_given(tmp
     root = write_coco(tmp_path)
     files = {"train": "all.json", "train_images": "images", "val": "all.json", "val_images": "images"}
     assert len(CocoInstances(str(root), **files).source("test")) == 3
-    with pytest.raises(InputError, match="test and test_images are needed where there are no val and val_images"):
+    with pytest.raises(InputError, match="test and test_images must be set, because val and val_images are not"):
         CocoInstances(str(root), **{**files, "val": None, "val_images": None})
     with pytest.raises(InputError, match="test and test_images belong together"):
         CocoInstances(str(root), **files, test="all.json")

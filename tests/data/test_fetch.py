@@ -57,7 +57,7 @@ def test_what_cannot_be_had_leaves_nothing_behind(lsseg, tmp_path, kind):
     status, _, err = lsseg("data", "camvid", "--root", tmp_path / "sets" / "camvid", "--url", url)
     assert status == 1
     assert len(err.strip().splitlines()) == 1
-    assert {"incomplete": "train has 3 files of 367", "no zip": "is no zip file"}.get(kind, "cannot fetch") in err
+    assert {"incomplete": "train has 3 files of 367", "no zip": "is not a zip file"}.get(kind, "cannot fetch") in err
     assert not list((tmp_path / "sets").iterdir())
 
 
@@ -84,7 +84,7 @@ def test_what_only_some_settings_need_is_named_where_the_rest_is_there(tmp_path,
     (tmp_path / "mine" / "fine").mkdir()
     assert "fine is missing" in lsseg("data")[1]
     (tmp_path / "mine" / "fine" / "1.png").touch()
-    assert "complete; for some settings, coarse/*/*.png has 0 files of 2" in lsseg("data")[1]
+    assert "complete; some settings need more files: coarse/*/*.png has 0 files of 2" in lsseg("data")[1]
     for name in "12":
         (tmp_path / "mine" / "coarse" / "ulm" / f"{name}.png").touch()
     assert "some settings" not in lsseg("data")[1]

@@ -51,7 +51,7 @@ def names_of(data, split):
 def test_a_class_without_a_pixel_beside_255_is_refused(tmp_path):
     root = lists(write(tmp_path, NAMES, value=lambda mask: mask * 255), **SPLITS)
     with pytest.raises(
-        InputError, match=r"^[^\n]*classes\.yaml: no training mask has a pixel of disc, .*say `disc: 255`"
+        InputError, match=r"^[^\n]*classes\.yaml: no training mask has a pixel of disc, .*write `disc: 255`"
     ):
         FolderSegmentation(str(root)).check("train")
     (root / "classes.yaml").write_text("classes: {background: 0, disc: 255}\n")
@@ -68,7 +68,7 @@ def test_255_beside_all_classes_and_an_absent_class_are_said(tmp_path):
         return mask
 
     root = lists(write(tmp_path, NAMES, value=some_void), **SPLITS)
-    with pytest.warns(UserWarning, match=r"128 pixels of the training masks have the value 255 and count for nothing"):
+    with pytest.warns(UserWarning, match=r"128 pixels of the training masks have the value 255 and are ignored"):
         FolderSegmentation(str(root)).check("train")
     (root / "classes.yaml").write_text("classes: [background, disc, never]\nvoid: [255]\n")
     with pytest.warns(UserWarning, match=r"no training mask has a pixel of never \(.*classes\.yaml\)"):
@@ -85,7 +85,7 @@ def test_all_files_are_looked_at_and_all_that_is_wrong_is_listed(tmp_path):
         data.check("val", "train")
     said = str(caught.value).splitlines()
     assert said[0] == f"the data in {root}: 3 problems"
-    assert "im1.png holds the value 7, which is no class" in said[1]
+    assert "im1.png holds the value 7, which is not a class" in said[1]
     assert "im3.png is 24×32, but its mask" in said[2]
     assert "im3.png holds the values 4, 5, 6, 7, 8, 9, 10, 11 and " in said[3]
 
@@ -97,7 +97,7 @@ def test_all_images_without_a_mask_and_all_wrong_names_in_lists_are_told(tmp_pat
     with pytest.raises(InputError, match=r"2 problems\n.*im0.png has no mask: .*\n.*im1.png has no mask: "):
         FolderSegmentation(str(root)).source("train")
     (root / "train.txt").write_text("im0\nnone\nim2\nnor this\n")
-    with pytest.raises(InputError, match=r"2 problems\n.* names 'none', but .*\n.* names 'nor this', but there is no"):
+    with pytest.raises(InputError, match=r"2 problems\n.* names 'none', .*\n.* names 'nor this', but .* has no image"):
         FolderSegmentation(str(root)).source("train")
 
 
@@ -126,7 +126,7 @@ def test_colours_stand_for_classes(tmp_path):
     pixels[3, 4], pixels[5, 6] = 255, (1, 2, 3)
     Image.fromarray(pixels).save(root / "masks" / "im1.png")
     with pytest.raises(
-        InputError, match=r"im1\.png holds the colour \[1, 2, 3\], which is no class; .* \[220, 60, 60\]"
+        InputError, match=r"im1\.png holds the colour \[1, 2, 3\], which is not a class; .* \[220, 60, 60\]"
     ):
         data.source("train").read(1)
     for void, declared in (("void: [255, 255]", {255}), ("void: 0", {0}), ("void:", set())):
@@ -135,9 +135,9 @@ def test_colours_stand_for_classes(tmp_path):
     (root / "classes.yaml").write_text(classes.replace("]]", "], [255, 255, 255]]"))
     assert FolderSegmentation(str(root)).classes.colors[255, 255, 255] == 255
     for wrong, match in (
-        ("classes: {background: [0, 0, 0], disc: 1}", "so 'disc' must be one, too"),
-        ("classes: {background: [0, 0, 0], disc: [0, 0, 0]}", "'background' and 'disc' have one colour"),
-        ("classes: {background: [0, 0, 0], disc: [0, 0, 256]}", "so 'disc' must be one, too"),
+        ("classes: {background: [0, 0, 0], disc: 1}", "so 'disc' must have one, too"),
+        ("classes: {background: [0, 0, 0], disc: [0, 0, 0]}", "'background' and 'disc' have the same colour"),
+        ("classes: {background: [0, 0, 0], disc: [0, 0, 256]}", "so 'disc' must have one, too"),
         ("classes: {background: [0, 0, 0], disc: [1, 0, 0]}\nvoid: [255]", "void must list colours"),
     ):
         (root / "classes.yaml").write_text(wrong)
@@ -164,7 +164,7 @@ def test_the_path_is_the_identity_of_an_image(tmp_path):
     assert names_of(data, "train") == ["a.b", "a.c", "cam0/0001", "cam1/0001", "cam1/deep/0001", "top"]
     assert np.array_equal(data.source("train").read(3)[1], scene(1)[1])
     lists(root, train=["cam0/0001.png", "top"], val=["cam1/0001"], test=["deep/0001"])
-    with pytest.raises(InputError, match=r"test\.txt names 'deep/0001', but there are several"):
+    with pytest.raises(InputError, match=r"test\.txt names 'deep/0001', but .* has several"):
         names_of(FolderSegmentation(str(root)), "test")
     assert names_of(FolderSegmentation(str(root)), "train") == ["cam0/0001", "top"]
 
@@ -214,7 +214,7 @@ def test_without_a_validation_split_a_share_of_the_training_images_validates(tmp
     else:
         assert (len(train), len(val), sorted(train + val)) == (5, 1, NAMES[:6])
         assert [str(one.message) for one in said] == [
-            f"{root} has no val split: 1 of its 6 training images validate (data.val_fraction 0.15)"
+            f"{root} has no val split: validation uses 1 of its 6 training images (data.val_fraction 0.15)"
         ]
 
 
@@ -266,13 +266,13 @@ def test_images_that_cannot_be_predicted_are_all_named_before_any_is(tmp_path):
         data.setup("predict")
     said = str(caught.value).splitlines()
     assert said[0] == "data.images: 2 problems"
-    assert said[1].endswith("b.png: it is broken, or no image of a kind that is known")
+    assert said[1].endswith("b.png: it is broken, or not an image of a known format")
     assert said[2].endswith("c.png does not exist")
 
 
 def test_one_training_image_cannot_be_held_out_and_no_share_is_no_test(tmp_path):
     root = lists(write(tmp_path, NAMES), train=NAMES[:1], test=NAMES[1:])
-    with pytest.raises(InputError, match="1 of its 1 training images would validate; give a validation split"):
+    with pytest.raises(InputError, match="validation would use 1 of its 1 training images, and none"):
         FolderSegmentation(str(root)).source("train")
     for split in ("train", "test"):
         (root / f"{split}.txt").unlink()

@@ -23,7 +23,7 @@ def test_images_that_a_network_trained_on_coco_has_not_seen(tmp_path, write_lvis
     assert [data.source("test").name(i) for i in range(len(data.source("test")))] == ["001"]
     assert len(data.source("train")) == 2
     (root / "lvis_v1_val.json").write_text((root / "lvis_v1_val.json").read_text().replace("/val2017/", "/train2017/"))
-    with pytest.raises(InputError, match=r"lvis_v1_val\.json: no image of val2017, which val_images asks for"):
+    with pytest.raises(InputError, match=r"lvis_v1_val\.json has no image of val2017: set val_images"):
         LVIS(str(root), val_images="val2017").source("val")
 
 
@@ -35,7 +35,9 @@ def test_all_categories(tmp_path, write_lvis):
 
 def test_another_number_of_images_than_the_official_one_is_refused(tmp_path, write_lvis):
     root = write_lvis(tmp_path)
-    with pytest.raises(InputError, match=r"the train split in .* has 2 images, the official one 100170: get all of it"):
+    with pytest.raises(
+        InputError, match=r"the train split in .* has 2 images, but the official one has 100170: get all"
+    ):
         official.LVIS(str(root)).source("train")
 
 
@@ -53,7 +55,7 @@ def test_what_lvis_lacks_is_named(tmp_path, monkeypatch, write_lvis):
     for category in content["categories"]:
         category["synset"] = "other"
     (root / "lvis_v1_val.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="no category has the synset of one of COCO's"):
+    with pytest.raises(InputError, match="no category has the synset of a COCO category"):
         LVIS(str(root)).source("val")
     content["categories"][1].pop("frequency")
     (root / "lvis_v1_val.json").write_text(json.dumps(content))
@@ -61,7 +63,7 @@ def test_what_lvis_lacks_is_named(tmp_path, monkeypatch, write_lvis):
         LVIS(str(root)).source("val")
     content["images"][0].pop("coco_url")
     (root / "lvis_v1_val.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="an entry of `images` lacks a proper `file_name`"):
+    with pytest.raises(InputError, match="an entry of `images` has no valid `file_name`"):
         LVIS(str(root)).source("val")
 
 

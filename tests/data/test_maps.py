@@ -100,7 +100,7 @@ def test_maps_that_are_none_are_named(tmp_path):
     with pytest.raises(InputError, match=r"PennX000\.png holds RGB colours"):
         [source.read(i) for i in range(len(source))]
     for kind, folder in ((PennFudan, "pennfudan"), (NucleiDSB2018, "dsb2018"), (CarParts, "car_parts")):
-        with pytest.raises(InputError, match=f"root: there is no folder data/{folder}"):
+        with pytest.raises(InputError, match=f"root is not set, and data/{folder} is not a folder"):
             kind().source("train")
     with pytest.raises(InputError, match=r"modality"):
         NucleiDSB2018(str(root), modality="x-ray")

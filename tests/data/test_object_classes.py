@@ -24,7 +24,7 @@ def test_the_smaller_object_lies_on_top_whatever_its_layer():
 def test_more_classes_than_a_label_map_holds_are_refused():
     objects = SyntheticInstances(train_images=1, val_images=1, test_images=1, size=(40, 52))
     objects.class_names = tuple(map(str, range(255)))
-    with pytest.raises(InputError, match=r"objects has 255 classes; label maps hold 1 to 254 and background"):
+    with pytest.raises(InputError, match=r"objects must have 1 to 254 classes besides background, not 255"):
         ObjectClasses(objects)
 
 
@@ -65,8 +65,8 @@ def test_classes_may_be_grouped():
         ({"all": ["rng"]}, r"groups\.all: the objects have no class 'rng'; they have ring"),
         ({"a": ["ring"], "b": ["ring"]}, r"groups\.b: 'ring' is in another group already"),
         ({"a": []}, r"groups\.a holds no class"),
-        ({"background": ["ring"]}, r"groups: background is what no group holds, and cannot be a class"),
-        ({}, r"groups has 0 classes; label maps hold 1 to 254 and background"),
+        ({"background": ["ring"]}, r"groups: background cannot be a class, because"),
+        ({}, r"groups must have 1 to 254 classes besides background, not 0"),
     ],
 )
 def test_wrong_groups_are_refused(groups, line):

@@ -84,7 +84,7 @@ def test_the_augmented_set_as_others_distribute_it(tmp_path):
 
 def test_a_split_that_is_not_the_official_one_is_refused(tmp_path):
     voc = write_voc(tmp_path)
-    message = "the val split in .* has 2 images, the official one 1449: get all of it, or set partial true"
+    message = "the val split in .* has 2 images, but the official one has 1449: get all of it, or set partial to true"
     with pytest.raises(InputError, match=message):
         official.VOC2012(str(voc)).source("val")
 

@@ -265,9 +265,9 @@ def test_numbers_serve_all_objects_and_iterations():
     )
     torch.testing.assert_close(mixed, expected)
     for wrong, message in (
-        ({}, "give steps, the number of iterations"),
-        ({"steps": -1}, "steps is -1"),
-        ({"steps": 3, "dt": full(0.5, 3, 4)}, "steps is 3, but epsilon and dt are for 4"),
+        ({}, "steps must be set, unless epsilon or dt is"),
+        ({"steps": -1}, "steps must be at least 0, not -1"),
+        ({"steps": 3, "dt": full(0.5, 3, 4)}, "steps must be 4, the N of epsilon and dt, not 3"),
     ):
         with pytest.raises(ValueError, match=message):
             chan_vese_evolve(phi, features, 0.7, 1.2, **{**given, **wrong})

@@ -197,7 +197,7 @@ def test_functional_transforms_work_or_are_refused(hard):
         ((1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long), {"mode": "binary"}, "expects logits of one class"),
         ((1, 2, 4, 4), torch.zeros(1, 4, 4), {}, "target of the logits' shape"),
         ((1, 2, 4, 4), torch.zeros(1, 3, 4, 4), {}, "target of the logits' shape"),
-        ((1, 2, 4, 4), torch.full((1, 2, 4, 4), 1.5), {}, "the value 1.5: a soft target or a mask lies in"),
+        ((1, 2, 4, 4), torch.full((1, 2, 4, 4), 1.5), {}, "1.5: the values of a soft target or a mask must lie in"),
         ((1, 2, 4, 4), torch.full((1, 2, 4, 4), -0.5), {}, "the value -0.5"),
         ((1, 2, 4, 4), torch.full((1, 2, 4, 4), torch.nan), {}, "the value nan"),
         ((1, 2, 4, 4), torch.full((1, 2, 4, 4), 7), {"mode": "multilabel"}, "the value 7"),

@@ -87,7 +87,7 @@ def test_a_wrong_weight_is_refused_when_it_is_given_and_when_it_is_set(weight):
     loss = CrossEntropyLevelSetLoss()
     with pytest.raises(ValueError, match="level_set_weight must be"):
         loss.level_set_weight = weight
-    with pytest.raises(ValueError, match="'none' cannot be added"):
+    with pytest.raises(ValueError, match=r"^reduction must not be 'none', because"):
         CrossEntropyLevelSetLoss(reduction="none")
 
 

@@ -100,7 +100,7 @@ def test_fully_connected_layers_of_published_weights(monkeypatch):
     assert torch.equal(net.hidden[3].weight, torch.ones(16, 16, 1, 1))
     (url,) = asked
     assert url.startswith("https://download.pytorch.org/models/vgg11-")
-    with pytest.raises(InputError, match="width 5000 is more than the 4096 units of vgg11"):
+    with pytest.raises(InputError, match="width must be at most 4096, the number of units of vgg11"):
         FCN(3, 32, "vgg11", "imagenet", width=5000)
 
 

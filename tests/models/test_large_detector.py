@@ -46,7 +46,7 @@ def test_a_block_adds_its_convolutions_to_what_comes_in():
 
 
 def test_wide_resnet_takes_weights_from_a_file_only():
-    with torch.device("meta"), pytest.raises(InputError, match="a file of weights will do, too"):
+    with torch.device("meta"), pytest.raises(InputError, match="or use the path of a file of weights"):
         make_encoder("wide_resnet38", "imagenet")
 
 
@@ -114,7 +114,7 @@ def test_offsets_learn_and_shift_what_is_seen():
 
 
 def test_an_encoder_of_unknown_stages_is_refused():
-    with pytest.raises(InputError, match="the stages of vgg11 are not known"):
+    with pytest.raises(InputError, match="must be 0 for vgg11, because its stages are not known"):
         deform(encoders.get_encoder("vgg11", weights=None), 1, "vgg11")
     with pytest.raises(InputError, match=r"must lie in 0\.\.4"):
         deform(encoders.get_encoder("resnet18", weights=None), 5, "resnet18")

@@ -161,7 +161,7 @@ def test_frozen_batch_norm_stays_as_it_is_in_a_fit(tmp_path):
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    with pytest.warns(UserWarning, match="batch_norm is frozen, but its statistics are still those of the start"):
+    with pytest.warns(UserWarning, match="batch_norm is frozen, but its statistics still have their initial values"):
         trainer.fit(learner, data)
     assert norms
     for norm, old in zip(norms, before, strict=True):

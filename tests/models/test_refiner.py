@@ -119,7 +119,7 @@ def test_a_saved_refiner_is_the_same_when_it_is_loaded(scene, tmp_path):
     torch.testing.assert_close(loaded(masks, features).logits, refiner(masks, features).logits)
     assert loaded.options == refiner.options
     torch.save({}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"holds no Chan-Vese refiner"):
+    with pytest.raises(ValueError, match=r"has no Chan-Vese refiner"):
         ChanVeseRefiner.load(tmp_path / "other.pt")
 
 
@@ -151,8 +151,8 @@ def test_wrong_options(option):
         (torch.zeros(1, 8, 8, dtype=torch.bool), torch.zeros(1, 3, 8, 8), "floating masks"),
         (torch.zeros(1, 8, 8), torch.zeros(1, 4, 8, 8), "features M×3×8×8"),
         (torch.zeros(1, 8, 8), torch.zeros(1, 3, 4, 4), r"features M×3×8×8 \(stride 1\)"),
-        (torch.zeros(3, 8, 8), torch.zeros(2, 3, 8, 8), "3 masks are no multiple of 2 features"),
-        (torch.full((1, 8, 8), 1.5), torch.zeros(1, 3, 8, 8), r"lie in \[0, 1\], not in \[1.5, 1.5\]: say given="),
+        (torch.zeros(3, 8, 8), torch.zeros(2, 3, 8, 8), "must be a multiple of the number of features, 2, not 3"),
+        (torch.full((1, 8, 8), 1.5), torch.zeros(1, 3, 8, 8), r"lie in \[0, 1\], not in \[1.5, 1.5\]: set given="),
         (torch.full((1, 8, 8), torch.nan), torch.zeros(1, 3, 8, 8), "lie in"),
     ],
 )
@@ -163,5 +163,5 @@ def test_bad_input(masks, features, message):
 
 @pytest.mark.parametrize("option", [{"enlarge": 2}, {"pooled": 7}])
 def test_a_part_of_a_network_is_not_called_alone(option):
-    with pytest.raises(ValueError, match="is for networks that call embed, numbers and evolve"):
+    with pytest.raises(ValueError, match="cannot be called: use its methods embed, numbers and evolve"):
         ChanVeseRefiner(3, **option)(torch.zeros(1, 8, 8), torch.zeros(1, 3, 8, 8))

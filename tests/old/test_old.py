@@ -50,7 +50,7 @@ def test_an_old_run_predicts_the_same(file, make, tmp_path):
 
 def test_an_old_chan_vese_head_names_its_keys(make, tmp_path):
     run_of(CHAN_VESE, tmp_path / "run", make)
-    with pytest.raises(InputError, match=r"set model\.network\.initial distances and model\.network\.slope 1"):
+    with pytest.raises(InputError, match=r"set model\.network\.initial to distances and model\.network\.slope to 1"):
         load_run(tmp_path / "run")
 
 

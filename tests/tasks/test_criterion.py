@@ -59,7 +59,7 @@ def test_what_is_no_loss_is_refused(method, name):
 
 @pytest.mark.parametrize("criterion", [CrossEntropyLevelSetLoss(), CrossEntropyPlus(LevelSetLoss())])
 def test_the_energy_is_not_added_twice(criterion):
-    with pytest.raises(ArgumentError, match=r"^criterion holds the level-set energy, which this task adds"):
+    with pytest.raises(ArgumentError, match=r"^criterion must not contain the level-set energy, which this task adds"):
         TASKS["level set"](criterion=criterion)
 
 
@@ -79,6 +79,6 @@ def test_weights_of_classes_are_numbers_of_the_classes():
 
 @pytest.mark.parametrize("loss", [WeightedCrossEntropy(), BoundaryLoss()])
 def test_a_loss_of_contours_is_not_given_pixels(loss):
-    with pytest.raises(ArgumentError, match=r"^pixels takes them out of their image"):
+    with pytest.raises(ArgumentError, match=r"^pixels must be false, because"):
         CrossEntropyPlus(loss, pixels=True)
     assert CrossEntropyPlus(CrossEntropyLoss(), pixels=True).pixels

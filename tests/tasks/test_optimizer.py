@@ -70,8 +70,8 @@ def test_the_rate_falls_with_every_step_or_at_milestones_and_rises_first():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"milestones": [0.5, 0.2]}, r"lr_milestones must be shares .*, not \[0\.5, 0\.2\]"),
-        ({"milestones": [60000]}, r"lr_milestones must be shares of the training in \(0, 1\)"),
+        ({"milestones": [0.5, 0.2]}, r"lr_milestones must be increasing shares .*, not \[0\.5, 0\.2\]"),
+        ({"milestones": [60000]}, r"lr_milestones must be increasing shares of the training in \(0, 1\)"),
         ({"warmup": 500}, r"lr_warmup must lie in \[0, 1\), not 500"),
     ],
 )
