@@ -67,8 +67,7 @@ def test_masks_saved_as_jpeg_are_told(lsseg, mine):
         path.unlink()
     status, _, err = lsseg("init", mine)
     assert status == 1
-    assert err.endswith("can be classes: save the masks as PNG, because JPEG changes their values
-")
+    assert err.endswith("can be classes: save the masks as PNG, because JPEG changes their values\n")
 
 
 def test_255_among_other_values_is_said_to_be_taken_for_void(lsseg, tmp_path):
