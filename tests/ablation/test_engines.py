@@ -86,7 +86,9 @@ def test_values_of_resources():
 
 
 @launched_only("slurm")
-@pytest.mark.parametrize(("options", "message"), [(["nodes=2"], "one task on one node"), ([], "submitit could not submit the runs: ")])
+@pytest.mark.parametrize(
+    ("options", "message"), [(["nodes=2"], "one task on one node"), ([], "submitit could not submit")]
+)
 def test_what_slurm_cannot_do(tmp_path, lsseg, monkeypatch, options, message):
     """With what a run cannot use, or without SLURM's programs: one line."""
     monkeypatch.setenv("PATH", str(tmp_path))
