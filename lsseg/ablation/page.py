@@ -169,7 +169,8 @@ def _scores(rows: list[Row], description: Description, results: list[Result], co
     compared = [score for score in scores_of(results) if score.compared]
     rows = [row for row in rows if row.seeds]
     labels = {row.variant.name: row.variant.label for row in rows}
-    to = {row.variant.name: f" − {labels[row.variant.baseline]}" for row in rows if row.variant.baseline in labels}
+    bases = {row.variant.name: row.variant.baseline or description.baseline for row in rows}
+    to = {name: f" − {labels[base]}" for name, base in bases.items() if base in labels}
     others = [row for row in rows if (row.variant.baseline or description.baseline) != row.variant.name]
     longest = max(len(label) + len(to.get(name, "")) for name, label in labels.items())
     figure = _figure(10.5 + 0.08 * longest, 2.2 + 0.35 * (2 * len(rows)))
@@ -179,20 +180,13 @@ def _scores(rows: list[Row], description: Description, results: list[Result], co
         for y, (name, color) in enumerate(colors.items()):
             values = [result.scores().get(score.name, np.nan) for result in results if result.variant == name]
             axes[0, column].plot(values, [y] * len(values), "o", color=color, alpha=0.6)
-            axes[0, column].plot(
-                np.nanmean(values) if np.isfinite(values).any() else np.nan,
-                y,
-                "|",
-                color=color,
-                markersize=22,
-                markeredgewidth=2.5,
-            )
+            mean = np.mean([value for value in values if np.isfinite(value)] or [np.nan])
+            axes[0, column].plot(mean, y, "|", color=color, markersize=22, markeredgewidth=2.5)
         axes[0, column].set(title=f"{score.label} (%)", ylim=(len(rows) - 0.5, -0.5))
         _name_rows(axes[0, column], list(labels.values()), column == 0)
         if both:
-            compared_with = "the baseline" if to else labels[description.baseline]
             _draw_differences(axes[1, column], score.name, others, colors)
-            axes[1, column].set(title=f"difference to {compared_with}, 95 %")
+            axes[1, column].set(title="difference, 95 %")
             _name_rows(
                 axes[1, column], [labels[r.variant.name] + to.get(r.variant.name, "") for r in others], column == 0
             )
@@ -212,7 +206,7 @@ def _draw_differences(axis: Any, score: str, rows: list[Row], colors: dict[str, 
             thin = True
         axis.plot(found.mean, y, "o", color=color)
     axis.axvline(0, color="k", linewidth=0.8)
-    axis.set(xlabel="thin line: interval over seeds" if thin else "", ylim=(len(rows) - 0.5, -0.5))
+    axis.set(xlabel="thin line: over seeds" if thin else "", ylim=(len(rows) - 0.5, -0.5))
 
 
 def _name_rows(axis: Any, names: list[str], visible: bool) -> None:

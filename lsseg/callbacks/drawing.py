@@ -107,7 +107,7 @@ def panel(
         "image": bytes_of(image).astype(np.uint8),
         "truth": colorize(truth, palette),
         "prediction": colorize(prediction, palette),
-        "contours: found (green), missed (blue), invented (red)": boundary_errors(image, truth, prediction),
+        "contours: found (green),\nmissed (blue), invented (red)": boundary_errors(image, truth, prediction),
     }
     for axis, (name, picture) in zip(axes, pictures.items(), strict=False):
         axis.imshow(picture, interpolation="nearest")
