@@ -73,7 +73,7 @@ def write_page(path: Path, report: Report, results: list[Result], labels: dict[s
         "table": _table(main[1]),
         "by_class": "\n".join(f"<h2>{html.escape(name)}</h2><div class=scroll>{_table(t)}</div>" for name, t in others),
         "figures": "\n".join(_picture(figure) for figure in report.figures),
-        "by_image": BY_IMAGE[results[0].summary.get("kind", "semantic")],
+        "by_image": BY_IMAGE[results[0].kind],
         # HTML does not decode entities in a script element, so the JSON text itself must hold no tag.
         "pictures": json.dumps(pictures, ensure_ascii=False).replace("<", "\\u003c"),
     }

@@ -22,6 +22,7 @@ from lsseg.files import write_text
 from lsseg.functional.instances import subpixel_contours
 
 Array = npt.NDArray[Any]
+SURE = 0.5  # least score of an object that is drawn and counted
 # The colours distinguish neighbouring objects of one class.
 COLORS = (
     *((230, 75, 53), (77, 187, 213), (0, 160, 135), (247, 198, 67), (126, 97, 172), (243, 155, 127)),

@@ -10,13 +10,12 @@ from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
 from lsseg.callbacks.drawing import bytes_of, colorize, evolution_panel, hardest_class, panel, steps_panel
-from lsseg.callbacks.instances import draw_objects, objects_panel, true_masks
+from lsseg.callbacks.instances import SURE, draw_objects, objects_panel, true_masks
 from lsseg.errors import InputError, require
 from lsseg.functional.instances import paste_masks
 from lsseg.tasks.base import EvolvingObject
 
 OBJECTS = 3  # objects in a picture of evolutions
-SURE = 0.5  # least score of an object that is drawn
 
 
 class Panels(pl.Callback):

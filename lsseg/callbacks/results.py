@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lsseg.callbacks.drawing import overlay, with_contours
-from lsseg.callbacks.instances import draw_objects, object_map, true_masks
+from lsseg.callbacks.instances import SURE, draw_objects, object_map, true_masks
 from lsseg.callbacks.progress import Stopwatch
 from lsseg.errors import require
 from lsseg.files import write_json
@@ -154,7 +154,6 @@ def _device(device: torch.device) -> str:
 
 
 LONGEST = 640  # largest side of a picture, in pixels
-SURE = 0.5  # least score of an object that is drawn and counted
 Frame = tuple[str, npt.NDArray[np.uint8]]
 
 

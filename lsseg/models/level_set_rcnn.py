@@ -376,8 +376,8 @@ def _check_switches(target: str, evolution: str, hyperparameters: str) -> None:
     """Refuse options that do not go together."""
     alone = evolution == "none" or target == "tsdf"
     require(alone, "evolution", evolution, "needs target tsdf; with target binary it must be none")
-    learnt = (hyperparameters, evolution) != ("fixed", "chan_vese")
-    require(learnt, "hyperparameters", hyperparameters, "must be adaptive or global with evolution chan_vese")
+    learnt = hyperparameters != "fixed" or evolution == "delse"
+    require(learnt, "hyperparameters", hyperparameters, f"must be adaptive or global with evolution {evolution}")
 
 
 def _either(values: Sequence[object]) -> str:
