@@ -127,8 +127,8 @@ def _inference(name: str, options: Any) -> Case:
 def _instance_costs(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     paper = HOMAYOUNFAR["level_set"] / HOMAYOUNFAR["plain"]
     Console().print(
-        f"In the paper, Mask R-CNN takes {HOMAYOUNFAR['plain']} ms and LevelSet R-CNN {HOMAYOUNFAR['level_set']} ms for an "
-        f"image of 1024×2048 (GTX 1080 Ti), {paper:.2f} times as long."
+        f"In the paper, Mask R-CNN takes {HOMAYOUNFAR['plain']} ms and LevelSet R-CNN {HOMAYOUNFAR['level_set']} ms "
+        f"for an image of 1024×2048 (GTX 1080 Ti), {paper:.2f} times as long."
     )
     return {"costs": {name: {"ms": 1e3 * statistics.median(times)} for name, times in seconds.items()}}
 
