@@ -84,7 +84,7 @@ def maps(runs: list[Path], name: str | None, count: int) -> Figure:
     data = loaded[0].data
     for run, (_, other) in zip(runs, loaded, strict=True):
         if other.kind != "semantic":
-            raise InputError(f"maps are of label maps; those of {run} are in its panels/test-NAME-evolution.png")
+            raise InputError(f"maps need label maps; the φ of {run} are in its panels/test-NAME-evolution.png")
         if other.class_names != data.class_names:
             raise InputError(f"{run} has other classes than {runs[0]}")
     if name not in data.class_names:

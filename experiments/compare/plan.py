@@ -136,10 +136,10 @@ def main() -> None:
     parser.add_argument("--clock", type=Path, help="time: folder of short runs that were timed alone")
     options = parser.parse_args()
     if options.clock and options.stage != "time":
-        parser.error("--clock belongs to the stage time")
+        parser.error("--clock can only be used with the stage time")
     if options.stage == "rates":
         if options.what not in DATA:
-            sys.exit(f"{options.what!r} is none of {', '.join(DATA)}")
+            sys.exit(f"{options.what!r} must be one of {', '.join(DATA)}")
         name = f"{options.what}-{options.size}"
         suite = rates(name, options.rates or SIZES[options.size]["rates"])
     else:
@@ -147,7 +147,7 @@ def main() -> None:
         name = Path(options.what).resolve().name.removeprefix("compare-").removesuffix(f"-{before}")
         found = HERE / f"{name}-{before}.yaml"
         if not found.is_file():
-            sys.exit(f"{options.what} is no folder of compare-…-{before}: there is no {found}")
+            sys.exit(f"{options.what} is not a folder of compare-…-{before}: {found} does not exist")
         suite = yaml.safe_load(found.read_text())
         results = read_results(options.clock or Path(options.what), found)
         if options.stage == "updates":

@@ -133,10 +133,10 @@ def main() -> None:
     options = parser.parse_args()
     for name in ("config.yaml", "last.ckpt"):
         if not (options.run / name).is_file():
-            parser.error(f"{options.run} holds no finished run: {name} is missing")
+            parser.error(f"{options.run} is not a finished run: {name} is missing")
     network, data = load(options.run)
     if options.name not in (None, *data.class_names):
-        parser.error(f"--class {options.name} is no class; the data has {', '.join(data.class_names)}")
+        parser.error(f"--class {options.name} is not a class; the data has {', '.join(data.class_names)}")
     shown = data.class_names.index(options.name) if options.name else None
     draw(network, data, options.image, options.time, shown).savefig(options.output)
     counts = {

@@ -93,7 +93,7 @@ def test_no_rate_is_chosen_at_an_edge_or_beside_a_gap(run, rates, tmp_path, chan
 
 
 def test_stages_are_taken_in_their_order(run, tmp_path):
-    with pytest.raises(SystemExit, match="is no folder of compare-"):
+    with pytest.raises(SystemExit, match="is not a folder of compare-"):
         run("updates", tmp_path)
 
 
