@@ -2,12 +2,14 @@
 
 import unicodedata
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lsseg.data import FolderSegmentation
+from lsseg.data.source import map_labels, pair_up
 from lsseg.errors import InputError
 
 SIZE = (24, 32)
@@ -288,3 +290,19 @@ def test_masks_without_an_image_are_told(tmp_path):
         UserWarning, match=r"masks: 2 mask\(s\) have no image and are not used: deep/other_mask, more_mask"
     ):
         FolderSegmentation(str(root)).check("train")
+
+
+def test_values_above_16_bits_are_no_class():
+    mask = np.array([[0, 65535], [70000, -3]], np.int32)
+    with pytest.raises(InputError, match="holds the values -3, 70000, which are "):
+        map_labels(mask, {0: 0, 65535: 1}, Path("a.tif"))
+    assert map_labels(mask[:1], {0: 0, 65535: 1}, Path("a.tif")).tolist() == [[0, 1]]
+
+
+def test_masks_whose_names_differ_in_unicode_form_only_are_told(tmp_path):
+    (tmp_path / "masks").mkdir()
+    names = [unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")]
+    for name in names:
+        Image.fromarray(scene(0)[1]).save(tmp_path / "masks" / f"{name}.png")
+    with pytest.raises(InputError, match="has several files named caf"):
+        pair_up([tmp_path / "images" / f"{names[0]}.png"], tmp_path / "masks")

@@ -34,7 +34,9 @@ def test_no_object_is_background():
 
 def test_any_instance_data_set_is_a_semantic_one():
     objects = SyntheticInstances(train_images=3, val_images=1, test_images=2, size=(40, 52))
+    objects.value_range = (0.0, 4095.0)
     data = ObjectClasses(objects, num_workers=0, batch_size=1)
+    assert data.value_range == (0.0, 4095.0)  # photographs are read as the training images are
     assert data.class_names == ("background", *objects.class_names)
     assert len(data.palette) == data.num_classes
     image, labels = data.source("train").read(0)
