@@ -21,7 +21,7 @@ from lsseg.tasks import ChanVeseTask, DMLSTask, LevelSetLossTask, SegmentationTa
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
-def on_both(function, *inputs):
+def assert_same_on_both(function, *inputs):
     """Values and gradients on the CPU and on the GPU."""
     results = []
     for device in ("cpu", "cuda"):
@@ -64,14 +64,16 @@ def test_chan_vese(stride):
     features = torch.randn(5, 16, -(-45 // stride), -(-38 // stride), generator=torch.Generator().manual_seed(1)) / 4
     numbers = (torch.ones(5), torch.ones(5), torch.full((5,), 0.25), torch.ones(5, 3), torch.ones(5, 3))
     phi = scores(5, 1, 45, 38)[:, 0]
-    on_both(lambda p, f, *n: chan_vese_evolve(p, f, *n, stride=stride), phi, features, *numbers)
+    assert_same_on_both(lambda p, f, *n: chan_vese_evolve(p, f, *n, stride=stride), phi, features, *numbers)
 
 
 @pytest.mark.parametrize("normalize", ["gradient", "classes"])
 def test_multiphase(normalize):
     phi = scores(2, 7, 37, 41)
-    on_both(lambda p, f: multiphase_evolve(p, f.log_softmax(1), steps=3, eta=0.1, normalize=normalize), phi, phi / 2)
-    on_both(MultiphaseLevelSet().forward, phi)
+    assert_same_on_both(
+        lambda p, f: multiphase_evolve(p, f.log_softmax(1), steps=3, eta=0.1, normalize=normalize), phi, phi / 2
+    )
+    assert_same_on_both(MultiphaseLevelSet().forward, phi)
 
 
 @pytest.mark.parametrize("limit", [None, 3.0, 10.0, 40.0])
@@ -83,7 +85,7 @@ def test_distances_and_boundaries(limit):
 
 
 def test_curvature():
-    on_both(curvature, scores(3, 1, 40, 50)[:, 0])
+    assert_same_on_both(curvature, scores(3, 1, 40, 50)[:, 0])
 
 
 def network(classes):

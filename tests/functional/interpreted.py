@@ -21,7 +21,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def compared(function, *inputs, rtol=2e-5, atol=2e-6):
+def assert_agrees(function, *inputs, rtol=2e-5, atol=2e-6):
     """Values and gradients in float32 by the kernels, and in float64 without them."""
     weights, results = None, []
     for kernels, dtype in (("torch", torch.float64), ("triton", torch.float32)):
@@ -49,8 +49,8 @@ def test_level_set_loss(shape, kind):
     logits = 2 * torch.randn(shape, generator=generator(2))
     for reduction in ("mean", "sum"):
         options = {"kind": kind, "ignore_index": 999, "reduction": reduction}
-        compared(partial(cross_entropy_level_set, target=target, **options), logits)
-        compared(partial(level_set_energy, target=target, **options), logits)
+        assert_agrees(partial(cross_entropy_level_set, target=target, **options), logits)
+        assert_agrees(partial(level_set_energy, target=target, **options), logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -73,8 +73,8 @@ def test_half_precision_and_channels_last(layout, dtype):
 def test_void_and_degenerate_images():
     logits = torch.randn(2, 3, 4, 6, generator=generator())
     for target in (torch.full((2, 4, 6), 255), torch.full((2, 4, 6), 1)):
-        compared(lambda x, kernels, y=target: cross_entropy_level_set(x, y, kernels=kernels), logits)
-        compared(lambda x, kernels, y=target: cross_entropy_level_set(x, y, kernels=kernels), 1e4 * logits)
+        assert_agrees(lambda x, kernels, y=target: cross_entropy_level_set(x, y, kernels=kernels), logits)
+        assert_agrees(lambda x, kernels, y=target: cross_entropy_level_set(x, y, kernels=kernels), 1e4 * logits)
     target[:, 1] = 255
     wrong = logits.clone()
     wrong[:, :, 1] = torch.nan
@@ -117,7 +117,9 @@ def test_chan_vese(objects, groups, depth, size, stride, delta):
     features = torch.randn(groups, depth, *(-(-side // stride) for side in size), generator=g) / 2
     phi = torch.randn(objects, *size, generator=g)
     options = {"delta": delta, "stride": stride}
-    compared(lambda *x, kernels: chan_vese_evolve(*x, **options, kernels=kernels), phi, features, *numbers, atol=2e-5)
+    assert_agrees(
+        lambda *x, kernels: chan_vese_evolve(*x, **options, kernels=kernels), phi, features, *numbers, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_multiphase(shape, epsilon, normalize):
     phi, log_f = (torch.randn(shape, generator=generator(seed)) for seed in range(2))
     phi[:, -1] -= 5 * (shape[1] > 2)  # a class that is nowhere the largest
     options = {"epsilon": epsilon, "steps": 2, "normalize": normalize, "eta": 0.1}
-    compared(lambda *x, kernels: multiphase_evolve(*x, **options, kernels=kernels), phi, log_f)
+    assert_agrees(lambda *x, kernels: multiphase_evolve(*x, **options, kernels=kernels), phi, log_f)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 4, 4), (1, 19, 9, 31)])
@@ -145,7 +147,7 @@ def test_competition(shape):
         log_f[:, 1, 1] = log_f[:, 2, 1]
         log_f[:, 0, 0] = -torch.inf
     for limit in (1.0, 9.0):
-        compared(lambda x, kernels, limit=limit: competition(x, 0.3, limit, kernels), log_f)
+        assert_agrees(lambda x, kernels, limit=limit: competition(x, 0.3, limit, kernels), log_f)
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 23), (1, 1, 9), (2, 9, 1), (1, 1, 1)])

@@ -71,35 +71,36 @@ def test_adding_a_score_is_its_metric_and_one_row(size_score, lsseg, tmp_path):
 
 
 def test_a_report_imports_the_package_that_adds_a_score(lsseg, tmp_path, monkeypatch):
-    (tmp_path / "smpx.py").write_text(
-        "from functools import partial\n"
-        "from lsseg.metrics.scores import SCORES, Score\n"
-        "from lsseg.tasks import SegmentationTask\n"
-        "SCORES.append(Score('own_score', 'own score', 'semantic'))\n"
-        "class OwnTask(SegmentationTask):\n    pass\n"
+    (tmp_path / "smpx").mkdir()
+    (tmp_path / "smpx" / "nets.py").write_text("")
+    (tmp_path / "smpx" / "tasks.py").write_text(
+        "from lsseg.metrics.scores import SCORES, Score\nSCORES.append(Score('own_score', 'own score', 'semantic'))\n"
     )
     run = tmp_path / "suite" / "own-seed0"
-    model = ("--config", TINY, "--model=smpx.OwnTask")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    kept = list(SCORES)
-    status, _, err = lsseg("fit", *model, "--trainer.default_root_dir", run, "--test_after_fit", "true")
+    status, _, err = lsseg("fit", "--config", TINY, "--trainer.default_root_dir", run, "--test_after_fit", "true")
     assert status == 0, err
+    # As if classes of that package had been trained; real ones would stay among this process's tasks.
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(f"{config}own:\n- class_path: smpx.nets.Net\n- class_path: smpx.tasks.OwnTask\n")
     summary = json.loads((run / "test.json").read_text())
     summary["scores"]["own_score"] = 0.125
     (run / "test.json").write_text(json.dumps(summary))
     own = {"name": "own", "label": "own", "paper": {}}
     suite = {"name": "suite", "variants": [own], "baseline": "own", "subsets": {}, "runs": {"own": {"0": run.name}}}
     (tmp_path / "suite" / "suite.json").write_text(json.dumps(suite))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    kept = list(SCORES)
     try:
         for there in (True, False):
-            SCORES[:] = kept  # as in a process that has not imported it
-            del sys.modules["smpx"]
             if not there:
-                (tmp_path / "smpx.py").unlink()
+                (tmp_path / "smpx" / "tasks.py").unlink()
             status, out, err = lsseg("report", tmp_path / "suite")
             assert status == 0, err
             assert ("own_score" in (tmp_path / "suite" / "results.csv").read_text()) == there
-            assert ("smpx cannot be imported, so scores that it adds are left out" in out) != there
+            assert ("smpx.tasks cannot be imported, so scores that it adds are left out" in out) != there
+            SCORES[:] = kept  # as in a process that has not imported it
+            for module in ("smpx", "smpx.nets", "smpx.tasks"):
+                sys.modules.pop(module, None)
     finally:
         SCORES[:] = kept
 
