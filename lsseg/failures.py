@@ -92,10 +92,11 @@ def key_of(error: BaseException, config: Any) -> str | None:
     named = [key for path, key, _ in classes if path in str(error)]
     if named:
         return named[-1]
-    keys: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    of_classes: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for path, key, arguments in classes:
-        keys.setdefault(path.rpartition(".")[2], []).append((key, arguments))
-    keys = {name: [(key, {})] for name, key in OWN_KEYS.items()} | keys
+        of_classes.setdefault(path.rpartition(".")[2], []).append((key, arguments))
+    keys: dict[str, list[tuple[str, dict[str, Any]]]] = {name: [(key, {})] for name, key in OWN_KEYS.items()}
+    keys |= of_classes
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         made = frame.f_locals.get("self")
