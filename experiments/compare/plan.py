@@ -5,10 +5,10 @@ python experiments/compare/plan.py updates runs/compare-camvid-lite-rates     �
 python experiments/compare/plan.py time runs/compare-camvid-lite-updates      → camvid-lite-time.yaml
     [--clock runs/compare-camvid-lite-updates-clock]
 
-1. rates: every method with every learning rate of one grid, scored on the validation split, with a seed of its own (at
-   the full size with half of the updates); the hybrids take the rate of the method that they add a loss to. Where the
-   best rate of a method is at the edge of the grid, stage 2 refuses it: write this stage again with more `--rates`, and
-   run it for those methods (`lsseg ablate … --only 'METHOD,*'`).
+1. rates: every method with every learning rate of one grid, scored on the validation split, with a seed of its own and
+   a share of the updates (a half at the full size, else a quarter); the hybrids take the rate of the method that they
+   add a loss to. Where the best rate of a method is at the edge of the grid, stage 2 refuses it: write this stage again
+   with more `--rates`, and run it for those methods (`lsseg ablate … --only 'METHOD,*'`).
 2. updates: every method at its best rate, three seeds, equal numbers of updates, scored on the test split.
 3. time: every method against cross-entropy with as many more updates as the method's training time allows, so that no
    method is stopped before its time. The methods' runs are those of stage 2: copy them
@@ -96,6 +96,7 @@ DATA: dict[str, Settings] = {
 SMALL: dict[str, Any] = {
     "base": ["base.yaml", "lite.yaml"],
     "rates": [1e-3, 2e-3, 4e-3, 8e-3],
+    "share": 4,
     "wrapped": {"DMLS": {"steps": 2}, "ChanVeseNet": {"stride": 2, "features": 32}},
     "car_parts": {"data.resize": [160, 160], "data.crop_size": [128, 128]},
     "nuclei": {"data.resize": [192, 192], "data.crop_size": [128, 128]},
@@ -105,6 +106,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "full": {
         "base": ["base.yaml"],
         "rates": [1e-4, 3e-4, 1e-3],
+        "share": 2,
         "encoders": {"resnet50": "ResNet-50", "mit_b2": "MiT-B2"},
         "network": {"encoder_weights": "imagenet"},
         "wrapped": {"DMLS": {"steps": 4}, "ChanVeseNet": {"stride": 2, "features": 64}},
@@ -188,9 +190,8 @@ def rates(name: str, grid: list[float]) -> dict[str, Any]:
     """Every method that has a rate of its own, and encoder, with the grid of rates."""
     suite = suite_of(name, [method for method in METHODS if method not in RATE_OF])
     suite["set"]["data.test_split"] = "val"
-    if name.endswith("-full"):
-        half = steps_of(suite) // 2
-        suite["set"] |= {"trainer.max_steps": half, "trainer.val_check_interval": half}
+    steps = steps_of(suite) // SIZES[name.rpartition("-")[2]]["share"]
+    suite["set"] |= {"trainer.max_steps": steps, "trainer.val_check_interval": steps}
     return {**suite, "seeds": [SEED_OF_RATES], "grid": {"model.lr": sorted(grid)}}
 
 

@@ -42,6 +42,8 @@ def test_the_suites_of_rates_are_what_the_plan_writes(plan, run, tmp_path, data,
         assert (tmp_path / name).read_text() == (FOLDER / name).read_text()
     suite = load_suite(tmp_path / name)
     assert all(variant.settings["data.test_split"] == "val" for variant in suite.variants)
+    steps = plan.steps_of({"base": ["base.yaml" if size == "full" else "lite.yaml"]})
+    assert {v.settings["trainer.max_steps"] for v in suite.variants} == {steps // (2 if size == "full" else 4)}
     own = len(plan.METHODS) - len(plan.RATE_OF)
     assert len(suite.variants) == (own * 3 * 2 if size == "full" else own * 4)
     assert not set(suite.seeds) & set(plan.SEEDS)
@@ -124,7 +126,7 @@ def test_times_may_come_from_short_runs_that_were_timed_alone(plan, run, rates, 
     run("time", tmp_path / "compare-camvid-lite-updates", "--clock", clock)
     suite = load_suite(tmp_path / "camvid-lite-time.yaml")
     rows = {variant.name: variant for variant in suite.variants}
-    assert rows["cross_entropy_2x"].settings["trainer.max_steps"] == 1600
+    assert rows["cross_entropy_2x"].settings["trainer.max_steps"] == 2 * plan.steps_of({"base": ["lite.yaml"]})
     assert [variant.baseline for name, variant in rows.items() if "cross" not in name] == ["cross_entropy_2x"] * 10
     write_results(tmp_path / "short", timed[:-1])
     with pytest.raises(SystemExit, match=f"not run yet: {timed[-1][0]}"):
