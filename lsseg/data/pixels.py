@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from lsseg.errors import InputError, require
@@ -35,7 +36,18 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 }
 
 
-SUBFILE_TYPE = 254  # TIFF tag; its lowest bit says that a page is a smaller copy of another
+# Tags of TIFF, and a value of each that Pillow does not mind.
+SUBFILE_TYPE = 254  # its lowest bit says that a page is a smaller copy of another
+BITS = 258  # of each channel
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+PLANES, SEPARATE = 284, 2  # the colours lie one behind the other, not pixel by pixel
+EXTRA_SAMPLES, UNSPECIFIED = 338, 0  # a channel of which nobody says that it is transparency
+SAMPLE_FORMAT, SIGNED = 339, 2
+LFS = b"version https://git-lfs"  # how the note begins that Git leaves in place of a large file
+
+
+class UnknownFormat(InputError):
+    """Says that Pillow does not know a file's format."""
 
 
 def check_value_range(value_range: ValueRange | None) -> None:
@@ -66,9 +78,12 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     """Read a mask file's values as they are stored: the index in a palette image, the grey value otherwise.
 
     Raises:
-        InputError: If the file cannot be decoded, or holds colours or fractions instead of indices.
+        InputError: If the file cannot be decoded, or holds colours, fractions or several channels, not indices.
     """
-    image, orientation = _open(path)
+    try:
+        image, orientation = _open(path)
+    except UnknownFormat as error:
+        return _whole_numbers(_by_tifffile(path, error, 1), path)
     if image.mode == "LA":  # grey and transparency, which has no meaning in a mask
         image = image.getchannel(0)
     if _is_colored(image):
@@ -76,7 +91,10 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
             f"mask {path} holds {image.mode} colours; expected an index or palette PNG, one value per pixel (a "
             "folder's classes.yaml may give each class its colour, NAME: [RED, GREEN, BLUE])"
         )
-    values: npt.NDArray[Any] = np.array(_upright(np.asarray(image), orientation))
+    return _whole_numbers(np.array(_upright(_stored(image), orientation)), path)
+
+
+def _whole_numbers(values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.integer]:
     if values.dtype.kind == "f":
         whole = values.astype(np.int32)
         if not (whole == values).all():
@@ -93,7 +111,10 @@ def holds_colors(path: Path) -> bool:
     Raises:
         InputError: If the file is missing or no image.
     """
-    return _is_colored(_open(path, load=False)[0])
+    try:
+        return _is_colored(_open(path, load=False)[0])
+    except UnknownFormat as error:
+        return _by_tifffile(path, error).ndim == 3
 
 
 def _is_colored(image: Image.Image) -> bool:
@@ -121,7 +142,11 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: If the file is missing, is no image or has several pictures.
     """
-    image, orientation = _open(path, load=False)
+    try:
+        image, orientation = _open(path, load=False)
+    except UnknownFormat as error:
+        height, width = _by_tifffile(path, error).shape[:2]
+        return height, width
     width, height = image.size
     exchanged = TURNS.get(orientation, (False, ()))[0] and image.format != "TIFF"  # Pillow turns TIFF itself
     return (width, height) if exchanged else (height, width)
@@ -129,7 +154,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def turned(path: Path) -> str:
     """Return a note for messages about an image's size if EXIF turns the image; otherwise return an empty string."""
-    orientation = _open(path, load=False)[1]
+    try:
+        orientation = _open(path, load=False)[1]
+    except UnknownFormat:
+        return ""
     return f" (its EXIF orientation, {orientation}, turns it as it is seen)" if orientation in TURNS else ""
 
 
@@ -141,7 +169,7 @@ def _refuse_pages(image: Any, path: Path) -> None:
         whole += not image.tag_v2.get(SUBFILE_TYPE, 0) & 1
     image.seek(0)
     if whole > 1:
-        raise InputError(f"{path} holds {whole} pictures (pages), but must hold one: write each page to its own file")
+        raise _too_many_pages(path, whole)
 
 
 def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
@@ -151,16 +179,28 @@ def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
         with path.open("rb") as file, Image.open(file) as image:
             if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
                 _refuse_pages(image, path)
+            if image.mode in ("L", "LA") and _tag(image, EXTRA_SAMPLES) == UNSPECIFIED:
+                raise _too_many(path, 2)
             if load:
                 image.load()  # turns a TIFF upright
             orientation = _orientation(image)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"cannot decode {path}: it is broken, or not an image of a known format") from error
+        raise UnknownFormat(f"cannot decode {path}: {_instead(path)}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"cannot decode {path}: {str(error).splitlines()[0]}") from error
     return image, orientation
+
+
+def _instead(path: Path) -> str:
+    """Say what a file is that is no image."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            return "it is not the image, but Git LFS's note of where it lies: run `git lfs pull`"
+    return "it is broken, or not an image of a known format"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -170,30 +210,105 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
+def _tag(image: Image.Image, tag: int) -> int | None:
+    """Return the first value of a tag of a TIFF, or None for other formats and absent tags."""
+    found: Any = image.tag_v2.get(tag) if image.format == "TIFF" else None  # type: ignore[attr-defined]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _stored(image: Image.Image) -> npt.NDArray[Any]:
+    """Return the values of a grey or palette image as they are stored.
+
+    Pillow takes signed bytes for unsigned ones, and turns bytes and bits of TIFFs whose white is 0 into their opposite,
+    as which tifffile, and with it scikit-image, writes masks of bool.
+    """
+    values = np.asarray(image)
+    if image.mode in ("1", "L"):
+        if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
+            values = ~values
+        if _tag(image, SAMPLE_FORMAT) == SIGNED:
+            values = values.view(np.int8)
+    return values
+
+
 def _decode(path: Path) -> tuple[npt.NDArray[Any], int]:
     """Return the file's own values, H×W or H×W×3, and its EXIF orientation."""
-    image, orientation = _open(path, load=False)
-    raw = [str(tile[3]) for tile in getattr(image, "tile", ())]
-    if image.mode in ("RGB", "RGBA", "LA") and any(";16" in layout for layout in raw):
+    try:
+        image, orientation = _open(path, load=False)
+    except UnknownFormat as error:  # as TIFFs of 64-bit numbers, or of colours in floating point, are to Pillow
+        return _by_tifffile(path, error), 1
+    deep = _tag(image, BITS) == 16 or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    if image.mode in ("RGB", "RGBA", "LA") and deep:
+        if _tag(image, PLANES) == SEPARATE:
+            return _by_tifffile(path), orientation  # because OpenCV confuses the planes
         return _by_opencv(path), orientation  # because Pillow drops the lower byte
     image, orientation = _open(path)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         pixels = np.asarray(image)
+        if image.mode.startswith("I;16") and _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
+            pixels = np.iinfo(np.uint16).max - pixels
         if image.mode == "I" and image.format == "PNG":  # PNG has at most 16 bits
             pixels = pixels.astype(np.uint16)
         return pixels, orientation
+    if image.mode == "L" and _tag(image, SAMPLE_FORMAT) == SIGNED:
+        return _stored(image), orientation
     if image.mode == "P":  # Pillow warns when it converts palette transparency to RGB
         image = image.convert("RGBA")
     return np.asarray(image if image.mode == "L" else image.convert("RGB")), orientation
 
 
+def _by_tifffile(path: Path, otherwise: InputError | None = None, most: int = 4) -> npt.NDArray[Any]:
+    """Return a TIFF's own values, H×W or H×W×3; raise ``otherwise`` if it is no TIFF.
+
+    Args:
+        path: The file.
+        otherwise: The error.
+        most: Largest number of channels that is accepted.
+    """
+    whole: list[Any] = []
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages: list[Any] = list(file.pages)
+            whole = [page for page in pages if not int(page.subfiletype or 0) & 1]
+            if len(whole) > 1:
+                raise _too_many_pages(path, len(whole))
+            pixels, axes = whole[0].asarray(), whole[0].axes
+    except InputError:
+        raise
+    except tifffile.TiffFileError as error:
+        raise otherwise or InputError(f"cannot decode {path}: {error}") from error
+    except Exception as error:  # a broken file may raise any
+        if whole and whole[0].planarconfig != SEPARATE:  # as where a compression needs the package imagecodecs
+            return _by_opencv(path)
+        raise InputError(f"cannot decode {path}: {error}".splitlines()[0]) from error
+    if axes.startswith("S"):
+        pixels = np.moveaxis(pixels, 0, -1)
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.ndim > 3 or channels not in (1, 3, 4) or channels > most:
+        raise _too_many(path, channels)
+    if pixels.dtype == np.float16:
+        pixels = pixels.astype(np.float32)
+    return pixels if pixels.ndim == 2 else pixels[..., :3]
+
+
+def _too_many(path: Path, channels: int) -> InputError:
+    return InputError(
+        f"{path} holds {channels} channels; expected grey or red, green and blue, with or without transparency"
+    )
+
+
+def _too_many_pages(path: Path, pages: int) -> InputError:
+    return InputError(f"{path} holds {pages} pictures (pages), but must hold one: write each page to its own file")
+
+
 def _by_opencv(path: Path) -> npt.NDArray[Any]:
+    """Return the file's own values, H×W or H×W×3."""
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise InputError(f"cannot decode {path}: it is broken, or of an unknown format")
     if pixels.ndim == 2:
         return pixels
-    if pixels.shape[2] == 2:
+    if pixels.shape[2] == 2:  # grey and transparency
         return pixels[..., 0]
     return pixels[..., 2::-1]  # from blue, green, red and perhaps transparency
 

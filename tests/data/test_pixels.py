@@ -3,9 +3,10 @@
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from lsseg.data.pixels import image_size, read_image, read_mask
+from lsseg.data.pixels import holds_colors, image_size, read_image, read_mask
 from lsseg.errors import InputError
 
 GREY = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
@@ -114,6 +115,7 @@ def test_palettes_with_transparency_keep_their_colours(tmp_path):
         (None, "does not exist"),
         (b"", "cannot decode"),
         (b"<html>", "cannot decode"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "`git lfs pull`"),
         (b"\x89PNG\r\n\x1a\n", "cannot decode"),
     ],
 )
@@ -146,3 +148,63 @@ def test_a_tiff_of_several_pictures_is_refused_and_one_with_a_small_copy_is_read
     small.encoderinfo = {"tiffinfo": {254: 1}}
     pages[0].save(tmp_path / "copy.tif", save_all=True, append_images=[small])
     assert (read_image(tmp_path / "copy.tif") == 10).all()
+
+
+PLANES = {"photometric": "rgb", "planarconfig": "separate"}
+CHANNELS = {"photometric": "minisblack", "planarconfig": "contig"}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (COLOR, {"photometric": "rgb", "bigtiff": True}),
+        (COLOR.astype(np.uint16) * 257, {"photometric": "rgb"}),
+        (COLOR / 255, {"photometric": "rgb"}),
+        ((COLOR / 255).astype(np.float32), {"photometric": "rgb"}),
+        ((GREY / 255).astype(np.float16), {}),
+        (GREY / 255, {"compression": "zlib"}),
+        (COLOR.transpose(2, 0, 1), PLANES),
+        (COLOR.transpose(2, 0, 1).astype(np.uint16) * 257, PLANES),
+        (COLOR.transpose(2, 0, 1) / 255, PLANES),
+        (255 - GREY, {"photometric": "miniswhite"}),
+        ((255 - GREY).astype(np.uint16) * 257, {"photometric": "miniswhite"}),
+    ],
+)
+def test_tiffs_of_scientists_hold_what_was_written(tmp_path, pixels, options):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    seen = COLOR if 3 in pixels.shape else np.stack([GREY] * 3, 2)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), seen)
+    assert image_size(tmp_path / "a.tif") == GREY.shape
+    assert holds_colors(tmp_path / "a.tif") == (3 in pixels.shape)
+
+
+@pytest.mark.parametrize("kind", [bool, np.int8, np.int16, np.int64, np.uint32, np.float16, np.float64])
+def test_masks_of_every_number_are_read_as_they_were_written(tmp_path, kind):
+    labels = np.array([[0, 1, 0], [1, 1, 0]]) * (1 if kind in (bool, np.uint32) else -1)
+    tifffile.imwrite(tmp_path / "a.tif", labels.astype(kind))
+    assert read_mask(tmp_path / "a.tif").tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [2, 5])
+def test_channels_that_are_no_colours_are_not_dropped_in_silence(tmp_path, channels, kind):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((6, 8, channels), kind), **CHANNELS)
+    for read in (read_image, read_mask):
+        with pytest.raises(InputError, match=rf"a\.tif holds {channels} channels; expected grey or red"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_tiff_that_broke_off_is_named(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", COLOR / 255, photometric="rgb")
+    content = (tmp_path / "a.tif").read_bytes()
+    for kept in (4, len(content) // 2):
+        (tmp_path / "a.tif").write_bytes(content[:kept])
+        with pytest.raises(InputError, match=r"cannot decode .*a\.tif"):
+            read_image(tmp_path / "a.tif")
+
+
+def test_bytes_with_a_sign_need_a_range(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[-100, 0, 100]], np.int8))
+    with pytest.raises(InputError, match=r"a\.tif holds int8 numbers"):
+        read_image(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif", (-100, 155))[0, :, 0].tolist() == [0, 100, 200]
