@@ -130,6 +130,9 @@ SHOWN: dict[str, dict[str, str | Drawn]] = {
 FIRST = ("miou", "boundary_f1_1px", "accuracy", "official_iiou", "official_category_miou", "official_category_iiou")
 FIRST += ("mask_ap", "initial_mask_ap", "official_ap", "official_ap50", "af1", "af2")
 LABELS = {score.name: score.label for score in (*SCORES, *COSTS)}
+MAIN = ("miou", "boundary_f1_1px")  # of the comparison; below them:
+FURTHER = ("boundary_f1_2px", "boundary_f1_3px", "accuracy")
+FURTHER += ("initial_miou", "initial_boundary_f1_1px", "changed_pixels")
 MS = {cost.name for cost in COSTS}
 UNITS = {"fps": "fps", "gflops": "GFLOPs", "parameters": "parameters (M)", "ms": "ms an image"}
 DIFFERENCE = "_difference"
@@ -181,23 +184,34 @@ def _stages() -> list[str]:
 
 
 def _compared(title: str, path: Path) -> list[str]:
-    """One stage of the comparison: what every method was trained with, and its scores."""
+    """One stage of the comparison: what every method was trained with, and its scores, in two tables."""
     suite = yaml.safe_load(path.read_text())
     results = _read(HERE / "compare" / "results" / f"{suite['name']}.csv")
     steps = yaml.safe_load((path.parent / suite["base"][-1]).read_text())["trainer"]["max_steps"]
-    scores = ["miou", "boundary_f1_1px"]
+    rows = [row for row in suite["variants"] if row["name"] in results]
+    absent = [row["label"] for row in suite["variants"] if row["name"] not in results]
+    about = [f"[{path.name}]({path.name})", _seeds("trained", results)]
+    about += [f"commit {', '.join(sorted({row['commit'] for row in results.values()}))}"]
+    about += [f"not run yet: {'; '.join(absent)}"] if absent else []
     head = ["", "rate", "updates"]
-    for score in scores:
-        head += [LABELS[score], f"Δ {LABELS[score]} [95 % over images] [over seeds]"]
-    lines = [f"### {title}", "", f"[{path.name}]({path.name})", ""]
-    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for row in suite["variants"]:
-        trained = [f"{row['set']['model.lr']:g}", f"{row['set'].get('trainer.max_steps', steps)}"]
-        cells = [row["label"], *trained]
-        for score in scores:
-            cells += [_cell(results[row["name"]], score), _cell(results[row["name"]], f"{score}{DIFFERENCE}")]
+    for score in MAIN:
+        head += [LABELS[score], f"Δ {LABELS[score]} [95 % over images] [over seeds]", "Δ by seed"]
+    lines = [f"### {title}", "", ". ".join(about), "", *_head(head)]
+    for row in rows:
+        cells = [row["label"], f"{row['set']['model.lr']:g}", f"{row['set'].get('trainer.max_steps', steps)}"]
+        for score in MAIN:
+            kinds = (score, f"{score}{DIFFERENCE}", f"{score}{DIFFERENCE}_by_seed")
+            own, difference, by_seed = (_cell(results[row["name"]], kind) for kind in kinds)
+            cells += [own, difference, by_seed.replace(" ", ", ")]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_head(["", *(LABELS[score] for score in FURTHER)])]
+    for row in rows:
+        lines.append(f"| {' | '.join([row['label'], *(_cell(results[row['name']], score) for score in FURTHER)])} |")
     return [*lines, ""]
+
+
+def _head(columns: list[str]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
 
 
 def _suite(name: str, path: Path) -> list[str]:
@@ -290,6 +304,8 @@ def _cell(row: dict[str, str], score: str) -> str:
         return ""
     if score in MS:
         return f"{1000 * float(row[score]):.1f}"
+    if score.endswith("_by_seed"):
+        return row[score]
     if score.endswith(DIFFERENCE):
         ends = [[row.get(f"{score}{kind}_{end}") for end in ("low", "high")] for kind in ("", "_seeds")]
         intervals = (f"[{float(low):+.2f}, {float(high):+.2f}]" for low, high in ends if low and high)
