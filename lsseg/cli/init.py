@@ -21,6 +21,7 @@ DEFAULTS = {"images_folder": "images", "masks_folder": "masks"}
 VOID = "the value 255 in the masks is treated as void; if it is a class, list it in {file}"
 MASKS = 200  # masks that are read, at most, to guess the classes from their values
 MOST_CLASSES = 64  # different values in the masks; if there are more, they are not labels
+MOST_NAMED = 12  # folders in a message
 SHORT = 512  # pixels; the longest side of a crop
 EPOCHS = 60
 LITE = "tu-tf_efficientnet_lite0"  # an installed package may hold the weights of this encoder
@@ -156,14 +157,22 @@ def _look(root: Path, folders: dict[str, str]) -> Layout:
 
 
 def _exports(root: Path) -> str:
-    """Return a hint if a folder without images/ holds a JSON file, which may be in COCO's format, else nothing."""
-    found = next((path for path in sorted(root.rglob("*.json")) if path.name != FILE), None)
+    """Return a hint to what a folder without images/ holds: a JSON file in COCO's format, or other folders."""
+    found = next((path for path in sorted(root.rglob("*.json")) if path.name != FILE and _is_coco(path)), None)
     if found is None:
-        return ""
+        there = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return f"; {root.name} holds the folders {', '.join(there)}" if 0 < len(there) <= MOST_NAMED else ""
     return (
         f". {found} may be in COCO's format: put it and its images into train/, as train/{FILE}, and the same for "
         "valid/ and test/; or see the keys of `--data CocoInstances`"
     )
+
+
+def _is_coco(path: Path) -> bool:
+    """Return whether a JSON file begins as COCO's do: LabelMe and others write JSON files, too."""
+    with path.open("rb") as file:
+        begin = file.read(1 << 20)
+    return b'"annotations"' in begin or b'"images"' in begin
 
 
 def _filled(layout: Layout, root: Path, output: Path) -> str:
@@ -201,7 +210,10 @@ def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, lis
             )
     if not by_split:
         images_below(root / images)
-    files = files_below(root / "train" / masks if by_split else root / masks)[:MASKS]
+    below = root / "train" / masks if by_split else root / masks
+    files = files_below(below)[:MASKS]
+    if not files:
+        raise InputError(f"{below} holds no image file; masks must be images, such as PNG files")
     colored = any(holds_colors(path) for path in files[:1])
     values: set[int] = set()
     problems = []

@@ -49,6 +49,10 @@ def test_a_folder_is_looked_at_and_its_configuration_trains_as_it_stands(lsseg, 
     [
         (lambda root: (root / "masks").rename(root / "labels"), "has no masks/"),
         (lambda root: [p.unlink() for p in (root / "images").iterdir()], "there is no image in"),
+        (
+            lambda root: [p.rename(p.with_suffix(".npy")) for p in (root / "masks").iterdir()],
+            "masks holds no image file",
+        ),
         (lambda root: [Image.new("RGB", (56, 40)).save(p) for p in (root / "masks").iterdir()], "1 different colours"),
         (lambda root: [Image.new("L", (56, 40)).save(p) for p in (root / "masks").iterdir()], "1 different values"),
     ],
@@ -139,7 +143,11 @@ def test_splits_may_hold_images_and_masks(lsseg, mine, tmp_path, valid):
 
 def test_other_exports_in_cocos_format_are_pointed_out(lsseg, mine):
     (mine / "images").rename(mine / "pictures")
-    (mine / "all.json").write_text("{}")
+    (mine / "0.json").write_text('{"shapes": []}')  # LabelMe's
+    status, _, err = lsseg("init", mine)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "or name their folder with --images_folder; mine holds the folders masks, pictures" in err
+    (mine / "all.json").write_text('{"images": [], "annotations": []}')
     status, _, err = lsseg("init", mine)
     assert (status, err.count("\n")) == (1, 1)
     assert "mine/all.json may be in COCO's format: put it and its images into train/" in err
