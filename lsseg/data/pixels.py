@@ -68,9 +68,12 @@ def read_image(path: Path, value_range: ValueRange | None = None) -> npt.NDArray
     Raises:
         InputError: If the file cannot be decoded or has several pictures, or its values have no range or exceed it.
     """
-    pixels = _upright(*_decode(path))
+    stored, orientation, negative = _decode(path)
+    pixels = _upright(stored, orientation)
     if pixels.dtype != np.uint8 or value_range is not None:
         pixels = _to_bytes(pixels, value_range, path)
+    if negative:
+        pixels = ~pixels
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else np.array(pixels, order="C")
 
 
@@ -231,30 +234,28 @@ def _stored(image: Image.Image) -> npt.NDArray[Any]:
     return values
 
 
-def _decode(path: Path) -> tuple[npt.NDArray[Any], int]:
-    """Return the file's own values, H×W or H×W×3, and its EXIF orientation."""
+def _decode(path: Path) -> tuple[npt.NDArray[Any], int, bool]:
+    """Return the file's own values, H×W or H×W×3, its EXIF orientation, and whether its least value is white."""
     try:
         image, orientation = _open(path, load=False)
     except UnknownFormat as error:  # as TIFFs of 64-bit numbers, or of colours in floating point, are to Pillow
-        return _by_tifffile(path, error), 1
+        return _by_tifffile(path, error), 1, False
     deep = _tag(image, BITS) == 16 or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode in ("RGB", "RGBA", "LA") and deep:
         if _tag(image, PLANES) == SEPARATE:
-            return _by_tifffile(path), orientation  # because OpenCV confuses the planes
-        return _by_opencv(path), orientation  # because Pillow drops the lower byte
+            return _by_tifffile(path), orientation, False  # because OpenCV confuses the planes
+        return _by_opencv(path), orientation, False  # because Pillow drops the lower byte
     image, orientation = _open(path)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        pixels = np.asarray(image)
-        if image.mode.startswith("I;16") and _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
-            pixels = np.iinfo(np.uint16).max - pixels
+    if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
+        pixels = _stored(image)
+        if image.mode == "1":
+            pixels = pixels.astype(np.uint8) * 255
         if image.mode == "I" and image.format == "PNG":  # PNG has at most 16 bits
             pixels = pixels.astype(np.uint16)
-        return pixels, orientation
-    if image.mode == "L" and _tag(image, SAMPLE_FORMAT) == SIGNED:
-        return _stored(image), orientation
+        return pixels, orientation, _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO
     if image.mode == "P":  # Pillow warns when it converts palette transparency to RGB
         image = image.convert("RGBA")
-    return np.asarray(image if image.mode == "L" else image.convert("RGB")), orientation
+    return np.asarray(image.convert("RGB")), orientation, False
 
 
 def _by_tifffile(path: Path, otherwise: InputError | None = None, most: int = 4) -> npt.NDArray[Any]:

@@ -178,6 +178,12 @@ def test_tiffs_of_scientists_hold_what_was_written(tmp_path, pixels, options):
     assert holds_colors(tmp_path / "a.tif") == (3 in pixels.shape)
 
 
+def test_a_range_is_that_of_the_stored_values_whichever_is_white(tmp_path):
+    for name, kind in (("a.tif", np.uint8), ("b.tif", np.uint16)):
+        tifffile.imwrite(tmp_path / name, np.array([[0, 40, 100]], kind), photometric="miniswhite")
+        assert read_image(tmp_path / name, (0, 100))[0, :, 0].tolist() == [255, 153, 0]
+
+
 @pytest.mark.parametrize("kind", [bool, np.int8, np.int16, np.int64, np.uint32, np.float16, np.float64])
 def test_masks_of_every_number_are_read_as_they_were_written(tmp_path, kind):
     labels = np.array([[0, 1, 0], [1, 1, 0]]) * (1 if kind in (bool, np.uint32) else -1)
