@@ -98,7 +98,7 @@ DATA: dict[str, Settings] = {
 }
 SMALL: dict[str, Any] = {
     "base": ["base.yaml", "lite.yaml"],
-    "rates": [1e-3, 2e-3, 4e-3, 8e-3],
+    "rates": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3],
     "share": 4,
     "wrapped": {"DMLS": {"steps": 2}, "ChanVeseNet": {"stride": 2, "features": 32}},
     "car_parts": {"data.resize": [160, 160], "data.crop_size": [128, 128]},

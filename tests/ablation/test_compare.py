@@ -45,7 +45,7 @@ def test_the_suites_of_rates_are_what_the_plan_writes(plan, run, tmp_path, data,
     steps = plan.steps_of({"base": ["base.yaml" if size == "full" else "lite.yaml"]})
     assert {v.settings["trainer.max_steps"] for v in suite.variants} == {steps // (2 if size == "full" else 4)}
     own = len(plan.METHODS) - len(plan.RATE_OF)
-    assert len(suite.variants) == (own * 3 * 2 if size == "full" else own * 4)
+    assert len(suite.variants) == (own * 3 * 2 if size == "full" else own * 5)
     assert not set(suite.seeds) & set(plan.SEEDS)
 
 
