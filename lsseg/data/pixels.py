@@ -36,14 +36,14 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 }
 
 
-# Tags of TIFF, and a value of each that Pillow does not mind.
+# Tags of TIFF, and values of them that Pillow does not treat as they mean.
 SUBFILE_TYPE = 254  # its lowest bit says that a page is a smaller copy of another
 BITS = 258  # of each channel
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
-PLANES, SEPARATE = 284, 2  # the colours lie one behind the other, not pixel by pixel
-EXTRA_SAMPLES, UNSPECIFIED = 338, 0  # a channel of which nobody says that it is transparency
+PLANES, SEPARATE = 284, 2  # each colour is stored as a whole image
+EXTRA_SAMPLES, UNSPECIFIED = 338, 0  # a channel that is not said to be transparency
 SAMPLE_FORMAT, SIGNED = 339, 2
-LFS = b"version https://git-lfs"  # how the note begins that Git leaves in place of a large file
+LFS = b"version https://git-lfs"  # begins the pointer that Git LFS leaves in place of a file
 
 
 class UnknownFormat(InputError):
@@ -202,7 +202,7 @@ def _instead(path: Path) -> str:
     """Say what a file is that is no image."""
     with path.open("rb") as file:
         if file.read(len(LFS)) == LFS:
-            return "it is not the image, but Git LFS's note of where it lies: run `git lfs pull`"
+            return "it is a pointer of Git LFS, which stands for the image: run `git lfs pull`"
     return "it is broken, or not an image of a known format"
 
 
@@ -222,8 +222,8 @@ def _tag(image: Image.Image, tag: int) -> int | None:
 def _stored(image: Image.Image) -> npt.NDArray[Any]:
     """Return the values of a grey or palette image as they are stored.
 
-    Pillow takes signed bytes for unsigned ones, and turns bytes and bits of TIFFs whose white is 0 into their opposite,
-    as which tifffile, and with it scikit-image, writes masks of bool.
+    Pillow takes signed bytes for unsigned ones. It inverts the bytes and bits of a TIFF in which 0 is white; tifffile,
+    and so scikit-image, writes masks of bool in this way.
     """
     values = np.asarray(image)
     if image.mode in ("1", "L"):
@@ -235,10 +235,10 @@ def _stored(image: Image.Image) -> npt.NDArray[Any]:
 
 
 def _decode(path: Path) -> tuple[npt.NDArray[Any], int, bool]:
-    """Return the file's own values, H×W or H×W×3, its EXIF orientation, and whether its least value is white."""
+    """Return the file's own values, H×W or H×W×3, its EXIF orientation, and whether 0 is white in it."""
     try:
         image, orientation = _open(path, load=False)
-    except UnknownFormat as error:  # as TIFFs of 64-bit numbers, or of colours in floating point, are to Pillow
+    except UnknownFormat as error:  # Pillow knows no TIFF of 64-bit numbers, or of floating point colours
         return _by_tifffile(path, error), 1, False
     deep = _tag(image, BITS) == 16 or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode in ("RGB", "RGBA", "LA") and deep:
@@ -259,12 +259,12 @@ def _decode(path: Path) -> tuple[npt.NDArray[Any], int, bool]:
 
 
 def _by_tifffile(path: Path, otherwise: InputError | None = None, most: int = 4) -> npt.NDArray[Any]:
-    """Return a TIFF's own values, H×W or H×W×3; raise ``otherwise`` if it is no TIFF.
+    """Return a TIFF's own values, H×W or H×W×3.
 
     Args:
         path: The file.
-        otherwise: The error.
-        most: Largest number of channels that is accepted.
+        otherwise: The error that is raised if the file is no TIFF.
+        most: The largest number of channels that is accepted.
     """
     whole: list[Any] = []
     try:
@@ -278,8 +278,8 @@ def _by_tifffile(path: Path, otherwise: InputError | None = None, most: int = 4)
         raise
     except tifffile.TiffFileError as error:
         raise otherwise or InputError(f"cannot decode {path}: {error}") from error
-    except Exception as error:  # a broken file may raise any
-        if whole and whole[0].planarconfig != SEPARATE:  # as where a compression needs the package imagecodecs
+    except Exception as error:  # a broken file may raise anything
+        if whole and whole[0].planarconfig != SEPARATE:  # some compressions need the package imagecodecs
             return _by_opencv(path)
         raise InputError(f"cannot decode {path}: {error}".splitlines()[0]) from error
     if axes.startswith("S"):
