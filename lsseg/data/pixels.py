@@ -22,7 +22,7 @@ LOSSY = (".jpg", ".jpeg", ".jfif")  # of files whose values are not those that w
 ORIENTATION = 0x0112  # EXIF's tag
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".avif"),
 )
 # For each EXIF orientation: whether to exchange rows and columns, and which axes to flip afterwards.
 TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
@@ -165,9 +165,9 @@ def turned(path: Path) -> str:
 
 
 def _refuse_pages(image: Any, path: Path) -> None:
-    """Refuse a TIFF of several pictures, since only the first would be read; smaller copies of it do not count."""
-    whole = 0
-    for page in range(image.n_frames):
+    """Refuse a file of several pictures, since only the first would be read; smaller copies of it do not count."""
+    whole = 0 if image.format == "TIFF" else image.n_frames
+    for page in range(image.n_frames if image.format == "TIFF" else 0):
         image.seek(page)
         whole += not image.tag_v2.get(SUBFILE_TYPE, 0) & 1
     image.seek(0)
@@ -180,7 +180,7 @@ def _open(path: Path, load: bool = True) -> tuple[Image.Image, int]:
     try:
         # Given a path, Pillow maps the file into memory and confuses rows and columns of turned grey TIFFs.
         with path.open("rb") as file, Image.open(file) as image:
-            if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's file, with a preview
                 _refuse_pages(image, path)
             if image.mode in ("L", "LA") and _tag(image, EXTRA_SAMPLES) == UNSPECIFIED:
                 raise _too_many(path, 2)

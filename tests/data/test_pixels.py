@@ -96,7 +96,7 @@ def test_every_mode_becomes_rgb_that_may_be_written_to(tmp_path, mode):
     assert (found.shape, found.dtype, found.flags.writeable) == ((12, 16, 3), np.uint8, True)
 
 
-@pytest.mark.parametrize("suffix", [".ppm", ".jp2", ".webp", ".bmp", ".pgm", ".jfif", ".PNG"])
+@pytest.mark.parametrize("suffix", [".ppm", ".jp2", ".webp", ".bmp", ".pgm", ".jfif", ".PNG", ".gif"])
 def test_formats_that_people_have(tmp_path, suffix):
     Image.fromarray(GREY if suffix == ".pgm" else COLOR).save(tmp_path / f"a{suffix}")
     assert read_image(tmp_path / f"a{suffix}").shape == (12, 16, 3)
@@ -144,6 +144,10 @@ def test_a_tiff_of_several_pictures_is_refused_and_one_with_a_small_copy_is_read
     for read in (read_image, read_mask, image_size):
         with pytest.raises(InputError, match=r"stack\.tif holds 3 pictures \(pages\), but must hold one"):
             read(tmp_path / "stack.tif")
+    for name in ("moving.gif", "moving.png", "moving.webp"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(InputError, match=r"holds 3 pictures \(pages\)"):
+            read_image(tmp_path / name)
     small = Image.new("L", (4, 3), 99)
     small.encoderinfo = {"tiffinfo": {254: 1}}
     pages[0].save(tmp_path / "copy.tif", save_all=True, append_images=[small])
