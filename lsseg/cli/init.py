@@ -12,7 +12,7 @@ from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
 from lsseg.data.module import SPLITS
 from lsseg.data.object_classes import FILE
 from lsseg.data.pixels import LOSSY, color_codes, holds_colors, image_size, read_colors, read_mask
-from lsseg.data.source import FilePairs, files_below, images_below
+from lsseg.data.source import FilePairs, files_below, hint_at, images_below, not_read
 from lsseg.errors import InputError, refuse_all
 from lsseg.files import write_text
 from lsseg.models.encoder import packaged_weights
@@ -213,7 +213,7 @@ def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, lis
     below = root / "train" / masks if by_split else root / masks
     files = files_below(below)[:MASKS]
     if not files:
-        raise InputError(f"{below} holds no image file; masks must be images, such as PNG files")
+        raise InputError(f"{below} holds no image; masks must be images, such as PNG files{hint_at(not_read(below))}")
     colored = any(holds_colors(path) for path in files[:1])
     values: set[int] = set()
     problems = []

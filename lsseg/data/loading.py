@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 
 from lsseg.data.pixels import ValueRange, image_size, read_image
-from lsseg.data.source import IGNORE_INDEX, Source, files_below, same_name
+from lsseg.data.source import IGNORE_INDEX, Source, files_below, hint_at, not_read, same_name
 from lsseg.data.transforms import Pair
 from lsseg.errors import ArgumentError, InputError, refuse_all
 
@@ -274,7 +274,7 @@ class Images(Dataset[dict[str, Any]]):
             raise ArgumentError(f"images {path} does not exist; give a folder of images, or one image")
         self.paths = [path] if path.is_file() else files_below(path)
         if not self.paths:
-            raise ArgumentError(f"images: there is no image in {path}")
+            raise ArgumentError(f"images: there is no image in {path}{hint_at(not_read(path))}")
         self.names = _names(self.paths, path.parent if path.is_file() else path)
         self.transform = transform
         self.value_range = value_range

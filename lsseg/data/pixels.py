@@ -24,6 +24,23 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".avif"),
 )
+# Files that people take for images, but that are not read here.
+OTHERS = (
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".dcm",
+    ".nii",
+    ".exr",
+    ".svg",
+    ".svs",
+    ".czi",
+    ".npy",
+    ".npz",
+)
 # For each EXIF orientation: whether to exchange rows and columns, and which axes to flip afterwards.
 TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
     2: (False, (1,)),

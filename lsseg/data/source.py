@@ -4,6 +4,7 @@ Legend: H×W pixels, C classes. Labels are 0..C-1; 255 is void.
 """
 
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lsseg.data.pixels import LOSSY, SUFFIXES, ValueRange, color_codes, read_colors, read_image, read_mask, turned
+from lsseg.data.pixels import (
+    LOSSY,
+    OTHERS,
+    SUFFIXES,
+    ValueRange,
+    color_codes,
+    read_colors,
+    read_image,
+    read_mask,
+    turned,
+)
 from lsseg.errors import InputError, refuse_all
 
 __all__ = ["IGNORE_INDEX", "FilePairs", "Source", "list_images", "pair_up", "read_image", "read_mask"]
@@ -195,12 +206,28 @@ def images_below(folder: Path) -> dict[str, Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return all image files below a folder, sorted, without hidden files and folders."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if is_image(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Return all image files below a folder, sorted, without hidden files and folders.
+
+    Files of formats that are not read, such as HEIC, are left out; if there are images beside them, a warning says so.
+    """
+    files = [
+        path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    images = sorted(path for path in files if is_image(path))
+    if images and (others := not_read(folder)):
+        warnings.warn(f"{folder}: {len(others)} file(s) are left out{hint_at(others)}", stacklevel=1)  # is said once
+    return images
+
+
+def not_read(folder: Path) -> list[str]:
+    """Return the files below a folder that people take for images, but whose format is not read."""
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in OTHERS)
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def hint_at(others: Sequence[str]) -> str:
+    """Return the end of a message about files whose format is not read; it is empty if there are none."""
+    return f"; their format is not read: {some_of(others, 3)}" if others else ""
 
 
 def is_image(path: Path) -> bool:
@@ -213,7 +240,7 @@ def _sorted(folder: Path, paths: Iterable[Path]) -> list[Path]:
         raise InputError(f"{folder} is not a folder")
     images = sorted(paths)
     if not images:
-        raise InputError(f"there is no image in {folder}")
+        raise InputError(f"there is no image in {folder}{hint_at(not_read(folder))}")
     return images
 
 

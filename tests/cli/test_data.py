@@ -51,7 +51,7 @@ def test_a_folder_is_looked_at_and_its_configuration_trains_as_it_stands(lsseg, 
         (lambda root: [p.unlink() for p in (root / "images").iterdir()], "there is no image in"),
         (
             lambda root: [p.rename(p.with_suffix(".npy")) for p in (root / "masks").iterdir()],
-            "masks holds no image file",
+            "masks holds no image; masks must be images, such as PNG files; their format is not read: 00.npy",
         ),
         (lambda root: [Image.new("RGB", (56, 40)).save(p) for p in (root / "masks").iterdir()], "1 different colours"),
         (lambda root: [Image.new("L", (56, 40)).save(p) for p in (root / "masks").iterdir()], "1 different values"),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lsseg.data import FolderSegmentation
-from lsseg.data.source import map_labels, pair_up
+from lsseg.data.source import images_below, map_labels, pair_up
 from lsseg.errors import InputError
 
 SIZE = (24, 32)
@@ -306,3 +306,15 @@ def test_masks_whose_names_differ_in_unicode_form_only_are_told(tmp_path):
         Image.fromarray(scene(0)[1]).save(tmp_path / "masks" / f"{name}.png")
     with pytest.raises(InputError, match="has several files named caf"):
         pair_up([tmp_path / "images" / f"{names[0]}.png"], tmp_path / "masks")
+
+
+def test_images_of_formats_that_are_not_read_are_told(tmp_path):
+    root = write(tmp_path, NAMES)
+    for name in ("a.heic", "b.DCM"):
+        (root / "images" / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"images: 2 file\(s\) are left out; their format is not read: a\.heic, b"):
+        assert len(images_below(root / "images")) == len(NAMES)
+    for path in (root / "images").glob("*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"there is no image in .*images; their format is not read: a\.heic"):
+        images_below(root / "images")
