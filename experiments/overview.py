@@ -186,7 +186,8 @@ def _stages() -> list[str]:
 def _compared(title: str, path: Path) -> list[str]:
     """One stage of the comparison: what every method was trained with, and its scores, in two tables."""
     suite = yaml.safe_load(path.read_text())
-    results = _read(HERE / "compare" / "results" / f"{suite['name']}.csv")
+    found = _read(HERE / "compare" / "results" / f"{suite['name']}.csv")
+    results = {name: row for name, row in found.items() if int(row["seeds"])}
     steps = yaml.safe_load((path.parent / suite["base"][-1]).read_text())["trainer"]["max_steps"]
     rows = [row for row in suite["variants"] if row["name"] in results]
     absent = [row["label"] for row in suite["variants"] if row["name"] not in results]

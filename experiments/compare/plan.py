@@ -176,7 +176,7 @@ class Plain(yaml.SafeDumper):
 
 HEADS = {
     "rates": "The methods with every rate of one grid, on the validation split.",
-    "updates": "All methods at equal numbers of updates, each at its best rate of the grid.",
+    "updates": "All methods at equal numbers of updates, each at the rate that validation images chose.",
     "time": "All methods, each against cross-entropy with as many updates as fit into the method's training time.",
 }
 
