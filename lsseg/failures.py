@@ -62,7 +62,7 @@ def located(error: ArgumentError, place: Place) -> InputError:
 
 def original(error: InputError) -> str:
     """Return the message without the traceback in which a worker process of a data loader wraps it."""
-    return re.split(r"(?:Input|Argument)Error: ", str(error).strip())[-1]
+    return re.split(rf"{type(error).__name__}: ", str(error).strip())[-1]
 
 
 def described(error: BaseException) -> str:
