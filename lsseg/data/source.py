@@ -210,10 +210,7 @@ def files_below(folder: Path) -> list[Path]:
 
     Files of formats that are not read, such as HEIC, are left out; if there are images beside them, a warning says so.
     """
-    files = [
-        path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    images = sorted(path for path in files if is_image(path))
+    images = [path for path in _visible(folder) if is_image(path)]
     if images and (others := not_read(folder)):
         warnings.warn(f"{folder}: {len(others)} file(s) are left out{hint_at(others)}", stacklevel=1)  # is said once
     return images
@@ -221,8 +218,13 @@ def files_below(folder: Path) -> list[Path]:
 
 def not_read(folder: Path) -> list[str]:
     """Return the files below a folder that people take for images, but whose format is not read."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in OTHERS)
-    return sorted(path.relative_to(folder).as_posix() for path in files)
+    return [path.relative_to(folder).as_posix() for path in _visible(folder) if path.suffix.lower() in OTHERS]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return what lies below a folder, sorted, without hidden files and what lies in hidden folders."""
+    below = folder.rglob("*")
+    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def hint_at(others: Sequence[str]) -> str:

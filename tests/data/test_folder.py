@@ -310,7 +310,7 @@ def test_masks_whose_names_differ_in_unicode_form_only_are_told(tmp_path):
 
 def test_images_of_formats_that_are_not_read_are_told(tmp_path):
     root = write(tmp_path, NAMES)
-    for name in ("a.heic", "b.DCM"):
+    for name in ("a.heic", "b.DCM", "._a.heic"):
         (root / "images" / name).write_bytes(b"")
     with pytest.warns(UserWarning, match=r"images: 2 file\(s\) are left out; their format is not read: a\.heic, b"):
         assert len(images_below(root / "images")) == len(NAMES)
