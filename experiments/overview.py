@@ -133,7 +133,7 @@ LABELS = {score.name: score.label for score in (*SCORES, *COSTS)}
 MAIN = ("miou", "boundary_f1_1px")  # of the comparison; below them:
 FURTHER = ("boundary_f1_2px", "boundary_f1_3px", "accuracy")
 FURTHER += ("initial_miou", "initial_boundary_f1_1px", "changed_pixels")
-MS = {cost.name for cost in COSTS}
+MS = {cost.name for cost in COSTS if cost.unit == "ms"}
 UNITS = {"fps": "fps", "gflops": "GFLOPs", "parameters": "parameters (M)", "ms": "ms an image"}
 DIFFERENCE = "_difference"
 
@@ -205,10 +205,25 @@ def _compared(title: str, path: Path) -> list[str]:
             own, difference, by_seed = (_cell(results[row["name"]], kind) for kind in kinds)
             cells += [own, difference, by_seed.replace(" ", ", ")]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *_head(["", *(LABELS[score] for score in FURTHER)])]
+    costs = _costs(HERE / "compare" / "results" / f"{suite['name']}-clock.csv")
+    lines += [
+        "",
+        *_head(["", *(LABELS[score] for score in FURTHER), *(["time of an update", "peak MB"] if costs else [])]),
+    ]
     for row in rows:
-        lines.append(f"| {' | '.join([row['label'], *(_cell(results[row['name']], score) for score in FURTHER)])} |")
+        cells = [row["label"], *(_cell(results[row["name"]], score) for score in FURTHER), *costs.get(row["name"], [])]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _costs(path: Path) -> dict[str, list[str]]:
+    """The time of an update, as a multiple of the first row's, and the peak memory; from short runs timed alone."""
+    found = {name: row for name, row in _read(path).items() if int(row["seeds"])} if path.is_file() else {}
+    seconds = {name: float(row["train_seconds_per_image"]) for name, row in found.items()}
+    first = next(iter(seconds.values()), 1.0)
+    return {
+        name: [f"{seconds[name] / first:.2f}×", f"{float(found[name]['train_peak_bytes']) / 1e6:.0f}"] for name in found
+    }
 
 
 def _head(columns: list[str]) -> list[str]:

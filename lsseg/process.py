@@ -1,9 +1,10 @@
-"""Ends processes when the process that started them ends."""
+"""Ends processes when the process that started them ends, and reads the memory of this one."""
 
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 # The runner of a suite and the first process of a run set this variable to their process id.
 DIE_WITH_PARENT = "LSSEG_DIE_WITH_PARENT"
@@ -23,3 +24,10 @@ def die_with_parent() -> None:
         os.environ[DIE_WITH_PARENT] = str(os.getpid())
         if os.getppid() != int(parent):
             sys.exit(1)
+
+
+def memory(key: str) -> int | None:
+    """Return the memory of this process now (``VmRSS``) or at most (``VmHWM``), in bytes; None where Linux is not."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

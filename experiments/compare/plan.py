@@ -16,7 +16,7 @@ python experiments/compare/plan.py time runs/compare-camvid-lite-updates      â†
    method is stopped before its time. The methods' runs are those of stage 2: copy them
    (`cp -r runs/compare-camvid-lite-updates/*-seed* runs/compare-camvid-lite-time/`), and cross-entropy alone is left.
    Times are those of stage 2; where something else ran beside it they say little. Then, on a machine that does nothing
-   else, `lsseg ablate camvid-lite-updates.yaml --config clock.yaml --only '*-seed0'`, and --clock with its folder.
+   else, `lsseg ablate camvid-lite-updates.yaml --config clock.yaml --jobs 1`, and --clock with its folder.
 
 `camvid`, `car_parts` or `nuclei` (as semantic classes). Sizes: `full` for a GPU; for a CPU core a run `lite`, U-Net on
 EfficientNet-Lite0 with ImageNet's weights, and `random`, on a tiny ResNet with random ones.

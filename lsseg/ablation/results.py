@@ -22,6 +22,7 @@ SUMMARY_KEYS: dict[str, Any] = {
     "scores": dict,
     "train_seconds_per_image": int | float | None,
     "test_seconds_per_image": int | float | None,
+    "train_peak_bytes": int | None,
     "parameters": int,
     "step": int,
     "classes": list,
@@ -255,11 +256,11 @@ def difference(results: list[Result], variant: str, baseline: str, score: Score)
 
 
 def run_table(results: list[Result]) -> pd.DataFrame:
-    """Return a table with one row for each run: scores and scores of classes in percent, and costs in seconds."""
+    """Return a table with one row for each run: scores and scores of classes in percent, costs in seconds or bytes."""
     rows = []
     for result in results:
         per_class = {k: 100 * v for k, v in result.summary["scores"].items() if "/" in k}
-        costs = {key: result.summary[key] for key in (*(cost.name for cost in COSTS), "parameters")}
+        costs = {key: result.summary.get(key) for key in (*(cost.name for cost in COSTS), "parameters")}
         made = {"variant": result.variant, "seed": result.seed, "commit": result.version}
         rows.append({**made, **result.scores(), **costs, **per_class})
     return pd.DataFrame(rows)
@@ -328,7 +329,7 @@ def rows_of(results: list[Result], description: Description) -> list[Row]:
             for name, part in parts.items()
             if own and all(len(result.names) for result in part)
         }
-        known = {c.name: [x for result in own if (x := result.summary[c.name]) is not None] for c in COSTS}
+        known = {c.name: [x for result in own if (x := result.summary.get(c.name)) is not None] for c in COSTS}
         costs = {name: float(np.mean(values)) for name, values in known.items() if values}
         commits = tuple(sorted({result.version for result in own}))
         whole = measured(results, variant.name, baseline, compared)

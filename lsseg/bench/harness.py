@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lsseg.errors import InputError
+from lsseg.process import memory
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # It would warn that there is no CUDA runtime.
 
@@ -164,9 +165,12 @@ def peak_memory(run: Case, device: str = "cpu") -> int:
         run()
         return int(torch.cuda.max_memory_allocated() - before)
     Path("/proc/self/clear_refs").write_text("5")  # The 5 resets the peak (VmHWM).
-    before = _status("VmRSS")
+    resting = memory("VmRSS")
     run()
-    return _status("VmHWM") - before
+    peak = memory("VmHWM")
+    if resting is None or peak is None:
+        raise InputError("the memory of a benchmark can only be measured on Linux")
+    return peak - resting
 
 
 def in_fresh_process(argv: list[str], case: str) -> int:
@@ -176,11 +180,3 @@ def in_fresh_process(argv: list[str], case: str) -> int:
     if done.returncode:
         raise InputError(f"the memory of {case} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
     return int(json.loads(done.stdout))
-
-
-def _status(key: str) -> int:
-    """Return a figure of this process from ``/proc/self/status``, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise InputError(f"/proc/self/status has no {key}")

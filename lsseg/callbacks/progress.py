@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 
 from lsseg.data.loading import derived_seed, global_seed
 from lsseg.metrics.scores import SCORES
+from lsseg.process import memory
 
 
 class PlainProgress(ProgressBar):
@@ -86,15 +87,21 @@ EVENTS = 200  # number of steps after which their times are read from the GPU
 
 
 class Stopwatch(pl.Callback):
-    """Measures the seconds in training steps (forward, backward, optimiser; without waits for data) and counts images.
+    """Measures the seconds in training steps (forward, backward, optimiser; without waits for data) and the memory.
 
     The first steps of a process, which allocate and warm up, are not counted. The sums are saved in checkpoints.
+
+    Attributes:
+        images: Number of images in the counted steps.
+        peak_bytes: The most memory that tensors had on the GPU or, on a CPU, that the first process had while it
+            trained and validated. None before the end of a training, and where neither can be read.
     """
 
     WARM_UP = 3
 
     def __init__(self) -> None:
         self.images = 0
+        self.peak_bytes: int | None = None
         self._seconds = 0.0
         self._steps = 0
         self._start: Any = None
@@ -123,6 +130,11 @@ class Stopwatch(pl.Callback):
         if self._steps > self.WARM_UP:
             self._add(self._start, self._now(pl_module))
             self.images += len(batch["image"])
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the peak of the memory."""
+        on_gpu = pl_module.device.type == "cuda"
+        self.peak_bytes = torch.cuda.max_memory_allocated(pl_module.device) if on_gpu else memory("VmHWM")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums so far."""

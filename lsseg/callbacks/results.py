@@ -93,6 +93,7 @@ class TestResults(pl.Callback):
             "kind": pl_module.kind,
             "scores": scores,
             "train_seconds_per_image": watch.seconds_per_image if watch and watch.images else None,
+            "train_peak_bytes": watch.peak_bytes if watch else None,
             "test_seconds_per_image": self.seconds / self.images,
             "parameters": sum(p.numel() for p in pl_module.network.parameters()),
             "step": max(trainer.global_step, pl_module.trained_steps),

@@ -26,11 +26,11 @@ from lsseg.metrics.instances import af_of_images, ap_of_images
 Floats = npt.NDArray[np.float64]
 Counts = dict[str, npt.NDArray[Any]]  # of the test images, by name
 Scored = Callable[[Floats], Floats]  # how often each test image counts, R×N → the score, R
-Unit = Literal["%", "ms"]
+Unit = Literal["%", "ms", "MB"]
 RESAMPLES = 10_000
 FEWEST_SEEDS = 3  # needed for an interval over seeds
 CHUNK = 1_000  # resamples at a time, so that R×C×K float64 stays small for 150 classes
-UNITS: dict[Unit, float] = {"%": 100, "ms": 1000}  # factors from shares and from seconds
+UNITS: dict[Unit, float] = {"%": 100, "ms": 1000, "MB": 1e-6}  # factors from shares, seconds and bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Score:
         name: The name in logs, files and suites.
         label: The name in tables.
         kind: The kind of tasks that have the score; empty for costs, which tasks of both kinds have.
-        unit: The unit in which tables show the score, which is stored as a share or in seconds.
+        unit: The unit in which tables show the score, which is stored as a share, in seconds or in bytes.
         higher_is_better: Whether a higher value is better.
         of_images: Computes the score on any selection of the test images; if None, only the whole split has the score.
         compared: Whether tables show differences to the baseline, with an interval over the test images.
@@ -158,6 +158,7 @@ SCORES: list[Score] = [
 COSTS = [
     Score("train_seconds_per_image", "train ms/image", unit="ms", higher_is_better=False),
     Score("test_seconds_per_image", "test ms/image", unit="ms", higher_is_better=False),
+    Score("train_peak_bytes", "training, peak MB", unit="MB", higher_is_better=False),
 ]
 
 

@@ -81,6 +81,8 @@ def test_a_suite_with_a_failing_run(tmp_path, ablate):
     markdown = (folder / "results.md").read_text()
     assert "| Level set |" in markdown
     assert "76.5" in markdown
+    assert "training, peak MB" in markdown
+    assert runs["train_peak_bytes"].between(5e7, 1e11).all()
     assert "| method | background | blob | ring |" in markdown
     for name in ("scores", "curves", "classes", "examples"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
