@@ -124,9 +124,7 @@ def evolve(
 
 
 @evolve.register_fake
-def _(
-    phi: Tensor, features: Tensor, numbers: Tensor, printed: bool, eta: float, stride: int, triton: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(phi: Tensor, features: Tensor, numbers: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (groups, objects, height, width), depth = phi.shape, features.shape[1]
     steps = (numbers.shape[2] - 3) // 2
     return (
@@ -178,20 +176,8 @@ def _evolve_backward(
 
 
 @_evolve_backward.register_fake
-def _(
-    by_out: Tensor,
-    features: Tensor,
-    numbers: Tensor,
-    before: Tensor,
-    means: Tensor,
-    sizes: Tensor,
-    printed: bool,
-    eta: float,
-    stride: int,
-    triton: bool,
-    wants_features: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    by_features = features.new_empty(features.shape if wants_features else (0,))
+def _(by_out: Tensor, features: Tensor, numbers: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    by_features = features.new_empty(features.shape if options[-1] else (0,))  # whether they are wanted
     return by_out.new_empty(by_out.shape), by_features, numbers.new_empty(numbers.shape)
 
 

@@ -205,16 +205,7 @@ def _energies_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, mean: bool)
 
 
 @_forward.register_fake
-def _(
-    logits: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    epsilon: float,
-    kind: str,
-    mean: bool,
-    cross_entropy: bool,
-    triton: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images, classes = logits.shape[:2]
     scalar = logits.new_empty((), dtype=work_dtype(logits))
     energies = scalar.new_empty(images, classes)
@@ -272,16 +263,7 @@ def _block_gradient(
 
 
 @_backward.register_fake
-def _(
-    logits: Tensor,
-    labels: Tensor,
-    slope: Tensor,
-    pixel_weight: Tensor,
-    ignore_index: int,
-    epsilon: float,
-    kind: str,
-    triton: bool,
-) -> Tensor:
+def _(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=gradient_format(logits))
 
 

@@ -129,16 +129,7 @@ def _energies_and_slope(sums: Tensor, count: Tensor, mean: bool) -> tuple[Tensor
 
 
 @_forward.register_fake
-def _(
-    logits: Tensor,
-    truth: Tensor,
-    valid: Tensor | None,
-    softmax: bool,
-    epsilon: float,
-    kind: str,
-    mean: bool,
-    cross_entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images, classes = logits.shape[:2]
     scalar = logits.new_empty((), dtype=work_dtype(logits))
     energies = scalar.new_empty(images, classes)
@@ -181,16 +172,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    logits: Tensor,
-    truth: Tensor,
-    valid: Tensor | None,
-    slope: Tensor,
-    weight: Tensor,
-    softmax: bool,
-    epsilon: float,
-    kind: str,
-) -> Tensor:
+def _(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=gradient_format(logits))
 
 
