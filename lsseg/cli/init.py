@@ -9,6 +9,7 @@ from rich.console import Console
 
 from lsseg.arguments import Arguments
 from lsseg.data import CocoFolder, FolderSegmentation, SegmentationData
+from lsseg.data.folder import by_split
 from lsseg.data.module import SPLITS
 from lsseg.data.object_classes import FILE
 from lsseg.data.pixels import LOSSY, color_codes, holds_colors, image_size, read_colors, read_mask
@@ -201,16 +202,17 @@ def _make_classes(root: Path, folders: dict[str, str]) -> tuple[Path | None, lis
     if file.exists():
         return None, []
     images, masks = folders.values()
-    by_split = not (root / images).is_dir() and (root / "train" / images).is_dir()
+    parts = by_split(path.name for path in root.iterdir() if (path / images).is_dir())
+    place = root / parts["train"] if "train" in parts and not (root / images).is_dir() else root
     for key, folder in folders.items():
-        if not (root / "train" / folder if by_split else root / folder).is_dir():
+        if not (place / folder).is_dir():
             raise InputError(
                 f"{root} has no {folder}/: put images into images/ and masks of the same names into masks/, or name "
                 f"their folder with --{key}{_exports(root)}"
             )
-    if not by_split:
+    if place == root:
         images_below(root / images)
-    below = root / "train" / masks if by_split else root / masks
+    below = place / masks
     files = files_below(below)[:MASKS]
     if not files:
         raise InputError(f"{below} holds no image; masks must be images, such as PNG files{hint_at(not_read(below))}")

@@ -280,7 +280,9 @@ def remembered_frequencies(source: Source, num_classes: int) -> npt.NDArray[np.f
 
 
 def _fingerprint(source: FilePairs, num_classes: int) -> str:
-    digest = hashlib.sha256(repr((VERSION, type(source).__qualname__, source.labels, num_classes)).encode())
+    digest = hashlib.sha256(
+        repr((VERSION, type(source).__qualname__, source.labels, source.colors, num_classes)).encode()
+    )
     for _, mask in source.pairs:
         status = mask.stat()
         digest.update(f"{mask.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

@@ -1,7 +1,9 @@
 """Reads a user's own images and masks, so that a new data set needs no Python code."""
 
+import functools
 import warnings
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,35 @@ from lsseg.data.loading import derived_seed, held_out
 from lsseg.data.module import SPLITS, SegmentationData, Split
 from lsseg.data.pixels import ValueRange, check_value_range
 from lsseg.data.root import existing_root
-from lsseg.data.source import FilePairs, images_below, matched, same_name, some_of, without_image
+from lsseg.data.source import (
+    FilePairs,
+    common_suffix,
+    files_below,
+    images_below,
+    matched,
+    name_below,
+    same_name,
+    some_of,
+    without_image,
+)
 from lsseg.errors import ArgumentError, InputError, refuse_all
+
+NAMES: dict[Split, tuple[str, ...]] = {  # of splits' folders and lists, in any case of letters
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "validate"),
+    "test": ("test", "testing"),
+}
+
+
+def by_split(names: Iterable[str]) -> dict[Split, str]:
+    """Return the name of each split's folder or list; splits without one are left out.
+
+    >>> by_split(["Training", "valid", "extra"])
+    {'train': 'Training', 'val': 'valid'}
+    """
+    there = {name.lower(): name for name in sorted(names)}
+    found = {split: [there[name] for name in known if name in there] for split, known in NAMES.items()}
+    return {split: own[0] for split, own in found.items() if own}
 
 
 class FolderSegmentation(SegmentationData):
@@ -101,23 +130,42 @@ class FolderSegmentation(SegmentationData):
         if "train" in new:
             compare_classes(found["train"][0], self.classes, self.root / "classes.yaml")
             self._compare_lists()
-            self._warn_of_unused_masks()
+            self._warn_of_unused_files()
         self._checked.update(new)
 
     def _pairs(self, split: Split) -> dict[str, tuple[Path, Path]]:
         parts = self._parts()
         if not parts:
             images = self._listed(split, images_below(self.images_folder))
-            return matched(images, self.masks_folder, self.mask_suffix)
+            return matched(images, self.masks_folder, self._suffix)
         if "val" not in parts and split in ("train", "val"):
             folder, masks = self._folders("train")
             kept, held = self._held_out(images_below(folder))
-            return matched(held if split == "val" else kept, masks, self.mask_suffix)
+            return matched(held if split == "val" else kept, masks, self._suffix)
         if split not in parts:
             hint = "; to test on the validation images, set data.test_split to val" if split == "test" else ""
             raise InputError(f"{self._folders(split)[0]} is not a folder: there are no {split} images{hint}")
         folder, masks = self._folders(parts[split])
-        return matched(images_below(folder), masks, self.mask_suffix)
+        return matched(images_below(folder), masks, self._suffix)
+
+    @functools.cached_property
+    def _suffix(self) -> str:
+        """Return the text that the masks' names add to the images' names."""
+        if self.mask_suffix is not None:
+            return self.mask_suffix
+        images, masks = (
+            [
+                f"{place}/{name_below(folder, path)}"
+                for place, folder in enumerate(folders)
+                for path in files_below(folder)
+            ]
+            for folders in zip(*self._all_folders(), strict=True)
+        )
+        return common_suffix(images, masks, self.masks_folder)
+
+    def _all_folders(self) -> list[tuple[Path, Path]]:
+        """Return all folders of images, each with that of its masks."""
+        return [self._folders(part) for part in self._parts().values()] or [(self.images_folder, self.masks_folder)]
 
     def _folders(self, part: str) -> tuple[Path, Path]:
         """Return a split's folders of images and masks: ``images/train``, ``masks/train``, or ``train/images``, …."""
@@ -126,18 +174,15 @@ class FolderSegmentation(SegmentationData):
         images, masks = self._names
         return self.root / part / images, self.root / part / masks
 
-    def _parts(self) -> dict[str, str]:
+    def _parts(self) -> dict[Split, str]:
         """Return the names of the subfolders by split; the result is empty if no split has a subfolder."""
-        names = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-        found = {
-            split: next((name for name in known if self._folders(name)[0].is_dir()), None)
-            for split, known in names.items()
-        }
-        return {split: name for split, name in found.items() if name is not None}
+        place = self.images_folder if self.images_folder.is_dir() else self.root
+        return by_split(path.name for path in place.iterdir() if self._folders(path.name)[0].is_dir())
 
-    def _lists(self) -> dict[str, Path]:
+    def _lists(self) -> dict[Split, Path]:
         """Return the existing lists, by split."""
-        return {split: self.root / f"{split}.txt" for split in SPLITS if (self.root / f"{split}.txt").is_file()}
+        lists = {path.stem: path for path in self.root.iterdir() if path.suffix == ".txt" and path.is_file()}
+        return {split: lists[name] for split, name in by_split(lists).items()}
 
     def _listed(self, split: Split, images: dict[str, Path]) -> dict[str, Path]:
         lists = self._lists()
@@ -200,28 +245,39 @@ class FolderSegmentation(SegmentationData):
 
     @staticmethod
     def _meant(said: str, images: dict[str, Path], by_stem: dict[str, list[str]]) -> list[str]:
-        path = Path(said)
+        """Return the names of the images that a line means: a name, or a path that ends in theirs or begins as theirs.
+
+        The line may be the path on another machine, and it may lack the folders of the image.
+        """
+        path = PurePosixPath(said)
         for name in (said, path.with_suffix("").as_posix()):
             if name in images:
                 return [name]
-        return by_stem.get(path.name) or by_stem.get(path.stem) or []
+        for known, line in ((by_stem.get(path.name, []), path), (by_stem.get(path.stem, []), path.with_suffix(""))):
+            longer = [name for name in known if f"/{name}".endswith(f"/{line}")]
+            shorter = [name for name in known if f"/{line}".endswith(f"/{name}")]
+            if longer or shorter:
+                return longer or [max(shorter, key=len)]
+        return []
 
-    def _warn_of_unused_masks(self) -> None:
-        folders = [self._folders(part) for part in self._parts().values()]
-        for images, masks in folders or [(self.images_folder, self.masks_folder)]:
-            alone = without_image(images_below(images), masks, self.mask_suffix)
+    def _warn_of_unused_files(self) -> None:
+        folders = self._all_folders()
+        for images, masks in folders:
+            alone = without_image(images_below(images), masks, self._suffix)
             if alone:
                 said = f"{masks}: {len(alone)} mask(s) have no image and are not used: {some_of(alone)}"
                 warnings.warn(said, stacklevel=2)
+        used = {path for images, _ in folders for path in files_below(images)}
+        others = [str(path.relative_to(self.root)) for path in files_below(self.images_folder) if path not in used]
+        if others:
+            said = f"{self.images_folder}: {len(others)} image(s) are in no split's folder and are not used: "
+            warnings.warn(said + some_of(others), stacklevel=2)
 
     def _compare_lists(self) -> None:
         """Warn if the validation list or the test list names training images."""
         train = set(self._pairs("train"))
-        for split in ("val", "test"):
-            listing = self.root / f"{split}.txt"
-            if self._parts() or not listing.is_file():
-                continue
-            both = sorted(train & set(self._pairs(split)))
+        for split, listing in ({} if self._parts() else self._lists()).items():
+            both = sorted(train & set(self._pairs(split))) if split != "train" else []
             if both:
                 warnings.warn(
                     f"{listing} names {len(both)} of the training images ({', '.join(both[:3])}): scores on them do "

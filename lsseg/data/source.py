@@ -3,10 +3,12 @@
 Legend: H×W pixels, C classes. Labels are 0..C-1; 255 is void.
 """
 
+import bisect
+import itertools
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -197,12 +199,17 @@ def images_below(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     problems = []
     for path in _sorted(folder, files_below(folder)):
-        name = same_name(path.relative_to(folder).with_suffix("").as_posix())
+        name = name_below(folder, path)
         if name in found:
             problems.append(f"{folder} has several files named {name}: {found[name].name} and {path.name}")
         found[name] = path
     refuse_all(str(folder), problems)
     return found
+
+
+def name_below(folder: Path, path: Path) -> str:
+    """Return the name of an image: its path below a folder, without suffix."""
+    return same_name(path.relative_to(folder).with_suffix("").as_posix())
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -222,9 +229,20 @@ def not_read(folder: Path) -> list[str]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Return what lies below a folder, sorted, without hidden files and what lies in hidden folders."""
-    below = folder.rglob("*")
-    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """Return what lies below a folder, sorted, without hidden files and what lies in hidden folders.
+
+    Links to folders are followed, but not back into a folder that holds them.
+    """
+
+    def below(place: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+        real = place.resolve()
+        for path in () if real in above else place.iterdir():
+            if not path.name.startswith("."):
+                yield path
+                if path.is_dir():
+                    yield from below(path, (*above, real))
+
+    return sorted(below(folder, ())) if folder.is_dir() else []
 
 
 def hint_at(others: Sequence[str]) -> str:
@@ -276,39 +294,59 @@ def _refuse_bare(masks: Path, expected: dict[Path, str]) -> None:
     refuse_all(f"the masks in {masks}", problems)
 
 
-def matched(images: dict[str, Path], folder: Path, suffix: str | None) -> dict[str, tuple[Path, Path]]:
+def matched(images: dict[str, Path], folder: Path, suffix: str) -> dict[str, tuple[Path, Path]]:
     """Pair every image with the mask of the same path below a folder of masks.
 
     Args:
         images: Images by path below their own folder, without suffix.
         folder: Folder of the masks.
-        suffix: Text that the masks' names add to the images' names, such as ``_mask``; None finds it.
+        suffix: Text that the masks' names add to the images' names, such as ``_mask``.
 
     Raises:
         InputError: If an image has no mask; the message names the image.
     """
     masks = images_below(folder)
-    if suffix is None:
-        suffix = _common_suffix(images, masks)
     _refuse_bare(folder, {path: f"{name}{suffix}.png" for name, path in images.items() if name + suffix not in masks})
     return {name: (path, masks[name + suffix]) for name, path in images.items()}
 
 
-def without_image(images: dict[str, Path], folder: Path, suffix: str | None) -> list[str]:
+def without_image(images: dict[str, Path], folder: Path, suffix: str) -> list[str]:
     """Return the names of the masks that belong to no image; the arguments are those of :func:`matched`."""
-    masks = images_below(folder)
-    suffix = _common_suffix(images, masks) if suffix is None else suffix
-    alone = sorted(masks.keys() - {name + suffix for name in images})
-    return [] if len(alone) == len(masks) else alone  # then the suffix is that of some images only
+    return sorted(images_below(folder).keys() - {name + suffix for name in images})
 
 
-def _common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> str:
-    """Return the suffix that the masks' names add to all images' names, or an empty string if there is none."""
-    if not images or any(name in masks for name in images):
+SAMPLE = 20  # images whose possible suffixes are looked at
+
+
+def common_suffix(images: Sequence[str], masks: Sequence[str], folder: Path) -> str:
+    """Return the text that the masks' names add to the images' names; it is empty where they are the same.
+
+    It must be found over all splits at once: among a few images, ``1`` and ``10_mask`` look like a pair.
+
+    Args:
+        images: Names of all images, without suffix.
+        masks: Names of all masks.
+        folder: Folder of the masks, for messages.
+
+    Raises:
+        InputError: If the names of equally many images fit with two texts.
+
+    >>> common_suffix(["1", "2", "10"], ["1_mask", "10_mask", "2_mask"], Path())
+    '_mask'
+    """
+    known, ordered = set(masks), sorted(masks)
+    if any(name in known for name in images):
         return ""
-    first = next(iter(images))
-    for mask in masks:
-        suffix = mask.removeprefix(first) if mask.startswith(first) else ""
-        if suffix and all(name + suffix in masks for name in images):
-            return suffix
-    return ""
+    possible = set()
+    for name in images[:: max(1, len(images) // SAMPLE)]:
+        start = bisect.bisect_left(ordered, name)
+        begun = itertools.takewhile(lambda mask, name=name: mask.startswith(name), ordered[start:])  # type: ignore[misc]
+        possible |= {mask.removeprefix(name) for mask in begun}
+    counts = Counter(
+        {suffix: sum(name + suffix in known for name in images) for suffix in possible if "/" not in suffix}
+    )
+    best = [suffix for suffix, count in counts.items() if count == max(counts.values())]
+    if len(best) > 1:
+        shown = ", ".join(repr(suffix) for suffix in sorted(best)[:4])
+        raise InputError(f"{folder}: several masks fit to an image (with {shown} behind its name): set mask_suffix")
+    return best[0] if best else ""

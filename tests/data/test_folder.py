@@ -160,13 +160,60 @@ def test_masks_with_a_suffix_and_folders_of_any_names(tmp_path, suffix):
         )
 
 
+def test_the_suffix_of_masks_is_that_of_all_images(tmp_path):
+    names = [str(number) for number in range(1, 13)]
+    root = lists(write(tmp_path / "a", names, suffix="_mask"), train=names[2:], val=["1"], test=["2"])
+    data = FolderSegmentation(str(root))
+    pairs = [pair for split in ("train", "val", "test") for pair in data.source(split).pairs]
+    assert all(mask.name == f"{image.stem}_mask.png" for image, mask in pairs)
+    (root / "masks" / "2_mask.png").unlink()  # the others' suffix is still known
+    with pytest.raises(InputError, match=r"images/2\.png has no mask: expected .*/2_mask\.png"):
+        FolderSegmentation(str(root)).source("test")
+    for path in sorted((root / "masks").iterdir()):
+        path.with_name(path.name.replace("_mask", "_edge")).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match=r"several masks fit .*'_edge', '_mask'.*: set mask_suffix"):
+        FolderSegmentation(str(root)).source("train")
+    # Splits in folders of their own have one suffix, too.
+    for split, own in (("train", names[2:]), ("val", ["1"])):
+        write(tmp_path / "b", own, suffix="_mask", images=f"images/{split}", masks=f"masks/{split}")
+    Image.new("L", (20, 16)).save(tmp_path / "b" / "masks" / "val" / "10_mask.png")
+    data = FolderSegmentation(str(tmp_path / "b"))
+    assert [mask.name for _, mask in data.source("val").pairs] == ["1_mask.png"]
+
+
+def test_folders_that_are_links_are_read(tmp_path):
+    root = write(tmp_path / "a", ["x/1", "x/2"])
+    for part in ("images", "masks"):
+        (root / part / "y").symlink_to(root / part / "x")
+        (root / part / "x" / "round").symlink_to(root / part)  # leads into itself
+    data = FolderSegmentation(str(root), val_fraction=0, test_fraction=0)
+    assert names_of(data, "train") == ["x/1", "x/2", "y/1", "y/2"]
+
+
+def test_splits_of_other_spellings(tmp_path):
+    for split, names in (("Training", ["1", "2"]), ("Validate", ["3"])):
+        write(tmp_path / "a", names, images=f"images/{split}", masks=f"masks/{split}")
+    data = FolderSegmentation(str(tmp_path / "a"))
+    assert (names_of(data, "train"), names_of(data, "val"), data.has_test) == (["1", "2"], ["3"], False)
+    Image.new("RGB", (20, 16)).save(tmp_path / "a" / "images" / "loose.png")
+    with pytest.warns(UserWarning, match=r"images: 1 image\(s\) are in no split's folder and are not used: .*loose"):
+        data.check("train", "val")
+    root = lists(write(tmp_path / "b", NAMES), Train=NAMES[:4], VAL=NAMES[4:])
+    assert names_of(FolderSegmentation(str(root)), "train") == NAMES[:4]
+
+
 def test_the_path_is_the_identity_of_an_image(tmp_path):
     root = write(tmp_path, ["cam0/0001", "cam1/0001", "cam1/deep/0001", "top", "a.b", "a.c"])
     data = FolderSegmentation(str(root), val_fraction=0, test_fraction=0)
     assert names_of(data, "train") == ["a.b", "a.c", "cam0/0001", "cam1/0001", "cam1/deep/0001", "top"]
     assert np.array_equal(data.source("train").read(3)[1], scene(1)[1])
-    lists(root, train=["cam0/0001.png", "top"], val=["cam1/0001"], test=["deep/0001"])
-    with pytest.raises(InputError, match=r"test\.txt names 'deep/0001', but .* has several"):
+    lists(root, train=["cam0/0001.png", "top"], val=["cam1/0001"], test=["0001"])
+    with pytest.raises(InputError, match=r"test\.txt names '0001', but .* has several"):
+        names_of(FolderSegmentation(str(root)), "test")
+    lists(root, test=["deep/0001", "/else/images/cam1/0001.jpg", "./images/top.png", "elsewhere/a.b"])
+    assert names_of(FolderSegmentation(str(root)), "test") == ["cam1/deep/0001", "cam1/0001", "top", "a.b"]
+    lists(root, test=["cam2/0001"])  # must not be an image of another folder
+    with pytest.raises(InputError, match=r"test\.txt names 'cam2/0001', but .* has no image of this name"):
         names_of(FolderSegmentation(str(root)), "test")
     assert names_of(FolderSegmentation(str(root)), "train") == ["cam0/0001", "top"]
 

@@ -55,6 +55,14 @@ def test_masks_are_counted_once_until_one_of_them_changes(tmp_path, monkeypatch)
     np.testing.assert_allclose(remembered_frequencies(source, 2), [1 / 5, 4 / 5])
 
 
+def test_masks_of_colours_are_counted_again_for_other_colours(tmp_path):
+    Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 255, 0]]], np.uint8)).save(tmp_path / "mask.png")
+    red, green = (255, 0, 0), (0, 255, 0)
+    for colors, found in (({red: 0, green: 1}, [1 / 3, 2 / 3]), ({green: 0, red: 1}, [2 / 3, 1 / 3])):
+        source = FilePairs([(tmp_path / "image.png", tmp_path / "mask.png")], {}, colors=colors)
+        np.testing.assert_allclose(remembered_frequencies(source, 2), found)
+
+
 def test_weights_balance_by_the_median_and_leave_out_what_never_occurs():
     assert median_frequency_weights(np.array([0.5, 0.25, 0.0, 0.125])) == [0.5, 1.0, 0.0, 2.0]
     assert median_frequency_weights(np.zeros(3)) == [0.0, 0.0, 0.0]
