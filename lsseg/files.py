@@ -30,14 +30,29 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, because YAML's own loader would drop the first value in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        known = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in known and key.value != "<<":
+                raise InputError(f"line {key.start_mark.line + 1}: the key {key.value} is given twice")
+            known.add((key.tag, str(key.value)))
+        return node
+
+
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds; a byte order mark in it does no harm.
 
     Raises:
-        InputError: If there is no such file, or it is not YAML; names it.
+        InputError: If there is no such file, it is not YAML, or it gives a key twice; names the file.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except InputError as error:
+        raise InputError(f"{path}, {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except IsADirectoryError as error:

@@ -42,7 +42,7 @@ def _report(argv: list[str]) -> int:
         prog="lsseg report", description="Rebuild the table and figures of a suite from what is on disk."
     )
     parser.add_argument("folder", type=Path, help="the suite's folder, such as runs/quickstart")
-    _write_report(parser.parse_args(argv).folder, Console())
+    _write_report(parser.parse_args(argv).folder, Console(markup=False))
     return 0
 
 
@@ -64,7 +64,7 @@ def _ablate(argv: list[str], check: Check) -> int:
             print(f"# {run.name}\nlsseg {shlex.join(run.arguments(folder / run.name))}")
         return 0
     check_settings(folder, everything)
-    console = Console()
+    console = Console(markup=False)
     resources = _resources(options.resources)
     local = options.launcher == "local" and not options.sweep
     gpus = Gpus(options.gpus_per_run or 1, options.jobs) if local else None
@@ -76,7 +76,7 @@ def _ablate(argv: list[str], check: Check) -> int:
             if options.create
             else f"wandb sweep {path}   # this command prints the `wandb agent` command to start"
         )
-        console.print(f"{path}: {len(runs)} runs\n{agent}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{path}: {len(runs)} runs\n{agent}", highlight=False, soft_wrap=True)
         return 0
     if gpus is not None:
         with Monitor(runs, console) as monitor:
@@ -165,7 +165,7 @@ def _run(argv: list[str]) -> int:
     # The runner lends no GPU, because the agent or the cluster has already chosen the GPUs.
     runner = Runner(folder, suite.name, None, lambda _, line: print(line, flush=True), wait=True, agent_of=run.name)
     outcomes = runner.run_all(chain, 1)
-    _tell(outcomes, folder, Console())
+    _tell(outcomes, folder, Console(markup=False))
     return _status(outcomes)
 
 
@@ -272,9 +272,9 @@ def _tell(outcomes: dict[str, Outcome], folder: Path, console: Console) -> None:
             log = folder / name / "log.txt"
             if not log.is_file():
                 said = f"{name} failed and left no log: it did not start, or {log.parent} was deleted"
-                console.print(said, style="red", markup=False)
+                console.print(said, style="red")
                 continue
             last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-            console.print(f"{name} failed; the last lines of {log}:", style="red", markup=False)
+            console.print(f"{name} failed; the last lines of {log}:", style="red")
             for line in last:
-                console.print(f"  {line}", markup=False, highlight=False)
+                console.print(f"  {line}", highlight=False)

@@ -213,7 +213,7 @@ def run_elsewhere(
         outcomes[name] = "done" if not problem and (folder / name / "test.json").is_file() else "failed"
         console.print(f"{name}: {outcomes[name]}", highlight=False)
         if problem and not (folder / name / "log.txt").is_file():  # the run did not start
-            console.print(f"  {problem.splitlines()[-1]}", style="red", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {problem.splitlines()[-1]}", style="red", highlight=False, soft_wrap=True)
 
     if units:
         ENGINES[engine.name](units, folder, engine.resources, engine.jobs, finished)

@@ -70,7 +70,7 @@ def write_report(folder: Path, console: Console) -> None:
     write_latex(folder / "results.tex", brief, title)
     console.print(_rich(brief, title))
     made = f"wrote {folder / 'report.html'}, results.md, results.csv, results.tex, runs.csv and figures/"
-    console.print(made, markup=False, highlight=False)
+    console.print(made, highlight=False)
 
 
 def _import_packages(results: list[Result], console: Console) -> None:
@@ -84,7 +84,7 @@ def _import_packages(results: list[Result], console: Console) -> None:
             importlib.import_module(module)
         except Exception as error:  # whatever a user's module raises, the report can do without it
             said = f"{module} cannot be imported, so scores that it adds are left out: {type(error).__name__}: {error}"
-            console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            console.print(said, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _shown(rows: list[Row], scores: list[Score], subsets: list[str]) -> dict[str, pd.DataFrame]:
@@ -219,7 +219,8 @@ def _by_class(results: list[Result], description: Description, score: Score) -> 
 def _rows(table: pd.DataFrame) -> list[str]:
     head = list(table.columns)
     ruler = ["---", *["---:"] * (len(head) - 1)]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in [head, ruler, *table.to_numpy().tolist()]]
+    rows = [[str(cell).replace("|", r"\|") for cell in row] for row in [head, ruler, *table.to_numpy().tolist()]]
+    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _brief(shown: pd.DataFrame, scores: list[Score]) -> pd.DataFrame:

@@ -286,10 +286,10 @@ class Monitor:
         self.progress: Progress | None = None
         if console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[last]}"),
+                TextColumn("{task.fields[last]}", markup=False),
             )
             self.progress = Progress(*columns, console=console)
             self.bars = {run.name: self.progress.add_task(run.name, start=False, total=None, last="") for run in runs}
@@ -307,7 +307,7 @@ class Monitor:
         """Show the runner's notes and a run's progress lines; other lines only start the clock of the run's bar."""
         step = self.STEP.match(line)
         if line.startswith(NOTE) or (step and self.progress is None):
-            self.console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
         if self.progress is None:
             return
         if not self.progress.tasks[self.bars[name]].started:

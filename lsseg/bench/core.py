@@ -79,7 +79,7 @@ def _bandwidth(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     moved = 3 * math.prod(options.shape) * source.itemsize
     shares = {name: moved / min(seconds[name]) / copied for name in ("level_set", "fused")}
     said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-    Console().print(
+    Console(markup=False).print(
         f"A copy moves {copied / 1e12:.2f} TB/s. "
         f"Share of it that the losses reach, if they make three passes over the logits: {said}."
     )
@@ -146,7 +146,7 @@ def _energies(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     energies = {name: float(chan_vese_energy(image, _segment(name, options)(), options.mu)) for name in seconds}
     faster = ratio(seconds["scikit_image"], seconds["ours"])
     share = energies["ours"] / energies["scikit_image"]
-    Console().print(
+    Console(markup=False).print(
         f"chan_vese_segment is {faster:.1f}× faster than scikit-image; "
         f"its energy is {share:.4f} times that of scikit-image."
     )

@@ -66,7 +66,7 @@ def _rates(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     images = len(_data(options).source("train"))
     rates = {name: images / statistics.median(times) for name, times in seconds.items()}
     said = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
-    Console(highlight=False).print(f"Images per second, for {images} images: {said}.")
+    Console(markup=False, highlight=False).print(f"Images per second, for {images} images: {said}.")
     return {"images_per_second": rates, "images": images}
 
 

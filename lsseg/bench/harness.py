@@ -118,8 +118,8 @@ class Benchmark(NamedTuple):
                 least = peaks[self.baseline]
                 row += [f"{peaks[name] / 1e6:.0f}", multiple(peaks[name] / least) if least else "–"]
             table.add_row(*row)
-        Console(highlight=False).print(table)
-        Console(highlight=False).print(
+        Console(markup=False, highlight=False).print(table)
+        Console(markup=False, highlight=False).print(
             "ms: median over the rounds; time: median over the rounds of the ratio to the baseline (1.00×)."
         )
 

@@ -101,7 +101,7 @@ def _dmls_costs(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]
             millions = sum(p.numel() for p in net.parameters()) / 1e6
             costs[name] = {"fps": fps, "gflops": gflops, "parameters": millions}
             table.add_row(name, f"{fps:.2f}", f"{gflops:.1f}", f"{millions:.1f} M", *map(str, ZHANG.get(name, ())))
-    Console(highlight=False).print(table)
+    Console(markup=False, highlight=False).print(table)
     return {"costs": costs}
 
 
@@ -126,7 +126,7 @@ def _inference(name: str, options: Any) -> Case:
 
 def _instance_costs(options: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
     paper = HOMAYOUNFAR["level_set"] / HOMAYOUNFAR["plain"]
-    Console().print(
+    Console(markup=False).print(
         f"In the paper, Mask R-CNN takes {HOMAYOUNFAR['plain']} ms and LevelSet R-CNN {HOMAYOUNFAR['level_set']} ms "
         f"for an image of 1024×2048 (GTX 1080 Ti), {paper:.2f} times as long."
     )

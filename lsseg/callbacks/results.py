@@ -103,7 +103,7 @@ class TestResults(pl.Callback):
             "device": _device(pl_module.device),
         }
         write_json(folder / "test.json", result)
-        console = Console()
+        console = Console(markup=False)
         tables = {"semantic": _table, "instances": _instance_table}
         console.print(tables[pl_module.kind](scores, classes.tolist()))
         official = {name.removeprefix("official_"): x for name, x in scores.items() if name.startswith("official_")}

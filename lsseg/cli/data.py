@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 import lsseg.data
 from lsseg.arguments import Arguments
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", type=Path, help="where to put it (default: $LSSEG_DATA/NAME, or data/NAME)")
     parser.add_argument("--url", help="another address of the same archive")
     options = parser.parse_args(argv[1:])
-    console = Console()
+    console = Console(markup=False)
     if options.name is None:
         console.print(_overview())
         console.print(
@@ -85,14 +86,14 @@ def _overview() -> Table:
     for column in ("data set", "where", "state", "how to get it"):
         table.add_column(column, overflow="fold")
     for name in ("SyntheticShapes", "SyntheticInstances"):
-        table.add_row(name, "generated", "[green]always there", "–")
+        table.add_row(name, "generated", Text("always there", "green"), "–")
     for name, data in data_sets().items():
         known = origin_of(data)
         root = data_root(known.folder)
         problem = _incomplete(known, root) if root.is_dir() else "missing"
-        state = f"[yellow]{problem}" if problem else "[green]complete"
+        state = Text(problem, "yellow") if problem else Text("complete", "green")
         if not problem and (lacking := _lacking(known.extra, root)):
-            state += f"[/]; some settings need more files: {lacking}"
+            state = Text.assemble(state, f"; some settings need more files: {lacking}")
         verb = "fetches it" if known.archive else "says how"
         table.add_row(data.__name__, str(root), state, f"`lsseg data {name}` {verb} ({known.terms})")
     folder = "your own folder with images/, masks/, classes.yaml"
@@ -162,7 +163,7 @@ def check(argv: list[str]) -> int:
     parser.add_argument("--data.KEY", metavar="VALUE", help="any other key of the data, such as --data.masks_folder")
     options, keys = parser.parse_known_args(argv)
     data, place = _data(options.config, [*([f"--data.root={options.root}"] if options.root else []), *keys])
-    console = Console()
+    console = Console(markup=False)
     found = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -216,7 +217,7 @@ def _look(data: DataModule[Any], split: Split, place: Place) -> Found:
             source = data.source(split)
         except InputError:
             return found
-    for index in track(range(len(source)), f"{split}", console=Console(stderr=True), transient=True):
+    for index in track(range(len(source)), f"{split}", console=Console(stderr=True, markup=False), transient=True):
         try:
             image, truth = source.read(index)
             if not isinstance(truth, Instances):

@@ -1,10 +1,12 @@
 """Runs ``lsseg init``, which writes a commented configuration for images and masks and prints commands that use it."""
 
+import shlex
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 from rich.console import Console
 
 from lsseg.arguments import Arguments
@@ -27,8 +29,8 @@ SHORT = 512  # pixels; the longest side of a crop
 EPOCHS = 60
 LITE = "tu-tf_efficientnet_lite0"  # an installed package may hold the weights of this encoder
 TEMPLATE = """# A U-Net for the images in {root}, made by `lsseg init`.
-# Train and test:  lsseg fit --config {file} --test_after_fit true
-# Segment photos:  lsseg predict --config {run}/config.yaml --ckpt_path {run}/last.ckpt --data.images PHOTOS
+# Train and test:  {fit}
+# Segment photos:  {predict}
 # Check all files first:  lsseg data check {file}
 {found}
 seed_everything: 0
@@ -53,7 +55,7 @@ model:
 data:
   class_path: {data}
   init_args:
-    root: {root}{keys}
+    root: {folder}{keys}
     crop_size: [{height}, {width}]  # for training; validation and test use whole images
     scale: [0.75, 1.5]
     batch_size: {batch}
@@ -102,7 +104,7 @@ def main(argv: list[str]) -> int:
     output = options.output or Path(f"{root.name}.yaml")
     if output.exists():
         raise InputError(f"{output} exists already: choose another --output, or remove it")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     folders = {key: getattr(options, key) for key in DEFAULTS}
     made, said = (None, []) if (root / "train" / FILE).is_file() else _make_classes(root, folders)
     try:
@@ -115,12 +117,21 @@ def main(argv: list[str]) -> int:
     for line in (*said, *layout.lines):
         console.print(line)
     console.print(f"wrote {output}; next:")
-    console.print(f"  lsseg fit --config {output} --test_after_fit true")
-    console.print(
-        f"  lsseg predict --config runs/{root.name}/config.yaml --ckpt_path runs/{root.name}/last.ckpt "
-        "--data.images PHOTOS"
-    )
+    for command in _commands(root, output):
+        console.print(f"  {command}")
     return 0
+
+
+def _commands(root: Path, output: Path) -> tuple[str, str]:
+    """Return the commands that train and that predict, as a shell takes them."""
+    config, checkpoint = (shlex.quote(f"runs/{root.name}/{name}") for name in ("config.yaml", "last.ckpt"))
+    fit = f"lsseg fit --config {shlex.quote(str(output))} --test_after_fit true"
+    return fit, f"lsseg predict --config {config} --ckpt_path {checkpoint} --data.images PHOTOS"
+
+
+def _scalar(text: str) -> str:
+    """Return a text as YAML reads it, in quotes where it would be something else without."""
+    return yaml.safe_dump(text, width=10**6, allow_unicode=True).removesuffix("...\n").rstrip("\n")
 
 
 def _look(root: Path, folders: dict[str, str]) -> Layout:
@@ -135,7 +146,9 @@ def _look(root: Path, folders: dict[str, str]) -> Layout:
     for split in ("train", "val"):
         if not counts[split]:
             raise InputError(f"{root}: the {split} split has no image; all splits together have {sum(counts.values())}")
-    keys = [] if exported else [f"{key}: {folder}" for key, folder in folders.items() if folder != DEFAULTS[key]]
+    keys = (
+        [] if exported else [f"{key}: {_scalar(folder)}" for key, folder in folders.items() if folder != DEFAULTS[key]]
+    )
     if not data.has_test:
         keys.append("test_split: val  # there are no test images")
     source = data.source("train")
@@ -178,12 +191,18 @@ def _is_coco(path: Path) -> bool:
 
 def _filled(layout: Layout, root: Path, output: Path) -> str:
     steps, batch = max(200, EPOCHS * layout.images // 8), min(8, layout.images)
-    height, width = (max(32, min(SHORT, side) // 32 * 32) for side in layout.size)
+    # The deepest features of one crop of 32×32 are a single value per channel, which batch-norm cannot take.
+    least = 32 if batch > 1 else 64
+    height, width = (max(least, min(SHORT, side) // 32 * 32) for side in layout.size)
+    fit, predict = _commands(root, output)
     return TEMPLATE.format(
         root=root,
+        folder=_scalar(str(root)),
+        fit=fit,
+        predict=predict,
         keys="".join(f"\n    {key}" for key in layout.keys),
-        file=output,
-        run=f"runs/{root.name}",
+        file=shlex.quote(str(output)),
+        run=_scalar(f"runs/{root.name}"),
         found="\n".join(f"# {line}" for line in layout.lines),
         steps=steps,
         epochs=steps * batch // layout.images,

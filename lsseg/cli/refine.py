@@ -1,6 +1,8 @@
 """Runs ``lsseg refine``, which moves mask contours to those of the images, by a trained refiner or colours alone."""
 
 import argparse
+import shutil
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -42,15 +44,21 @@ def main(argv: list[str]) -> int:
     output: Path = options.output
     if output.exists():
         raise InputError(f"{output} exists already: choose another --output, or remove it")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     if refiner is None:
         console.print(
             "Without --refiner, colours alone move the contours. Masks get better if the objects differ in colour from "
             "their surroundings (stained nuclei); other masks get worse (people in a street)."
         )
-    changed = [
-        _refine(job, refiner, options, output) for job in track(jobs, "refining", console=console, transient=True)
-    ]
+    # A run that does not end leaves nothing behind, so that it can be started again.
+    part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        changed = [
+            _refine(job, refiner, options, part) for job in track(jobs, "refining", console=console, transient=True)
+        ]
+        part.replace(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     console.print(
         f"masks refined: {len(jobs)}; the masks are in {output / 'masks'}, pictures of them in {output / 'steps'}; "
         f"{100 * sum(changed) / len(changed):.2f} % of the pixels changed between inside and outside"
@@ -77,7 +85,16 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--reach", type=float, default=6, help="without --refiner: pixels that a contour may move (default: 6)"
     )
+    parser.add_argument(
+        "--value_range",
+        type=float,
+        nargs=2,
+        metavar=("BLACK", "WHITE"),
+        help="pixel values that become black and white, such as 0 4095 for 12 bits (default: the range of the format)",
+    )
     options = parser.parse_args(argv)
+    if options.value_range and not options.value_range[0] < options.value_range[1]:
+        raise InputError(f"--value_range must be two numbers, the smaller one first, not {options.value_range}")
     for key in ("mu", "reach"):
         if not 0 < getattr(options, key) < float("inf"):
             raise InputError(f"--{key} must be a positive number, not {getattr(options, key)}")
@@ -134,8 +151,10 @@ def _refiner(path: Path):  # type: ignore[no-untyped-def]
         raise InputError(f"--refiner {path} is not a file")
     try:
         refiner = ChanVeseRefiner.load(path)
-    except Exception as error:
-        raise InputError(f"--refiner {path}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise InputError(f"--refiner {path}: {error}") from error
+    except Exception as error:  # torch's reader has an error of its own for every way in which a file is none of its
+        raise InputError(f"--refiner {path} is not a file of ChanVeseRefiner.save") from error
     if refiner.channels != 3 or refiner.stride != 1:
         raise InputError(
             f"--refiner {path} needs features with {refiner.channels} channels and stride {refiner.stride}, "
@@ -152,7 +171,7 @@ def _refine(job: Job, refiner, options: argparse.Namespace, output: Path) -> flo
     from lsseg.functional import chan_vese_segment, tsdf
     from lsseg.tasks.base import EvolvingObject
 
-    pixels = read_image(job.image)
+    pixels = read_image(job.image, options.value_range)
     inside = torch.from_numpy(read_mask(job.mask) == job.values[1])[None]
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     numbers, features, labels = None, image[0], None

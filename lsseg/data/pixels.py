@@ -339,22 +339,25 @@ def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     return np.flip(pixels, flipped) if flipped else pixels
 
 
+SET_RANGE = "set value_range to the values of black and white (data.value_range, or --value_range of lsseg refine)"
+
+
 def _to_bytes(pixels: npt.NDArray[Any], value_range: ValueRange | None, path: Path) -> npt.NDArray[np.uint8]:
     """Scale values from their range to 0..255."""
     if value_range is None:
         own = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0, "float64": 1.0}.get(pixels.dtype.name)
         if own is None:
             raise InputError(
-                f"{path} holds {pixels.dtype.name} numbers, and its format does not define their range: set "
-                "value_range of the data to the values of black and white"
+                f"{path} holds {pixels.dtype.name} numbers, and its format does not define their range: {SET_RANGE}"
             )
         value_range = (0.0, own)
     low, high = value_range
     least, most = pixels.min(), pixels.max()
     if not (low <= least and most <= high):
-        found = "values that are not numbers (NaN)" if np.isnan(least) else f"values {least:g}..{most:g}"
+        if np.isnan(least):
+            raise InputError(f"{path} holds values that are not numbers (NaN)")
         raise InputError(
-            f"{path} holds {found}; expected {low:g}..{high:g}; for other values, set value_range of the data"
+            f"{path} holds values {least:g}..{most:g}; expected {low:g}..{high:g}; for other values, {SET_RANGE}"
         )
     scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
     return np.rint(scaled).astype(np.uint8)

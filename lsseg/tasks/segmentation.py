@@ -158,7 +158,8 @@ class SegmentationTask(Task):
                 raise
             # After a global pooling, as in DeepLab, batch-norm has one value per image and channel, and one is too few.
             raise InputError(
-                "this network cannot train on one image at a time: data.batch_size must be 2 or more"
+                "this network cannot train on one image of this size at a time: data.batch_size must be 2 or more, or "
+                "data.crop_size larger (which does not help a network with a global pooling)"
             ) from error
         terms = self.losses(output, batch["mask"])
         self.log_losses(terms, len(batch["image"]))

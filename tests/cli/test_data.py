@@ -1,6 +1,7 @@
 """`lsseg data check` and `lsseg init`, on folders as users have them."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -123,6 +124,23 @@ def test_a_folder_of_other_names_and_without_test_images(lsseg, mine, tmp_path):
     assert (status, "there are no test images; to test on the validation images, set data" in out) == (1, True), out
     status, _, err = lsseg("data", "check", mine, "--data.mask_folder", "truth")
     assert (status, "did you mean masks_folder?" in err) == (1, True), err
+
+
+@pytest.mark.parametrize("name", ["a #1", "b: [c]", "it's d"])
+def test_folders_of_any_name(lsseg, mine, tmp_path, name):
+    root = mine.rename(tmp_path / name)
+    (root / "classes.yaml").write_text('classes: {"back[/ground]": 0, "cell [mitotic]": 255}\n')
+    status, out, err = lsseg("init", root, "--output", "o.yaml")
+    assert status == 0, err
+    config = yaml.safe_load((tmp_path / "o.yaml").read_text())
+    assert config["data"]["init_args"]["root"] == str(root)
+    assert config["trainer"]["default_root_dir"] == f"runs/{name}"
+    command = next(line for line in out.splitlines() if "lsseg predict" in line)
+    assert f"runs/{name}/config.yaml" in shlex.split(command)
+    status, out, err = lsseg("data", "check", "o.yaml")
+    assert status == 0, err
+    assert "back[/ground]" in out
+    assert "cell [mitotic]" in out
 
 
 @pytest.mark.parametrize("valid", ["val", "valid", None])

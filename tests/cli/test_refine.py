@@ -58,6 +58,37 @@ def test_a_file_by_a_trained_refiner(lsseg, folders, given):
     assert read_mask(folders / "out" / "masks" / "a.png").shape == off.shape
 
 
+def test_images_of_twelve_bits_need_their_range(lsseg, folders):
+    image, inside, off = scene()
+    Image.fromarray((image[..., 0] * 16.0).astype(np.uint16)).save(folders / "deep.png")
+    Image.fromarray(off).save(folders / "mask.png")
+    for more in ((), ("--value_range", 0, 4095)):
+        status, _, err = lsseg("refine", folders / "deep.png", folders / "mask.png", "--output", folders / "o", *more)
+        assert status == 0, err
+        found = read_mask(folders / "o" / "masks" / "deep.png") > 0
+        assert ((found == inside).mean() > 0.99) == bool(more)
+        shutil.rmtree(folders / "o")
+    status, _, err = lsseg("refine", folders / "deep.png", folders / "mask.png", "--value_range", 9, 3)
+    assert (status, "--value_range must be two numbers, the smaller one first" in err) == (1, True)
+
+
+def test_a_stop_in_the_middle_leaves_nothing_behind(lsseg, folders):
+    whole = (folders / "images/sub/b.jpg").read_bytes()
+    (folders / "images/sub/b.jpg").write_bytes(whole[: len(whole) // 2])
+    before = sorted(folders.rglob("*"))
+    status, _, err = lsseg("refine", folders / "images", folders / "masks", "--output", folders / "out")
+    assert (status, "b.jpg" in err) == (1, True), err
+    assert sorted(folders.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"model: {}"])
+def test_a_file_that_is_no_refiner(lsseg, folders, content):
+    (folders / "no.pt").write_bytes(content)
+    arguments = [folders / "images/a.jpg", folders / "masks/a.png", "--output", folders / "out"]
+    status, _, err = lsseg("refine", *arguments, "--refiner", folders / "no.pt")
+    assert (status, "no.pt is not a file of ChanVeseRefiner.save" in err) == (1, True), err
+
+
 def gone(folder):
     (folder / "masks/a.png").unlink()
     return "a.jpg has no mask: expected "
@@ -121,7 +152,7 @@ def test_bad_options_are_named(lsseg, folders):
         ((image, mask, "--reach", "nan"), "--reach must be a positive number"),
         ((image, mask, "--refiner", folders / "none.pt"), "none.pt is not a file"),
         ((image, mask, "--refiner", folders / "other.pt"), "has no Chan-Vese refiner"),
-        ((image, mask, "--refiner", mask), "a.png: "),
+        ((image, mask, "--refiner", mask), "a.png is not a file of ChanVeseRefiner.save"),
         ((image, mask, "--refiner", folders / "features.pt"), "needs features with 8 channels"),
     ):
         status, _, err = lsseg("refine", *arguments, "--output", folders / "out")
