@@ -3,6 +3,8 @@
 import json
 import os
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,29 @@ import yaml
 from lsseg.errors import InputError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a temporary file and rename it, so that a reader never sees an incomplete file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_whole(write: Callable[[Path], Any], path: Path) -> None:
+    """Write a temporary file and rename it, so that a reader never sees an incomplete file.
+
+    Args:
+        write: Function that writes a file of the given path, which has the suffix of ``path``.
+        path: The file. Its folder is made if it is missing.
+    """
     # The name is random, because processes of several computers may write the same file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
         os.replace(temporary, path)
     except OSError as error:  # the error of a full disk does not name the file
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that a reader never sees an incomplete file."""
+    write_whole(lambda temporary: temporary.write_text(text, encoding="utf-8"), path)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,5 +1,6 @@
 """Loads a finished run in Python: its task with the trained weights, and its data."""
 
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +39,10 @@ class LoadedRun(NamedTuple):
             ``boxes`` (n×4: left, top, right, bottom), ``scores`` and ``labels``, best first. H×W is the file's size.
 
         Raises:
-            InputError: If the path is not a file.
+            InputError: If it is not a path, or the path is not a file.
         """
+        if not isinstance(image, str | PathLike):
+            raise InputError(f"expected the path of an image file, not {type(image).__name__}: save the image first")
         if not Path(image).is_file():
             raise InputError(f"{image} is not a file: expected an image file")
         sample = Images(Path(image), self.data.predict_transform(), self.data.value_range)[0]
@@ -69,12 +72,15 @@ def load_run(folder: str | Path, checkpoint: str = "last.ckpt") -> LoadedRun:
     parser.add_lightning_class_args(Task, "model", subclass_mode=True)
     parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
     parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-    parsed = parser.parse_object(wanted)
-    drop_weights(parsed.model)
-    with own_errors(wanted):
-        made = parser.instantiate_classes(parsed)
-    refuse_other_classes(content, made.data.class_names)
-    made.model.on_load_checkpoint(content)
+    try:
+        parsed = parser.parse_object(wanted)
+        drop_weights(parsed.model)
+        with own_errors(wanted):
+            made = parser.instantiate_classes(parsed)
+        refuse_other_classes(content, made.data.class_names)
+        made.model.on_load_checkpoint(content)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
     made.model.load_state_dict(content["state_dict"])
     return LoadedRun(made.model.eval(), made.data)
 

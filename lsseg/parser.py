@@ -117,6 +117,8 @@ def concise(message: str) -> str:
         return reasons[0]
     if not keys or not reasons:
         return " ".join(message.split())
+    if keys == ["seed_everything"]:  # true and false are accepted, too, but nobody means them
+        reasons[0] = reasons[0].replace("'bool'", "'int'")
     return f"{'.'.join(keys)}: {in_words(reasons[0])}"
 
 

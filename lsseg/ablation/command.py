@@ -245,12 +245,13 @@ def _write_report(folder: Path, console: Console) -> None:
 
 def _chosen(runs: list[Run], patterns: list[str] | None) -> list[Run]:
     chosen = [run for run in runs if not patterns or any(fnmatch.fnmatch(run.name, p) for p in patterns)]
-    if not chosen:
-        names = [run.name for run in runs]
-        similar = [name for pattern in patterns or [] for name in get_close_matches(pattern, names, 3)] or names[:6]
+    names = [run.name for run in runs]
+    lost = [pattern for pattern in patterns or [] if not fnmatch.filter(names, pattern)]
+    if lost:
+        similar = [name for pattern in lost for name in get_close_matches(pattern, names, 3)] or names[:6]
         others = f" and {len(names) - len(similar)} others" if len(similar) < len(names) else ""
         raise InputError(
-            f"--only {' '.join(patterns or [])} matches no run of the suite; its runs are {', '.join(similar)}{others}"
+            f"--only {' '.join(lost)} matches no run of the suite; its runs are {', '.join(similar)}{others}"
         )
     return chosen
 

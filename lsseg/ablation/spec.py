@@ -143,8 +143,8 @@ def load_suite(path: Path, extra: tuple[Path, ...] = ()) -> Suite:
         raise InputError(f"{path} must be a mapping with keys among {', '.join(sorted(KEYS))}")
     _known(path, "", content, KEYS)
     seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise InputError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and 0 <= s < 2**32 for s in seeds):
+        raise InputError(f"{path}: seeds must be a list of whole numbers from 0 to {2**32 - 1}, not {seeds!r}")
     variants = tuple(_variants(path, content, extra))
     names = [variant.name for variant in variants]
     for name in names:

@@ -15,7 +15,7 @@ from lsseg.callbacks.instances import draw_objects, object_map, object_records, 
 from lsseg.data.source import read_image
 from lsseg.data.transforms import as_numbers
 from lsseg.errors import InputError
-from lsseg.files import write_json
+from lsseg.files import write_json, write_whole
 
 OBJECTS = 4  # objects in a picture of evolutions
 
@@ -92,7 +92,6 @@ class SavePredictions(pl.Callback):
         for i, path in enumerate(map(Path, outputs["path"])):
             steps = self._steps_of(pl_module, outputs, batch, i) if self.steps and pl_module.kind == "semantic" else []
             stem = self._folder(trainer) / (path.stem if self.submission else self._names[str(path)])
-            stem.parent.mkdir(parents=True, exist_ok=True)  # made only now, so that a failure leaves no empty folder
             if self.submission:
                 self._submit(pl_module, outputs, i, path.stem, trainer.datamodule.file_values, self._folder(trainer))
             elif pl_module.kind == "instances":
@@ -123,7 +122,7 @@ class SavePredictions(pl.Callback):
         labels = outputs["prediction"][i].cpu().numpy().astype(np.uint8)
         self._save_labels(labels, palette, beside(stem, ".png"))
         pixels = read_image(path, data.value_range)
-        Image.fromarray(overlay(pixels, labels, palette)).save(beside(stem, "_overlay.png"))
+        write_whole(Image.fromarray(overlay(pixels, labels, palette)).save, beside(stem, "_overlay.png"))
         for values, label in zip(outputs["phi"][i], task.predicted_phi, strict=True):
             ending = f"_phi_{names[label].replace('/', '_')}"
             self._save_phi(values.cpu().numpy().astype(np.float32), beside(stem, ending))
@@ -137,15 +136,15 @@ class SavePredictions(pl.Callback):
         objects = {key: values[:sure] for key, values in objects.items()}
         masks = objects["masks"].cpu().numpy()
         pixels = read_image(path, data.value_range)
-        Image.fromarray(object_map(masks, pixels.shape[:2])).save(beside(stem, ".png"))
-        Image.fromarray(draw_objects(pixels, masks)).save(beside(stem, "_overlay.png"))
+        write_whole(Image.fromarray(object_map(masks, pixels.shape[:2])).save, beside(stem, ".png"))
+        write_whole(Image.fromarray(draw_objects(pixels, masks)).save, beside(stem, "_overlay.png"))
         records = object_records(objects, found.masks.final[:sure], names, self.contours)
         write_json(beside(stem, ".json"), records)
         if self.steps:
             evolving = task.evolving_objects(as_numbers(batch["image"][i]), found, names, min(sure, OBJECTS))
             if evolving:
                 moved = [thing._replace(box=tuple(objects["boxes"][k].tolist())) for k, thing in enumerate(evolving)]
-                evolution_panel(pixels, moved, stem.name).savefig(beside(stem, "_evolution.png"))
+                write_whole(evolution_panel(pixels, moved, stem.name).savefig, beside(stem, "_evolution.png"))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print where the files are."""
@@ -167,7 +166,7 @@ class SavePredictions(pl.Callback):
                 )
 
     def _folder(self, trainer: pl.Trainer) -> Path:
-        return Path(self.output) if self.output else Path(trainer.default_root_dir) / "predictions"
+        return Path(self.output).expanduser() if self.output else Path(trainer.default_root_dir) / "predictions"
 
     def _save_steps(self, task: Any, image: Any, scores: list[Any], pixels: Any, data: Any, stem: Path) -> None:
         labels = [s[0].argmax(0).cpu().numpy().astype(np.uint8) for s in scores]
@@ -178,24 +177,24 @@ class SavePredictions(pl.Callback):
         phi = [task.phi(s)[0, shown].cpu().numpy() for s in scores]
         names, palette = data.class_names, data.palette
         figure = steps_panel(pixels, None, labels, phi, shown, names, palette, stem.name, task.first_step)
-        figure.savefig(beside(stem, "_steps.png"))
+        write_whole(figure.savefig, beside(stem, "_steps.png"))
         evolving = task.evolving_objects(image[0], names, OBJECTS)
         if evolving:
             small = image[0].permute(1, 2, 0).float().cpu().numpy()
-            evolution_panel(small, evolving, stem.name).savefig(beside(stem, "_evolution.png"))
+            write_whole(evolution_panel(small, evolving, stem.name).savefig, beside(stem, "_evolution.png"))
 
     @staticmethod
     def _save_labels(labels: Any, palette: Any, path: Path) -> None:
         picture = Image.fromarray(labels)
         picture.putpalette([channel for color in palette for channel in color])  # grey values become indices
-        picture.save(path)
+        write_whole(picture.save, path)
 
     @staticmethod
     def _save_phi(values: Any, stem: Path) -> None:
-        np.save(beside(stem, ".npy"), values)
+        write_whole(lambda part: np.save(part, values), beside(stem, ".npy"))
         reach = float(np.abs(values).max()) or 1.0
         colors = colormaps["RdBu_r"](values / (2 * reach) + 0.5)[..., :3]
-        Image.fromarray((colors * 255).round().astype(np.uint8)).save(beside(stem, ".png"))
+        write_whole(Image.fromarray((colors * 255).round().astype(np.uint8)).save, beside(stem, ".png"))
 
 
 def beside(stem: Path, ending: str) -> Path:

@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent()
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # makes the user's own classes in this folder importable
-    module = importlib.import_module(COMMANDS[command][0])
     try:
+        module = importlib.import_module(COMMANDS[command][0])  # takes seconds, in which people interrupt, too
         status: int = module.main(argv)
         if sys.stdout:  # it is None if it was closed
             sys.stdout.flush()

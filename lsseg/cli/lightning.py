@@ -91,6 +91,13 @@ class LssegCLI(LightningCLI):
             super().__init__(*args, **options)
             on_failure.pop_all()
 
+    def _set_seed(self) -> None:
+        """Refuse a seed that random generators do not take; their own messages do not name the key."""
+        seed = self._get(self.config, "seed_everything")
+        if seed is not None and not 0 <= int(seed) < 2**32:
+            raise InputError(f"seed_everything must be a whole number from 0 to {2**32 - 1}, not {seed}")
+        super()._set_seed()
+
     def subcommands(self) -> dict[str, set[str]]:
         """Return only the requested subcommand, because making all parsers takes as long as everything after it."""
         return {self._command: super().subcommands()[self._command]}
@@ -226,6 +233,7 @@ class LssegCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Make the trainer with the callbacks that every run has, and with the usual loggers if none is configured."""
         trainer = self._get(self.config_init, "trainer")
+        _check_intervals(trainer)
         folder = trainer["default_root_dir"]
         callbacks = [StepSeed(), Stopwatch(), TestResults(self._get(self.config_init, "gallery"))]
         if trainer["enable_progress_bar"] is not False:
@@ -278,6 +286,22 @@ class LssegCLI(LightningCLI):
     def test(self, **arguments: Any) -> None:
         """Test without Lightning's table of scores, because the project prints its own table of classes."""
         self.trainer.test(**{**arguments, "verbose": False})
+
+
+def _check_intervals(trainer: Any) -> None:
+    """Refuse intervals of 0, by which Lightning divides, and warn of one that is longer than the training."""
+    for key in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):
+        if trainer[key] == 0 and trainer[key] is not False:
+            hint = " (trainer.limit_val_batches 0 turns validation off)" if "val_check" in key else ""
+            raise InputError(f"trainer.{key} must be above 0{hint}")
+    interval, batches = trainer["val_check_interval"], trainer["max_steps"] * (trainer["accumulate_grad_batches"] or 1)
+    by_batches = trainer["check_val_every_n_epoch"] is None and not trainer["fast_dev_run"]  # else Lightning refuses it
+    if by_batches and isinstance(interval, int) and 0 < batches < interval:
+        warnings.warn(
+            f"trainer.val_check_interval {interval} is longer than the training of {batches} batches: without a "
+            "validation there is no best.ckpt",
+            stacklevel=2,
+        )
 
 
 def _made(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from lsseg.arguments import Arguments
 from lsseg.data.pixels import image_size, read_image, read_mask
 from lsseg.data.source import images_below, is_image, matched, other_size
 from lsseg.errors import InputError, refuse_all
+from lsseg.files import write_whole
 
 SHOWN = (1, 4)  # Chan-Vese iterations after which the picture shows the contour
 
@@ -187,17 +188,15 @@ def _refine(job: Job, refiner, options: argparse.Namespace, output: Path) -> flo
             steps, after = refined.steps, refined.mask
             numbers, features = refined.numbers, refined.features[0]
     _write_mask(np.where(after[0].numpy(), job.values[1], job.values[0]), output / "masks" / f"{job.name}.png")
-    picture = output / "steps" / f"{job.name}.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
     height, width = inside.shape[1:]
     shown = [step[0] for step in steps]
     thing = EvolvingObject(job.mask.name, (0, 0, width, height), shown, features, numbers, labels)
-    evolution_panel(pixels, [thing], job.name).savefig(picture)
+    write_whole(evolution_panel(pixels, [thing], job.name).savefig, output / "steps" / f"{job.name}.png")
     return float((after != inside).float().mean())
 
 
 def _write_mask(values: npt.NDArray[np.integer], path: Path) -> None:
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values.astype(np.uint8 if values.max(initial=0) < 256 else np.uint16)).save(path)
+    picture = Image.fromarray(values.astype(np.uint8 if values.max(initial=0) < 256 else np.uint16))
+    write_whole(picture.save, path)

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -123,6 +123,7 @@ class FolderSegmentation(SegmentationData):
             InputError: If a mask is missing, or if masks have other sizes or values of no class; the message names the
                 first missing mask, or lists the problems of all masks.
         """
+        self._refuse_empty(splits)
         super().check(*splits)
         new = [split for split in splits if split not in self._checked]
         found = {split: look_at_pairs(self.source(split)) for split in new}
@@ -132,6 +133,15 @@ class FolderSegmentation(SegmentationData):
             self._compare_lists()
             self._warn_of_unused_files()
         self._checked.update(new)
+
+    def _refuse_empty(self, splits: Sequence[Split]) -> None:
+        """Refuse a random split whose shares leave a part without an image."""
+        for split in () if self._parts() or self._lists() else splits:
+            if not self._listed(split, images := images_below(self.images_folder)):
+                raise InputError(
+                    f"{self.images_folder} has {len(images)} image(s), of which data.val_fraction "
+                    f"{self.val_fraction:g} and data.test_fraction {self.test_fraction:g} leave none for {split}"
+                )
 
     def _pairs(self, split: Split) -> dict[str, tuple[Path, Path]]:
         parts = self._parts()

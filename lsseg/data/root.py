@@ -134,7 +134,7 @@ def existing_root(root: str | None, folder: str, hint: str) -> Path:
     Raises:
         ArgumentError: If the folder does not exist; the message says which folder is missing and how to get it.
     """
-    path = Path(root) if root else data_root(folder)
+    path = Path(root).expanduser() if root else data_root(folder)
     if not path.is_dir():
         if root:
             raise ArgumentError(f"root {path} is not a folder; {hint}")

@@ -14,6 +14,7 @@ the passes, except for the logits. :mod:`lsseg.functional.level_set_labels` does
 truth. :mod:`lsseg.functional.level_set_regions` does it for a truth that has its own value for every class.
 """
 
+import warnings
 from typing import Literal
 
 import torch
@@ -166,6 +167,12 @@ def _terms(
 ) -> Terms:
     """Return the mean cross-entropy and the energies (B×C), which ``balanced`` divides by their classes' shares."""
     check_level_set(epsilon, heaviside, reduction, mode, kernels)
+    if not isinstance(target, Tensor):
+        raise ValueError(f"expected a tensor as the target, not {type(target).__name__}")
+    if not isinstance(ignore_index, int):
+        raise ArgumentError(
+            f"ignore_index must be a whole number, such as -100 if no label is void, not {ignore_index}"
+        )
     if logits.ndim < 3 or not logits.is_floating_point():
         raise ValueError(f"expected floating logits B×C×spatial, not {tuple(logits.shape)} of {logits.dtype}")
     refuse_forward_mode(logits)
@@ -181,6 +188,8 @@ def _terms(
     options = epsilon, heaviside, reduction in ("mean", "balanced", "none"), cross_entropy
     balanced = reduction == "balanced"
     if mode == "multiclass" and not target.is_floating_point():
+        if target.shape == logits.shape:
+            raise ValueError("integers are labels, B×spatial: a truth with a value for every class must be floating")
         labels = _without_class_axis(target, space, "target")
         if valid is not None:
             labels = labels.masked_fill(~valid, ignore_index)
@@ -232,12 +241,27 @@ def _regions(
     if mode == "binary" and target.shape == (logits.shape[0], *logits.shape[2:]):
         target = target.unsqueeze(1)
     if target.shape != logits.shape:
-        raise ValueError(f"expected a target of the logits' shape {tuple(logits.shape)}, not {tuple(target.shape)}")
+        hint = " (labels must be integers)" if mode == "multiclass" and target.ndim < logits.ndim else ""
+        shape = tuple(target.shape)
+        raise ValueError(f"expected a target of the logits' shape {tuple(logits.shape)}, not {shape}{hint}")
     if target.is_floating_point() or target.dtype == torch.bool:
         return target, valid
     void = target == ignore_index
+    _warn_of_void_foreground(target, void, ignore_index)
     at_all = ~void.any(1)  # a pixel that is void for one class is void for all
     return target.masked_fill(void, 0), at_all if valid is None else valid & at_all
+
+
+def _warn_of_void_foreground(target: Tensor, void: Tensor, ignore_index: int) -> None:
+    """Warn where a mask of 0 and 255 seems to be meant, whose objects are void. Only a CPU can look without waiting."""
+    if target.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
+        return
+    if bool(void.any()) and not bool((target == 1).any()):
+        warnings.warn(
+            f"the target has the value {ignore_index}, which is void, but no 1: if {ignore_index} is the object, give "
+            f"target == {ignore_index}",
+            stacklevel=2,
+        )
 
 
 def _reduced(energies: Tensor, reduction: Reduction, class_weights: Tensor | None) -> Tensor:

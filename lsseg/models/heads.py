@@ -241,7 +241,7 @@ class Hyperparameters(nn.Module):
     def forward(self, pooled: Tensor) -> Numbers:
         """Return the numbers of M objects from their M×E pooled features."""
         if self.layers is not None:
-            raw = self.layers(pooled)
+            raw = self.layers(pooled.to(next(self.layers.parameters()).dtype))
         else:
             assert self.shared is not None
             raw = self.shared.expand(len(pooled), -1)

@@ -102,6 +102,10 @@ def test_a_suite_with_a_failing_run(tmp_path, ablate):
     assert ablate("report", folder).returncode == 0
     assert (folder / "results.md").read_text() == markdown
 
+    typo = ablate("ablate", suite, "--only", "ce-*", "sl-seed0")
+    assert typo.returncode == 1
+    assert "--only sl-seed0 matches no run of the suite" in typo.stderr
+
     # Other settings under the same name would make the table lie, whichever runs are asked for.
     described = (folder / "suite.json").read_text()
     write_suite(tmp_path, variants=VARIANTS, set={**drawn, "trainer.max_steps": 2})

@@ -73,6 +73,8 @@ def test_an_image_is_segmented_as_by_the_command(runs, lsseg, tmp_path):
     assert torch.equal(deep["labels"], loaded.predict(tmp_path / "grey.png")["labels"])
     with pytest.raises(InputError, match=r"none\.png is not a file: expected an image file"):
         lsseg_package.load_run(runs[0]).predict("none.png")
+    with pytest.raises(InputError, match=r"expected the path of an image file, not ndarray"):
+        lsseg_package.load_run(runs[0]).predict(pixels)
 
 
 def test_what_is_no_run(runs, tmp_path):
@@ -91,7 +93,7 @@ def test_what_is_no_run(runs, tmp_path):
         (runs[1] / name).write_bytes(whole)
     content["model"]["init_args"]["lr"] = "fast"
     (runs[0] / "config.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match="lr"):
+    with pytest.raises(InputError, match=f"{runs[0]}: .*lr"):
         load_run(runs[0])
 
 

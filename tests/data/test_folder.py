@@ -190,6 +190,15 @@ def test_folders_that_are_links_are_read(tmp_path):
     assert names_of(data, "train") == ["x/1", "x/2", "y/1", "y/2"]
 
 
+def test_shares_that_leave_a_split_without_an_image(tmp_path):
+    root = str(write(tmp_path, NAMES))
+    for shares, split in (({"val_fraction": 0}, "val"), ({"val_fraction": 0.99, "test_fraction": 0}, "train")):
+        with pytest.raises(
+            InputError, match=rf"images has 8 image\(s\), of which data\.val_fraction .* none for {split}"
+        ):
+            FolderSegmentation(root, **shares).check("train", "val")
+
+
 def test_splits_of_other_spellings(tmp_path):
     for split, names in (("Training", ["1", "2"]), ("Validate", ["3"])):
         write(tmp_path / "a", names, images=f"images/{split}", masks=f"masks/{split}")
@@ -299,7 +308,9 @@ def test_few_images_are_divided_so_that_no_split_is_empty(tmp_path, count, expec
 
 def test_too_few_images_are_said_to_be_too_few(tmp_path):
     data = FolderSegmentation(str(write(tmp_path, ["one"])))
-    with pytest.raises(InputError, match="the val split of FolderSegmentation is empty"):
+    with pytest.raises(
+        InputError, match=r"images has 1 image\(s\), of which data\.val_fraction 0\.15 .* leave none for val"
+    ):
         data.check("train", "val")
 
 

@@ -1,5 +1,7 @@
 """The level-set energy of soft, overlapping and single regions, on any number of axes."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -195,7 +197,10 @@ def test_functional_transforms_work_or_are_refused(hard):
         ((1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long), {}, "one class need mode='binary'"),
         ((1, 1, 4, 4), torch.zeros(1, 1, 4, 4), {}, "one class need mode='binary'"),
         ((1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long), {"mode": "binary"}, "expects logits of one class"),
-        ((1, 2, 4, 4), torch.zeros(1, 4, 4), {}, "target of the logits' shape"),
+        ((1, 2, 4, 4), torch.zeros(1, 4, 4), {}, r"target of the logits' shape .*\(labels must be integers\)"),
+        ((1, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.bool), {}, "a value for every class must be floating"),
+        ((1, 2, 4, 4), torch.zeros(1, 4, 4).numpy(), {}, "expected a tensor as the target, not ndarray"),
+        ((1, 2, 4), torch.zeros(1, 2, 4), {"ignore_index": None}, "ignore_index must be a whole number"),
         ((1, 2, 4, 4), torch.zeros(1, 3, 4, 4), {}, "target of the logits' shape"),
         ((1, 2, 4, 4), torch.full((1, 2, 4, 4), 1.5), {}, "1.5: the values of a soft target or a mask must lie in"),
         ((1, 2, 4, 4), torch.full((1, 2, 4, 4), -0.5), {}, "the value -0.5"),
@@ -212,6 +217,18 @@ def test_functional_transforms_work_or_are_refused(hard):
 def test_bad_input(shape, target, options, message):
     with pytest.raises(ValueError, match=message):
         level_set_energy(torch.zeros(shape), target, **options)
+
+
+def test_a_mask_of_0_and_255_is_told():
+    mask = torch.zeros(1, 1, 6, 6, dtype=torch.uint8)
+    mask[..., 2:5, 2:5] = 255
+    logits = torch.zeros(1, 1, 6, 6)
+    with pytest.warns(UserWarning, match="255, which is void, but no 1: if 255 is the object, give target == 255"):
+        level_set_energy(logits, mask, mode="binary")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mask[..., 0, 0] = 1
+        level_set_energy(logits, mask, mode="binary")
 
 
 def test_the_older_name_of_the_step_function_stays():

@@ -108,6 +108,11 @@ def test_half_precision(scene):
         loss = refiner.loss(refiner(masks_of("probabilities", mask).bfloat16(), features.bfloat16()), truth)
     loss.backward()
     assert loss.dtype == torch.float32
+    for dtype in (torch.bfloat16, torch.float16):  # of the refiner's own weights
+        half = ChanVeseRefiner(2, features=4).to(dtype)
+        refined = half(masks_of("probabilities", mask).to(dtype), features.to(dtype))
+        half.loss(refined, truth).backward()
+        assert refined.phi.isfinite().all()
 
 
 def test_a_saved_refiner_is_the_same_when_it_is_loaded(scene, tmp_path):
