@@ -123,6 +123,11 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
         if not error <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise InputError(f"{file} is not kept: its scores differ by {error:.2g} from the network's")
         temporary.replace(file)
+    except (OSError, RuntimeError) as failure:  # a full disk causes either, without the file's name
+        if isinstance(failure, RuntimeError) and "inline_container" not in str(failure):
+            raise
+        reason = getattr(failure, "strerror", None) or "cannot write the file (is the disk full?)"
+        raise OSError(getattr(failure, "errno", None), reason, str(file)) from failure
     finally:
         temporary.unlink(missing_ok=True)
     return error

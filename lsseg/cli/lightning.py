@@ -381,7 +381,7 @@ def main(argv: list[str]) -> int:
             "continue with the same command and --ckpt_path RUN/last.ckpt"
         ) from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.strerror:
             raise
         if isinstance(error, KeyError) and "pytorch-lightning_version" in str(error):
             raise InputError(
