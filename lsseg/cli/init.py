@@ -106,7 +106,9 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{output} exists already: choose another --output, or remove it")
     console = Console(markup=False, highlight=False, soft_wrap=True)
     folders = {key: getattr(options, key) for key in DEFAULTS}
-    made, said = (None, []) if (root / "train" / FILE).is_file() else _make_classes(root, folders)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again from the data set itself
+        made, said = (None, []) if (root / "train" / FILE).is_file() else _make_classes(root, folders)
     try:
         layout = _look(root, folders)
         write_text(output, _filled(layout, root, output))
@@ -142,7 +144,8 @@ def _look(root: Path, folders: dict[str, str]) -> Layout:
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        counts = {split: len(data.source(split)) for split in SPLITS if split != "test" or data.has_test}
+        sources = {split: data.source(split) for split in SPLITS if split != "test" or data.has_test}
+    counts = {split: len(source) for split, source in sources.items()}
     for split in ("train", "val"):
         if not counts[split]:
             raise InputError(f"{root}: the {split} split has no image; all splits together have {sum(counts.values())}")
@@ -151,7 +154,7 @@ def _look(root: Path, folders: dict[str, str]) -> Layout:
     )
     if not data.has_test:
         keys.append("test_split: val  # there are no test images")
-    source = data.source("train")
+    source = sources["train"]
     if isinstance(source, FilePairs):
         sizes = [image_size(image) for image, _ in source.pairs]
     else:

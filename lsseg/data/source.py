@@ -319,7 +319,7 @@ SAMPLE = 20  # images whose possible suffixes are looked at
 
 
 def common_suffix(images: Sequence[str], masks: Sequence[str], folder: Path) -> str:
-    """Return the text that the masks' names add to the images' names; it is empty where they are the same.
+    """Return the text that the masks' names add to most images' names; it is empty where they are the same.
 
     It must be found over all splits at once: among a few images, ``1`` and ``10_mask`` look like a pair.
 
@@ -335,18 +335,16 @@ def common_suffix(images: Sequence[str], masks: Sequence[str], folder: Path) -> 
     '_mask'
     """
     known, ordered = set(masks), sorted(masks)
-    if any(name in known for name in images):
-        return ""
-    possible = set()
+    possible = {""}
     for name in images[:: max(1, len(images) // SAMPLE)]:
         start = bisect.bisect_left(ordered, name)
         begun = itertools.takewhile(lambda mask, name=name: mask.startswith(name), ordered[start:])  # type: ignore[misc]
         possible |= {mask.removeprefix(name) for mask in begun}
-    counts = Counter(
-        {suffix: sum(name + suffix in known for name in images) for suffix in possible if "/" not in suffix}
-    )
+    counts = {suffix: sum(name + suffix in known for name in images) for suffix in possible if "/" not in suffix}
     best = [suffix for suffix, count in counts.items() if count == max(counts.values())]
+    if "" in best:
+        return ""
     if len(best) > 1:
         shown = ", ".join(repr(suffix) for suffix in sorted(best)[:4])
         raise InputError(f"{folder}: several masks fit to an image (with {shown} behind its name): set mask_suffix")
-    return best[0] if best else ""
+    return best[0]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lsseg.data import FolderSegmentation
-from lsseg.data.source import images_below, map_labels, pair_up
+from lsseg.data.source import common_suffix, images_below, map_labels, pair_up
 from lsseg.errors import InputError
 
 SIZE = (24, 32)
@@ -173,6 +173,9 @@ def test_the_suffix_of_masks_is_that_of_all_images(tmp_path):
         path.with_name(path.name.replace("_mask", "_edge")).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match=r"several masks fit .*'_edge', '_mask'.*: set mask_suffix"):
         FolderSegmentation(str(root)).source("train")
+    # Masks of the images' own names come first, unless they are those of a few images only.
+    assert common_suffix(names, [*names, *(f"{name}_mask" for name in names)], root) == ""
+    assert common_suffix(names, ["3", *(f"{name}_mask" for name in names)], root) == "_mask"
     # Splits in folders of their own have one suffix, too.
     for split, own in (("train", names[2:]), ("val", ["1"])):
         write(tmp_path / "b", own, suffix="_mask", images=f"images/{split}", masks=f"masks/{split}")
