@@ -190,6 +190,10 @@ def _compared(title: str, path: Path) -> list[str]:
     results = {name: row for name, row in found.items() if int(row["seeds"])}
     steps = yaml.safe_load((path.parent / suite["base"][-1]).read_text())["trainer"]["max_steps"]
     rows = [row for row in suite["variants"] if row["name"] in results]
+    most = max(int(row["seeds"]) for row in results.values())
+    for row in rows:  # a mean over fewer seeds must not look like the others
+        if (seeds := int(results[row["name"]]["seeds"])) < most:
+            row["label"] += f" ({seeds} of {most} seeds)"
     absent = [row["label"] for row in suite["variants"] if row["name"] not in results]
     about = [f"[{path.name}]({path.name})", _seeds("trained", results)]
     about += [f"commit {', '.join(sorted({row['commit'] for row in results.values()}))}"]
