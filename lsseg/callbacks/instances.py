@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lsseg.callbacks.drawing import BARE, bytes_of
 from lsseg.data.instances import object_masks
-from lsseg.files import write_text
+from lsseg.files import write_text, write_whole
 from lsseg.functional.instances import subpixel_contours
 
 Array = npt.NDArray[Any]
@@ -133,7 +133,7 @@ def _eroded(mask: Array) -> npt.NDArray[np.bool_]:
 
 def save_server_labels(labels: npt.NDArray[np.integer], file_values: Sequence[int], path: Path) -> None:
     """Save an H×W map of labels as an 8-bit PNG of the classes' official numbers."""
-    Image.fromarray(np.array(file_values, np.uint8)[labels]).save(path)
+    write_whole(Image.fromarray(np.array(file_values, np.uint8)[labels]).save, path)
 
 
 def save_server_objects(objects: dict[str, Any], file_values: Sequence[int], folder: Path, stem: str) -> None:
@@ -147,12 +147,11 @@ def save_server_objects(objects: dict[str, Any], file_values: Sequence[int], fol
         folder: Folder for the text file; the masks go into its folder ``masks``.
         stem: Name of the image.
     """
-    (folder / "masks").mkdir(parents=True, exist_ok=True)
     lines = []
     rows = zip(objects["masks"].cpu().numpy(), objects["labels"].tolist(), objects["scores"].tolist(), strict=True)
     for number, (mask, label, score) in enumerate(rows):
         if mask.any():
             name = f"masks/{stem}_{number:03d}.png"
-            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / name)
+            write_whole(Image.fromarray(mask.astype(np.uint8) * 255).save, folder / name)
             lines.append(f"{name} {file_values[label]} {score:.9f}\n")
     write_text(folder / f"{stem}.txt", "".join(lines))

@@ -39,10 +39,12 @@ from lsseg.cli.resume import (
     AS_SAVED,
     KeepModel,
     SaveConfig,
+    check_intervals,
     refuse_forks,
     refuse_other_model,
     refuse_own_names,
     refuse_unknown_monitors,
+    requeued,
 )
 from lsseg.data import DataModule
 from lsseg.errors import ArgumentError, InputError, refuse_all
@@ -92,7 +94,7 @@ class LssegCLI(LightningCLI):
             on_failure.pop_all()
 
     def _set_seed(self) -> None:
-        """Refuse a seed that random generators do not take; their own messages do not name the key."""
+        """Refuse a seed that random generators do not take, because their own messages do not name the key."""
         seed = self._get(self.config, "seed_everything")
         if seed is not None and not 0 <= int(seed) < 2**32:
             raise InputError(f"seed_everything must be a whole number from 0 to {2**32 - 1}, not {seed}")
@@ -139,12 +141,8 @@ class LssegCLI(LightningCLI):
             self._place.folder = folder
         if not folder.exists():
             self._new = folder
-        if (
-            self.subcommand == "fit"
-            and not checkpoint
-            and (folder / "metrics.jsonl").exists()
-            and not _requeued(folder)
-        ):
+        begun = (folder / "metrics.jsonl").exists() and not requeued(folder)
+        if self.subcommand == "fit" and not checkpoint and begun:
             last = folder / "last.ckpt"
             advice = f"continue it with --ckpt_path {last}" if last.exists() else "delete it (it has no checkpoint)"
             raise InputError(
@@ -233,7 +231,7 @@ class LssegCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Make the trainer with the callbacks that every run has, and with the usual loggers if none is configured."""
         trainer = self._get(self.config_init, "trainer")
-        _check_intervals(trainer)
+        check_intervals(trainer)
         folder = trainer["default_root_dir"]
         callbacks = [StepSeed(), Stopwatch(), TestResults(self._get(self.config_init, "gallery"))]
         if trainer["enable_progress_bar"] is not False:
@@ -288,22 +286,6 @@ class LssegCLI(LightningCLI):
         self.trainer.test(**{**arguments, "verbose": False})
 
 
-def _check_intervals(trainer: Any) -> None:
-    """Refuse intervals of 0, by which Lightning divides, and warn of one that is longer than the training."""
-    for key in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):
-        if trainer[key] == 0 and trainer[key] is not False:
-            hint = " (trainer.limit_val_batches 0 turns validation off)" if "val_check" in key else ""
-            raise InputError(f"trainer.{key} must be above 0{hint}")
-    interval, batches = trainer["val_check_interval"], trainer["max_steps"] * (trainer["accumulate_grad_batches"] or 1)
-    by_batches = trainer["check_val_every_n_epoch"] is None and not trainer["fast_dev_run"]  # else Lightning refuses it
-    if by_batches and isinstance(interval, int) and 0 < batches < interval:
-        warnings.warn(
-            f"trainer.val_check_interval {interval} is longer than the training of {batches} batches: without a "
-            "validation there is no best.ckpt",
-            stacklevel=2,
-        )
-
-
 def _made(folder: Path) -> bool:
     """Make a folder; return False if it exists already."""
     try:
@@ -311,13 +293,6 @@ def _made(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _requeued(folder: Path) -> bool:
-    """Return whether Lightning itself resumes from the checkpoint that it saved when the SLURM job's time was up."""
-    saved = [path.stat().st_mtime for path in folder.glob("hpc_ckpt_*.ckpt")]
-    last = folder / "last.ckpt"
-    return SLURMEnvironment.detect() and bool(saved) and (not last.exists() or max(saved) >= last.stat().st_mtime)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from lsseg.arguments import nearest
 from lsseg.callbacks import BestCheckpoint, PeriodicCheckpoint, WandbRun
@@ -263,3 +265,26 @@ def refuse_unknown_monitors(callbacks: list[Any], task: Any) -> None:
                 f"trainer.callbacks: {type(callback).__name__} has monitor {monitor!r}, which is not a "
                 f"validation score{nearest(monitor, known)}; the scores are {', '.join(known)}"
             )
+
+
+def check_intervals(trainer: Any) -> None:
+    """Refuse intervals of 0, by which Lightning divides, and warn of one that is longer than the training."""
+    for key in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):
+        if trainer[key] == 0 and trainer[key] is not False:
+            hint = " (trainer.limit_val_batches 0 turns validation off)" if "val_check" in key else ""
+            raise InputError(f"trainer.{key} must be above 0{hint}")
+    interval, batches = trainer["val_check_interval"], trainer["max_steps"] * (trainer["accumulate_grad_batches"] or 1)
+    by_batches = trainer["check_val_every_n_epoch"] is None and not trainer["fast_dev_run"]  # else Lightning refuses it
+    if by_batches and isinstance(interval, int) and 0 < batches < interval:
+        warnings.warn(
+            f"trainer.val_check_interval {interval} is longer than the training of {batches} batches: without a "
+            "validation there is no best.ckpt",
+            stacklevel=2,
+        )
+
+
+def requeued(folder: Path) -> bool:
+    """Return whether Lightning itself resumes from the checkpoint that it saved when the SLURM job's time was up."""
+    saved = [path.stat().st_mtime for path in folder.glob("hpc_ckpt_*.ckpt")]
+    last = folder / "last.ckpt"
+    return SLURMEnvironment.detect() and bool(saved) and (not last.exists() or max(saved) >= last.stat().st_mtime)
