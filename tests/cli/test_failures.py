@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lsseg.cli.resume import check_intervals
 from lsseg.errors import ArgumentError
 from lsseg.failures import Place, described, key_of, located
+from lsseg.files import write_whole
 from lsseg.tasks import SegmentationTask
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -224,3 +226,28 @@ def test_of_two_keys_of_one_class_the_one_is_named_that_has_the_wrong_value(weig
     with pytest.raises(ArgumentError) as error:
         Weighted(-1.0)
     assert str(located(error.value, Place(config=config))) == f"{key}.weight must not be negative, not -1.0"
+
+
+def test_an_interrupt_while_python_still_imports(lsseg, monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lsseg.cli.importlib.import_module", interrupted)
+        assert lsseg("refine", "a", "b")[::2] == (130, "lsseg: interrupted\n")
+
+
+def test_a_full_disk_is_told_with_the_files_name_and_leaves_nothing(tmp_path):
+    def write(part):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device.*new/a\.png"):
+        write_whole(write, tmp_path / "new" / "a.png")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_validation_that_never_comes_is_told():
+    trainer = {"val_check_interval": 100, "max_steps": 2, "accumulate_grad_batches": None}
+    with pytest.warns(UserWarning, match="val_check_interval 100 is longer than the training of 2 batches"):
+        check_intervals({**trainer, "check_val_every_n_epoch": None, "fast_dev_run": False})
