@@ -59,8 +59,8 @@ class FolderSegmentation(SegmentationData):
         void: [255]          # values (or colours) that are void; the value 255 is void unless it is a class
 
     The splits are subfolders: ``images/train``, ``images/val``, ``images/test`` (and the same under ``masks/``), or
-    ``train/images``, ``train/masks`` and so on. Other names are ``Train``, ``training``, ``valid``, ``validate`` and the
-    like. Without subfolders, the lists ``train.txt``, ``val.txt``, ``test.txt`` give the splits, one name per
+    ``train/images``, ``train/masks`` and so on. Other names: ``Train``, ``training``, ``valid``, ``validate``
+    and the like. Without subfolders, the lists ``train.txt``, ``val.txt``, ``test.txt`` give the splits, one name per
     line. Without lists, the split is random and seeded. If subfolders or lists lack
     ``val``, a share of ``train`` validates. Images may lie in deeper folders, and their masks in folders of the same
     names.
