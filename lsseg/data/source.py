@@ -117,7 +117,8 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     """
     table = np.full(65537, -1, dtype=np.int32)  # the last one stands for what is out of range
     table[list(labels)] = list(labels.values())
-    mapped = table[np.where((mask >= 0) & (mask < 65536), mask, 65536)]
+    value = mask.astype(np.int64)
+    mapped = table[np.where((value >= 0) & (value < 65536), value, 65536)]
     if (mapped < 0).any():
         advice = "; JPEG changes values, so masks must be PNG" if path.suffix.lower() in LOSSY else ""
         raise InputError(_unknown(path, "value", np.unique(mask[mapped < 0]).tolist(), sorted(labels)) + advice)

@@ -54,9 +54,8 @@ WHOLE = [
 CONSTANTS = {
     "level_set": {
         "KIND": 1,
-        "BC": 32,
+        "BC": 4,
         "BP": 128,
-        "ONE": False,
         "ROWS": 8,
         "COLUMNS": 32,
         "MEAN": True,

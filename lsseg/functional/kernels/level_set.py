@@ -2,11 +2,14 @@
 
 Legend: B images, C classes, P = H·W pixels. A program works on BP pixels of one image, BC classes at a time.
 
-In the forward pass each program reads its logits once. It writes the sums S, A, T of every class and the cross-entropy
-of its pixels, B×blocks×(3C + 1). A second kernel adds up the blocks in float64, and a third one computes energy and
-slope from the sums. In the backward pass one kernel reads the logits once and writes the gradient. No kernel adds
-atomically, so that a given shape has one order of summation and one result. If there are more classes than a tile
-holds, the kernels read the logits again, but from the cache.
+In the forward pass each program writes the sums S, A, T of every class and the cross-entropy of its pixels,
+B×blocks×(3C + 1). A second kernel adds up the blocks in float64, and a third one computes energy and slope from the
+sums. In the backward pass one kernel reads the logits and writes the gradient. No kernel adds atomically, so that a
+given shape has one order of summation and one result.
+
+A kernel goes over the classes two or three times. Only the first time reads the logits from memory, since a program's
+logits then stay in the cache. A program is one warp, of which each thread holds all the BC classes of its pixels:
+threads need no barrier, and exchange nothing but the sums over pixels.
 
 Importing this module needs Triton. On a CPU Triton's interpreter (``TRITON_INTERPRET=1``) runs the kernels.
 """
@@ -16,11 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lsseg.functional.kernels.shared import PI, arctan_step
+from lsseg.functional.kernels.shared import LOG2E, PI, arctan_step, exp2, inverse
 
 KINDS = {"hf": 0, "ahf": 1, "mahf": 2}
-ELEMENTS = 4096  # elements of a tile, 32 for each of 128 threads
-TILE_CLASSES = 128  # most classes of a tile
 
 
 def sums_of(
@@ -38,7 +39,7 @@ def sums_of(
     """
     x, labels = logits.flatten(2), target.flatten(1).contiguous()
     images, classes, pixels = x.shape
-    width, length = _tile(classes)
+    width, length, warps = tile(classes)
     blocks = triton.cdiv(pixels, length)
     partial = x.new_empty(images, blocks, 3 * classes + 1, dtype=torch.float32)
     total = x.new_empty(images, 3 * classes + 1, dtype=torch.float64)
@@ -48,7 +49,7 @@ def sums_of(
     with torch.cuda.device_of(x):
         _block_sums[blocks, images](
             x, labels, partial, classes, pixels, *x.stride(), ignore_index, epsilon,
-            KIND=KINDS[kind], BC=width, BP=length, ONE=classes <= width, num_warps=4,
+            KIND=KINDS[kind], BC=width, BP=length, num_warps=warps,
         )  # fmt: skip
         _add_up[images, triton.cdiv(3 * classes + 1, 16)](partial, total, blocks, 3 * classes + 1, ROWS=128, COLUMNS=16)
         columns = triton.next_power_of_2(classes)
@@ -72,18 +73,17 @@ def write_gradient(
     """Write the gradient by the logits into ``out``, whose pixel axes must flatten to a view."""
     x, labels, flat = logits.flatten(2), target.flatten(1).contiguous(), out.flatten(2)
     images, classes, pixels = x.shape
-    width, length = _tile(classes)
+    width, length, warps = tile(classes)
     with torch.cuda.device_of(x):
         _gradient[triton.cdiv(pixels, length), images](
             x, labels, slope.contiguous(), pixel_weight, flat, classes, pixels, *x.stride(), *flat.stride(),
-            ignore_index, epsilon, KIND=KINDS[kind], BC=width, BP=length, ONE=classes <= width, num_warps=4,
+            ignore_index, epsilon, KIND=KINDS[kind], BC=width, BP=length, num_warps=warps,
         )  # fmt: skip
 
 
-def _tile(classes: int) -> tuple[int, int]:
-    """Return BC and BP."""
-    width = max(2, min(triton.next_power_of_2(classes), TILE_CLASSES))
-    return width, min(512, ELEMENTS // width)
+def tile(classes: int) -> tuple[int, int, int]:
+    """Return BC, BP and the number of warps of a program."""
+    return (4 if classes > 2 else 2), 128, 1
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def _step(z, epsilon, KIND: tl.constexpr):
     elif KIND == 1:
         return arctan_step(z, epsilon)
     else:
-        return tl.sigmoid(z * (2 / epsilon))
+        return inverse(1 + exp2(z * (-2 * LOG2E / epsilon)))
 
 
 @triton.jit
@@ -103,20 +103,27 @@ def _delta(z, epsilon, KIND: tl.constexpr):
     if KIND == 0:
         return tl.zeros_like(z)
     elif KIND == 1:
-        return epsilon / (PI * (epsilon * epsilon + z * z))
+        return inverse(epsilon * epsilon + z * z, epsilon / PI)
     else:
-        step = tl.sigmoid(z * (2 / epsilon))
+        step = inverse(1 + exp2(z * (-2 * LOG2E / epsilon)))
         return step * (1 - step) * (2 / epsilon)
 
 
 @triton.jit
-def _scores(base, place, start, classes, by_class, valid, BC: tl.constexpr):
-    """Load the logits of BC classes at the program's valid pixels; all other values become -∞, even NaN."""
-    label = start + tl.arange(0, BC)
-    there = (label < classes)[:, None] & valid[None, :]
-    return tl.load(base + label.to(tl.int64)[:, None] * by_class + place[None, :], mask=there, other=-float("inf")).to(
-        tl.float32
-    )
+def _scores(base, place, start, classes, by_class, inside, BC: tl.constexpr):
+    """Load the logits of BC classes at the program's pixels; past the last class it is loaded again.
+
+    The mask must not ask which pixels are valid, since one that differs between neighbours forbids loads of 16 bytes.
+    A value for what the mask leaves out would cost an instruction for every logit.
+    """
+    label = tl.minimum(start + tl.arange(0, BC), classes - 1).to(tl.int64)
+    return tl.load(base + label[:, None] * by_class + place[None, :], mask=inside[None, :]).to(tl.float32)
+
+
+@triton.jit
+def _power(x, largest):
+    """Return exp(x - largest), where ``largest`` comes times log2(e), so that one instruction serves both."""
+    return exp2(x * LOG2E - largest[None, :])
 
 
 @triton.jit
@@ -130,53 +137,48 @@ def _pixels(target, pixels, ignore, BP: tl.constexpr):
 
 
 @triton.jit
-def _largest_and_sum(
-    first, base, place, classes, by_class, valid, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr
-):
-    """Find for each valid pixel the largest logit, and the sum of exp(logit - largest)."""
-    if ONE:
-        largest = tl.where(valid, tl.max(first, 0), 0.0)  # A finite number elsewhere avoids NaN.
-        total = tl.sum(tl.exp(first - largest[None, :]), 0)
-    else:
-        largest = tl.full([BP], -float("inf"), tl.float32)
-        total = tl.zeros([BP], tl.float32)
-        for start in range(0, classes, BC):
-            x = _scores(base, place, start, classes, by_class, valid, BC)
-            larger = tl.where(valid, tl.maximum(largest, tl.max(x, 0)), 0.0)
-            total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger[None, :]), 0)
-            largest = larger
-    return largest, tl.where(valid, total, 1.0)
+def _largest_and_sum(base, place, classes, by_class, inside, BC: tl.constexpr, BP: tl.constexpr):
+    """Find for each pixel the largest logit, times log2(e), and the sum of exp(logit - largest).
+
+    Void pixels may give anything.
+    """
+    largest = tl.full([BP], -3e38, tl.float32)  # It is finite, since classes may have the logit -∞.
+    total = tl.zeros([BP], tl.float32)
+    for start in range(0, classes, BC):
+        x = _scores(base, place, start, classes, by_class, inside, BC)
+        larger = tl.maximum(largest, tl.max(x, 0) * LOG2E)
+        part = tl.where((start + tl.arange(0, BC) < classes)[:, None], _power(x, larger), 0.0)
+        total = total * exp2(largest - larger) + tl.sum(part, 0)
+        largest = larger
+    return largest, tl.where(inside, total, 1.0)
 
 
 @triton.jit
 def _block_sums(
     logits, target, partial, classes, pixels, by_image, by_class, by_pixel, ignore, epsilon,
-    KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr,
+    KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Write S, A and T of every class and the cross-entropy, summed over the pixels of a program."""
-    image, pixel, _, label, valid = _pixels(target, pixels, ignore, BP)
+    image, pixel, inside, label, valid = _pixels(target, pixels, ignore, BP)
     place = pixel * by_pixel
     base = logits + image * by_image
-    first = _scores(base, place, 0, classes, by_class, valid, BC)
-    largest, total = _largest_and_sum(first, base, place, classes, by_class, valid, BC, BP, ONE)
+    largest, total = _largest_and_sum(base, place, classes, by_class, inside, BC, BP)
     out = partial + (image * tl.num_programs(0) + tl.program_id(0)) * (3 * classes + 1)
-    at_label = tl.zeros([BP], tl.float32)
-    inverse = 1 / total
+    share = 1 / total
+    counted = tl.where(valid, label, -1)
     for start in range(0, classes, BC):
-        x = first if ONE else _scores(base, place, start, classes, by_class, valid, BC)
+        x = _scores(base, place, start, classes, by_class, inside, BC)
         mine = start + tl.arange(0, BC)
-        own = (mine[:, None] == label[None, :]) & valid[None, :]
-        at_label += tl.sum(tl.where(own, x, 0.0), 0)
-        p = tl.exp(x - largest[None, :]) * inverse[None, :]
-        h = tl.where(valid[None, :], _step(p - 0.5, epsilon, KIND), 0.0)
+        own = mine[:, None] == counted[None, :]
+        h = tl.where(valid[None, :], _step(_power(x, largest) * share[None, :] - 0.5, epsilon, KIND), 0.0)
         there = mine < classes
         tl.store(out + mine, tl.sum(h, 1), mask=there)
         tl.store(out + classes + mine, tl.sum(tl.where(own, h, 0.0), 1), mask=there)
-        tl.store(out + 2 * classes + mine, tl.sum(own.to(tl.float32), 1), mask=there)
-    negative_log = largest + tl.log(total) - at_label
+        tl.store(out + 2 * classes + mine, tl.sum(tl.where(own, 1.0, 0.0), 1), mask=there)
     # An error for a label that names no class would have to wait for the device, so the loss becomes NaN instead.
-    known = (label >= 0) & (label < classes)
-    negative_log = tl.where(known, negative_log, float("nan"))
+    known = valid & (label >= 0) & (label < classes)
+    at_label = tl.load(base + label.to(tl.int64) * by_class + place, mask=known, other=0.0).to(tl.float32)
+    negative_log = tl.where(known, (largest + tl.log2(total) - at_label * LOG2E) / LOG2E, float("nan"))
     tl.store(out + 3 * classes, tl.sum(tl.where(valid, negative_log, 0.0), 0))
 
 
@@ -240,29 +242,29 @@ def _energy(
 def _gradient(
     logits, target, slope, pixel_weight, out, classes, pixels, by_image, by_class, by_pixel,
     out_by_image, out_by_class, out_by_pixel, ignore, epsilon,
-    KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, ONE: tl.constexpr,
+    KIND: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Write P (u - Σ P u) with u = δ ∂E/∂h, plus the weight of the cross-entropy times P - 1[label]."""
     image, pixel, inside, label, valid = _pixels(target, pixels, ignore, BP)
     place = pixel * by_pixel
     base = logits + image * by_image
-    first = _scores(base, place, 0, classes, by_class, valid, BC)
-    largest, total = _largest_and_sum(first, base, place, classes, by_class, valid, BC, BP, ONE)
-    inverse = 1 / total
+    largest, total = _largest_and_sum(base, place, classes, by_class, inside, BC, BP)
+    share = 1 / total
     weight = tl.load(pixel_weight)
     mean = tl.zeros([BP], tl.float32)
     for start in range(0, classes, BC):
-        x = first if ONE else _scores(base, place, start, classes, by_class, valid, BC)
-        p = tl.exp(x - largest[None, :]) * inverse[None, :]
+        x = _scores(base, place, start, classes, by_class, inside, BC)
+        p = _power(x, largest) * share[None, :]
         mean += tl.sum(p * _by_p(p, slope, image, start, label, classes, epsilon, KIND, BC), 0)
+    mean -= weight
     place_out = out + image * out_by_image + (pixel * out_by_pixel)[None, :]
     for start in range(0, classes, BC):
-        x = first if ONE else _scores(base, place, start, classes, by_class, valid, BC)
+        x = _scores(base, place, start, classes, by_class, inside, BC)
         mine = start + tl.arange(0, BC)
         own = mine[:, None] == label[None, :]
-        p = tl.exp(x - largest[None, :]) * inverse[None, :]
+        p = _power(x, largest) * share[None, :]
         by_p = _by_p(p, slope, image, start, label, classes, epsilon, KIND, BC)
-        gradient = p * (by_p - (mean - weight)[None, :]) - tl.where(own, weight, 0.0)
+        gradient = p * (by_p - mean[None, :]) - tl.where(own, weight, 0.0)
         gradient = tl.where(valid[None, :], gradient, 0.0)
         there = (mine < classes)[:, None] & inside[None, :]
         tl.store(place_out + mine.to(tl.int64)[:, None] * out_by_class, gradient.to(out.dtype.element_ty), mask=there)
@@ -270,9 +272,9 @@ def _gradient(
 
 @triton.jit
 def _by_p(p, slope, image, start, label, classes, epsilon, KIND: tl.constexpr, BC: tl.constexpr):
-    """Return u, the derivative of the energy by each probability."""
+    """Return u, the derivative of the energy by each probability; 0 past the last class."""
     mine = start + tl.arange(0, BC)
     everywhere = tl.load(slope + image * 2 * classes + mine, mask=mine < classes, other=0.0)
-    at_label = tl.load(slope + image * 2 * classes + classes + mine, mask=mine < classes, other=0.0)
-    own = mine[:, None] == label[None, :]
-    return _delta(p - 0.5, epsilon, KIND) * (everywhere[:, None] + tl.where(own, at_label[:, None], 0.0))
+    at_label = everywhere + tl.load(slope + image * 2 * classes + classes + mine, mask=mine < classes, other=0.0)
+    factor = tl.where(mine[:, None] == label[None, :], at_label[:, None], everywhere[:, None])
+    return _delta(p - 0.5, epsilon, KIND) * factor

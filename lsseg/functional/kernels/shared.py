@@ -6,10 +6,34 @@ edge. A plane is contiguous, H×W. ``y`` and ``x`` are the pixels of a program.
 
 import math
 
+import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
+
+from lsseg.functional.kernels import INTERPRETED
 
 PI: tl.constexpr = tl.constexpr(math.pi)
+LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))
+FAST: tl.constexpr = tl.constexpr(torch.version.cuda is not None and not INTERPRETED)
+
+
+@triton.jit
+def exp2(x):
+    """Return 2 to the x. On NVIDIA's cards it takes one instruction, because results below 1e-38 become 0."""
+    if FAST:
+        return libdevice.exp2(x)
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def inverse(x, numerator=1.0):
+    """Return numerator/x to 1e-7, of 1e-38 < x < 1e38."""
+    if FAST:
+        return libdevice.fast_dividef(numerator, x)
+    else:
+        return numerator / x
 
 
 @triton.jit
@@ -30,7 +54,7 @@ def arctan_step(z, epsilon):
     """Return ½ (1 + 2/π · atan(z/ε)), which is accurate where it is small, too."""
     size = tl.abs(z)
     near = size < epsilon
-    angle = arctan(tl.where(near, size, epsilon) / tl.where(near, epsilon, size)) / PI
+    angle = arctan(inverse(tl.maximum(size, epsilon), tl.minimum(size, epsilon))) * (1 / PI)
     below = tl.where(near, 0.5 - angle, angle)  # H(-|z|)
     return tl.where(z < 0, below, 1 - below)
 
