@@ -1,11 +1,13 @@
 """What a CUDA device computes is what the CPU does; run where there is one."""
 
+import json
 import traceback
 import warnings
 
 import pytest
 import torch
 
+from lsseg.bench.command import main
 from lsseg.functional import (
     chan_vese_evolve,
     cross_entropy_level_set,
@@ -125,3 +127,13 @@ def test_a_training_step_waits_for_the_device_nowhere(name, monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert not waits
+
+
+def test_a_benchmark_says_how_long_the_card_works(capsys, tmp_path):
+    shape = ["--shape", "1", "3", "32", "32", "--dtype", "bfloat16", "--repeats", "1"]
+    assert main(["bench", "losses", "--device", "cuda", *shape, "--output", str(tmp_path / "figures.json")]) == 0
+    assert "kernels ms" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert all(seconds > 0 for seconds in figures["kernel_seconds"].values())
+    # The level-set loss leaves nothing behind but the gradient, of 2 bytes each.
+    assert figures["peak_bytes"]["fused"] < 2 * figures["peak_bytes"]["cross_entropy"]

@@ -41,13 +41,15 @@ def _labelled(shape: tuple[int, ...], dtype: str, void: float, device: str) -> t
 def _loss(name: str, options: Any) -> Case:
     """Return the forward and backward pass of a loss."""
     logits, target = _labelled(tuple(options.shape), options.dtype, options.void, options.device)
+    logits.grad = None  # Another case's gradient would count as memory in use before this one.
 
     def fused(kernels: Any = "auto") -> Any:
         cross_entropy, energy = cross_entropy_level_set(logits, target, kernels=kernels)
         return cross_entropy + 0.67 * energy
 
     def of_smp(loss: Any) -> Any:
-        return loss("multiclass", ignore_index=255)(logits.flatten(2).unsqueeze(2), target.flatten(1).unsqueeze(1))
+        scores = logits.flatten(2).unsqueeze(2).float()  # smp's Lovász loss takes no half precision
+        return loss("multiclass", ignore_index=255)(scores, target.flatten(1).unsqueeze(1))
 
     losses: dict[str, Case] = {
         "cross_entropy": lambda: F.cross_entropy(logits, target, ignore_index=255),

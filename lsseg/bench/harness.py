@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 from lsseg.errors import InputError
 from lsseg.process import memory
@@ -22,6 +23,7 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # It wou
 from torch.utils.benchmark.utils.timer import timer  # noqa: E402  waits for a GPU
 
 Case = Callable[[], Any]
+CUDA = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
 
 
 class Benchmark(NamedTuple):
@@ -67,14 +69,17 @@ class Benchmark(NamedTuple):
         """Measure all cases, print a table, and return the figures."""
         names = [name for name in self.cases if options.device == "cuda" or name not in self.gpu_cases]
         seconds: dict[str, list[float]] = {}
+        kernels: dict[str, float] = {}
         for late in (False, True):
             cases = {name: self.make(name, options) for name in names if (name in self.late) == late}
             seconds |= in_turn(cases, options.repeats, options.device)
+            if options.device == "cuda":
+                kernels |= {name: kernel_seconds(case) for name, case in cases.items()}
             del cases
         ratios = {name: ratio(seconds[name], seconds[self.baseline]) for name in names}
         peaks = {name: self._peak(name, options, argv) for name in names} if self.memory else {}
-        self._show(seconds, ratios, peaks, options)
-        figures = {"seconds": seconds, "time_ratios": ratios, "peak_bytes": peaks}
+        self._show(seconds, kernels, ratios, peaks, options)
+        figures = {"seconds": seconds, "time_ratios": ratios, "peak_bytes": peaks, "kernel_seconds": kernels}
         return figures | (self.more(options, seconds) if self.more else {})
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
@@ -107,13 +112,20 @@ class Benchmark(NamedTuple):
         """Return the peak memory of a case: of a new process on a CPU, of this process on a GPU."""
         return self.memory_of(name, options) if options.device == "cuda" else in_fresh_process(argv, name)
 
-    def _show(self, seconds: Any, ratios: dict[str, float], peaks: dict[str, int], options: Any) -> None:
+    def _show(self, seconds: Any, kernels: Any, ratios: dict[str, float], peaks: dict[str, int], options: Any) -> None:
         where = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
         table = Table(title=f"{self.title.format(**vars(options))}, {where}")
-        for column in ("", "ms", "time", *(("peak MB", "memory") if peaks else ())):
+        for column in (
+            "",
+            "ms",
+            "time",
+            *(["kernels ms"] if kernels else ()),
+            *(("peak MB", "memory") if peaks else ()),
+        ):
             table.add_column(column, justify="right" if column else "left")
         for name, factor in ratios.items():
             row = [self.cases[name], f"{1e3 * statistics.median(seconds[name]):.4g}", multiple(factor)]
+            row += [f"{1e3 * kernels[name]:.4g}"] if kernels else []
             if peaks:
                 least = peaks[self.baseline]
                 row += [f"{peaks[name] / 1e6:.0f}", multiple(peaks[name] / least) if least else "–"]
@@ -121,6 +133,7 @@ class Benchmark(NamedTuple):
         Console(markup=False, highlight=False).print(table)
         Console(markup=False, highlight=False).print(
             "ms: median over the rounds; time: median over the rounds of the ratio to the baseline (1.00×)."
+            + (" kernels ms: how long the GPU works; where ms is longer, it waits for the host." if kernels else "")
         )
 
 
@@ -151,6 +164,14 @@ def in_turn(cases: Mapping[str, Case], repeats: int, device: str = "cpu") -> dic
     return seconds
 
 
+def kernel_seconds(run: Case) -> float:
+    """Return how long a GPU works on one call, without its waits for the host."""
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in trace.key_averages() if event.device_type == CUDA) / 1e6
+
+
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
     """Return the median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
@@ -170,7 +191,7 @@ def peak_memory(run: Case, device: str = "cpu") -> int:
     peak = memory("VmHWM")
     if resting is None or peak is None:
         raise InputError("the memory of a benchmark can only be measured on Linux")
-    return peak - resting
+    return max(0, peak - resting)  # The kernel's counts are off by some pages.
 
 
 def in_fresh_process(argv: list[str], case: str) -> int:
