@@ -39,8 +39,8 @@ def sums_of(
     """
     x, labels = logits.flatten(2), target.flatten(1).contiguous()
     images, classes, pixels = x.shape
-    width, length, warps = tile(classes)
-    blocks = triton.cdiv(pixels, length)
+    size = tile(classes, 128)
+    blocks = triton.cdiv(pixels, size["BP"])
     partial = x.new_empty(images, blocks, 3 * classes + 1, dtype=torch.float32)
     total = x.new_empty(images, 3 * classes + 1, dtype=torch.float64)
     slope = x.new_empty(images, 2, classes, dtype=torch.float32)
@@ -49,7 +49,7 @@ def sums_of(
     with torch.cuda.device_of(x):
         _block_sums[blocks, images](
             x, labels, partial, classes, pixels, *x.stride(), ignore_index, epsilon,
-            KIND=KINDS[kind], BC=width, BP=length, num_warps=warps,
+            KIND=KINDS[kind], **size,
         )  # fmt: skip
         _add_up[images, triton.cdiv(3 * classes + 1, 16)](partial, total, blocks, 3 * classes + 1, ROWS=128, COLUMNS=16)
         columns = triton.next_power_of_2(classes)
@@ -73,17 +73,17 @@ def write_gradient(
     """Write the gradient by the logits into ``out``, whose pixel axes must flatten to a view."""
     x, labels, flat = logits.flatten(2), target.flatten(1).contiguous(), out.flatten(2)
     images, classes, pixels = x.shape
-    width, length, warps = tile(classes)
+    size = tile(classes, 256 // x.element_size())  # the fastest on an H200
     with torch.cuda.device_of(x):
-        _gradient[triton.cdiv(pixels, length), images](
+        _gradient[triton.cdiv(pixels, size["BP"]), images](
             x, labels, slope.contiguous(), pixel_weight, flat, classes, pixels, *x.stride(), *flat.stride(),
-            ignore_index, epsilon, KIND=KINDS[kind], BC=width, BP=length, num_warps=warps,
+            ignore_index, epsilon, KIND=KINDS[kind], **size,
         )  # fmt: skip
 
 
-def tile(classes: int) -> tuple[int, int, int]:
-    """Return BC, BP and the number of warps of a program."""
-    return (4 if classes > 2 else 2), 128, 1
+def tile(classes: int, pixels: int) -> dict[str, int]:
+    """Return the numbers of classes and pixels that a program works on at a time, and its number of warps."""
+    return {"BC": 4 if classes > 2 else 2, "BP": pixels, "num_warps": 1}
 
 
 @triton.jit
