@@ -1,6 +1,7 @@
 """Runs ``lsseg export``, which writes a trained network as one file for inference without its configuration."""
 
 import importlib.util
+import io
 import warnings
 from pathlib import Path
 
@@ -135,7 +136,9 @@ def export(run: Path, file: Path, shape: tuple[int, int, int], checkpoint: str =
 
 def _write_pt2(program: torch.export.ExportedProgram, file: Path, image: Tensor) -> Tensor:
     """Write the file, read it again, and return its scores."""
-    torch.export.save(program, file)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    file.write_bytes(content.getvalue())  # On a full disk torch would end the process, where this raises an error.
     with torch.no_grad():
         scores: Tensor = torch.export.load(file).module()(image)
     return scores

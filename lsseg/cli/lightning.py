@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class LssegCLI(LightningCLI):
     def __init__(self, *args: Any, command: str, held: ExitStack, place: Place, **options: Any) -> None:
         self._command = command
         self._new: Path | None = None  # the run folder, if this command makes it
+        self._above: list[Path] = []  # folders above it that this command makes, too
         self._held = held
         self._place = place  # the run folder and configuration, for messages about errors
         self._resumed: dict[str, Any] | None = None  # content of the checkpoint from which the training resumes
@@ -113,6 +115,9 @@ class LssegCLI(LightningCLI):
         made = [path for path in inside if path.parts[0] != "wandb"]
         if all(path.name in ("config.yaml", "environment.json", ".lock") for path in made):
             shutil.rmtree(self._new, ignore_errors=True)
+            with suppress(OSError):  # another command may have begun a run beside it
+                for folder in self._above:
+                    folder.rmdir()
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing, because Lightning would silently prefer the checkpoint's hyperparameters to the command line."""
@@ -140,7 +145,7 @@ class LssegCLI(LightningCLI):
         if not config.trainer.fast_dev_run:
             self._place.folder = folder
         if not folder.exists():
-            self._new = folder
+            self._new, self._above = folder, _missing(folder.parents)
         begun = (folder / "metrics.jsonl").exists() and not requeued(folder)
         if self.subcommand == "fit" and not checkpoint and begun:
             last = folder / "last.ckpt"
@@ -189,6 +194,7 @@ class LssegCLI(LightningCLI):
         folder = parent / name
         if "." not in now and not config.trainer.fast_dev_run:  # a SLURM step keeps its folder
             others = (parent / f"{name}-{number}" for number in itertools.count(2))
+            self._above = _missing(folder.parents)
             while not _made(folder):  # another command started in the same second
                 folder = next(others)
             self._new = folder
@@ -284,6 +290,10 @@ class LssegCLI(LightningCLI):
     def test(self, **arguments: Any) -> None:
         """Test without Lightning's table of scores, because the project prints its own table of classes."""
         self.trainer.test(**{**arguments, "verbose": False})
+
+
+def _missing(folders: Iterable[Path]) -> list[Path]:
+    return [folder for folder in folders if not folder.exists()]
 
 
 def _made(folder: Path) -> bool:

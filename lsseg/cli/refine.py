@@ -58,6 +58,10 @@ def main(argv: list[str]) -> int:
             _refine(job, refiner, options, part) for job in track(jobs, "refining", console=console, transient=True)
         ]
         part.replace(output)
+    except OSError as error:  # a full disk; the folder that it names will be gone
+        if error.filename and Path(error.filename).is_relative_to(part):
+            error.filename = str(output / Path(error.filename).relative_to(part))
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
     console.print(

@@ -57,7 +57,7 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 SUBFILE_TYPE = 254  # its lowest bit says that a page is a smaller copy of another
 BITS = 258  # of each channel
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
-PLANES, SEPARATE = 284, 2  # each colour is stored as a whole image
+SEPARATE = 2  # as the planar configuration: each colour is stored as a whole image
 EXTRA_SAMPLES, UNSPECIFIED = 338, 0  # a channel that is not said to be transparency
 SAMPLE_FORMAT, SIGNED = 339, 2
 LFS = b"version https://git-lfs"  # begins the pointer that Git LFS leaves in place of a file
@@ -103,7 +103,8 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     try:
         image, orientation = _open(path)
     except UnknownFormat as error:
-        return _whole_numbers(_by_tifffile(path, error, 1), path)
+        values, orientation, _ = _by_tifffile(path, error, 1)
+        return _whole_numbers(_upright(values, orientation), path)
     if image.mode == "LA":  # grey and transparency, which has no meaning in a mask
         image = image.getchannel(0)
     if _is_colored(image):
@@ -134,7 +135,7 @@ def holds_colors(path: Path) -> bool:
     try:
         return _is_colored(_open(path, load=False)[0])
     except UnknownFormat as error:
-        return _by_tifffile(path, error).ndim == 3
+        return _by_tifffile(path, error)[0].ndim == 3
 
 
 def _is_colored(image: Image.Image) -> bool:
@@ -165,8 +166,8 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         image, orientation = _open(path, load=False)
     except UnknownFormat as error:
-        height, width = _by_tifffile(path, error).shape[:2]
-        return height, width
+        values, orientation, _ = _by_tifffile(path, error)
+        return _upright(values, orientation).shape[:2]
     width, height = image.size
     exchanged = TURNS.get(orientation, (False, ()))[0] and image.format != "TIFF"  # Pillow turns TIFF itself
     return (width, height) if exchanged else (height, width)
@@ -176,8 +177,8 @@ def turned(path: Path) -> str:
     """Return a note for messages about an image's size if EXIF turns the image; otherwise return an empty string."""
     try:
         orientation = _open(path, load=False)[1]
-    except UnknownFormat:
-        return ""
+    except UnknownFormat as error:
+        orientation = _by_tifffile(path, error)[1]
     return f" (its EXIF orientation, {orientation}, turns it as it is seen)" if orientation in TURNS else ""
 
 
@@ -256,12 +257,11 @@ def _decode(path: Path) -> tuple[npt.NDArray[Any], int, bool]:
     try:
         image, orientation = _open(path, load=False)
     except UnknownFormat as error:  # Pillow knows no TIFF of 64-bit numbers, or of floating point colours
-        return _by_tifffile(path, error), 1, False
+        return _by_tifffile(path, error)
     deep = _tag(image, BITS) == 16 or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode in ("RGB", "RGBA", "LA") and deep:
-        if _tag(image, PLANES) == SEPARATE:
-            return _by_tifffile(path), orientation, False  # because OpenCV confuses the planes
-        return _by_opencv(path), orientation, False  # because Pillow drops the lower byte
+        # Pillow drops the lower byte. OpenCV confuses separate planes of a TIFF, and turns it as it likes.
+        return _by_tifffile(path) if image.format == "TIFF" else (_by_opencv(path), orientation, False)
     image, orientation = _open(path)
     if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
         pixels = _stored(image)
@@ -275,8 +275,8 @@ def _decode(path: Path) -> tuple[npt.NDArray[Any], int, bool]:
     return np.asarray(image.convert("RGB")), orientation, False
 
 
-def _by_tifffile(path: Path, otherwise: InputError | None = None, most: int = 4) -> npt.NDArray[Any]:
-    """Return a TIFF's own values, H×W or H×W×3.
+def _by_tifffile(path: Path, otherwise: InputError | None = None, most: int = 4) -> tuple[npt.NDArray[Any], int, bool]:
+    """Return a TIFF's own values, H×W or H×W×3, its orientation, and whether 0 is white in it.
 
     Args:
         path: The file.
@@ -290,14 +290,16 @@ def _by_tifffile(path: Path, otherwise: InputError | None = None, most: int = 4)
             whole = [page for page in pages if not int(page.subfiletype or 0) & 1]
             if len(whole) > 1:
                 raise _too_many_pages(path, len(whole))
-            pixels, axes = whole[0].asarray(), whole[0].axes
+            page = whole[0]
+            orientation = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
+            pixels, axes, negative = page.asarray(), page.axes, page.photometric == WHITE_IS_ZERO
     except InputError:
         raise
     except tifffile.TiffFileError as error:
         raise otherwise or InputError(f"cannot decode {path}: {error}") from error
     except Exception as error:  # a broken file may raise anything
         if whole and whole[0].planarconfig != SEPARATE:  # some compressions need the package imagecodecs
-            return _by_opencv(path)
+            return _by_opencv(path), 1, False  # turned upright already
         raise InputError(f"cannot decode {path}: {error}".splitlines()[0]) from error
     if axes.startswith("S"):
         pixels = np.moveaxis(pixels, 0, -1)
@@ -306,7 +308,7 @@ def _by_tifffile(path: Path, otherwise: InputError | None = None, most: int = 4)
         raise _too_many(path, channels)
     if pixels.dtype == np.float16:
         pixels = pixels.astype(np.float32)
-    return pixels if pixels.ndim == 2 else pixels[..., :3]
+    return (pixels if pixels.ndim == 2 else pixels[..., :3]), orientation, negative
 
 
 def _too_many(path: Path, channels: int) -> InputError:

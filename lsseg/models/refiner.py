@@ -199,9 +199,15 @@ class ChanVeseRefiner(nn.Module):
             valid: Pixels that count, M×H×W bool; None counts all pixels.
 
         Returns:
-            A scalar, the mean over valid pixels; 0 if there are none.
+            A scalar, the mean over valid pixels; 0 if there are none. NaN if the truth of a valid pixel is NaN.
         """
-        inside = truth if truth.dtype == torch.bool else truth >= 0.5
+        loss = self._loss(refined, truth if truth.dtype == torch.bool else truth >= 0.5, valid)
+        if not truth.is_floating_point():
+            return loss
+        lost = truth.isnan() if valid is None else truth.isnan() & valid
+        return torch.where(lost.any(), torch.nan, loss)  # An error would have to wait for a GPU.
+
+    def _loss(self, refined: Refined, inside: Tensor, valid: Tensor | None) -> Tensor:
         if refined.logits is None:
             target = tsdf(inside, self.truncation).to(refined.phi.dtype)
             return tsdf_loss(refined.phi, target, inside, valid)

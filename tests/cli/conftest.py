@@ -1,5 +1,7 @@
 """Shared by the tests of the command line."""
 
+import contextlib
+import resource
 import shutil
 from pathlib import Path
 
@@ -24,3 +26,19 @@ def trained(trained_once, tmp_path):
     """A copy of a finished tiny run."""
     shutil.copytree(trained_once, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def small_disk():
+    """A context in which no file may grow beyond a number of bytes, as on a disk that is nearly full."""
+
+    @contextlib.contextmanager
+    def limited(most):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -88,6 +88,12 @@ def test_fit_refuses(refused, tmp_path, arguments, message):
     assert (tmp_path / "run" / "metrics.jsonl").exists() == (tmp_path / "run").exists() == (1e30 in arguments)
 
 
+@pytest.mark.parametrize("folder", [(), ("--trainer.default_root_dir", "a/b/run")])
+def test_a_run_that_does_not_begin_leaves_no_folder_above_it_either(refused, tmp_path, folder):
+    assert "val split" in refused("fit", "--config", TINY, "--data.val_images", 0, *folder)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nonfinite_loss_names_the_step(refused, tmp_path):
     said = refused("fit", "--config", TINY, "--trainer.default_root_dir", tmp_path / "run", "--model.lr", 1e30)
     assert said.startswith("step 1: ")

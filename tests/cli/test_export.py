@@ -51,6 +51,15 @@ def test_a_file_computes_what_its_network_does(lsseg, tmp_path, method):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("name", ["net.pt2", pytest.param("net.onnx", marks=onnx)])
+def test_a_full_disk_is_told_with_the_files_name_and_leaves_nothing(trained_once, lsseg, tmp_path, small_disk, name):
+    with small_disk(100_000):
+        status, _, err = lsseg("export", trained_once, tmp_path / name)
+    assert (status, err.count("\n"), str(tmp_path / name) in err.replace("\n", "")) == (1, 1, True), err
+    assert not list(tmp_path.glob("*net*"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters
 @pytest.mark.parametrize(
     ("data", "size"),
     [({}, (64, 64)), ({"crop_size": [48, 80]}, (48, 80)), ({"crop_size": [48, 80], "resize": [96, 64]}, (96, 64))],

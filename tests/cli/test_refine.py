@@ -81,6 +81,18 @@ def test_a_stop_in_the_middle_leaves_nothing_behind(lsseg, folders):
     assert sorted(folders.rglob("*")) == before
 
 
+def test_a_full_disk_is_told_with_the_name_that_the_file_was_to_have(lsseg, folders, small_disk):
+    before = sorted(folders.rglob("*"))
+    with small_disk(2000):  # enough for a mask, and not for its picture
+        status, _, err = lsseg("refine", folders / "images", folders / "masks", "--output", folders / "out")
+    assert (status, "File too large: " in err, str(folders / "out/steps/a.png") in err.replace("\n", "")) == (
+        1,
+        True,
+        True,
+    )
+    assert sorted(folders.rglob("*")) == before
+
+
 @pytest.mark.parametrize("content", [b"", b"model: {}"])
 def test_a_file_that_is_no_refiner(lsseg, folders, content):
     (folders / "no.pt").write_bytes(content)

@@ -6,7 +6,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lsseg.data.pixels import holds_colors, image_size, read_image, read_mask
+from lsseg.data.pixels import holds_colors, image_size, read_image, read_mask, turned
 from lsseg.errors import InputError
 
 GREY = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
@@ -174,14 +174,18 @@ CHANNELS = {"photometric": "minisblack", "planarconfig": "contig"}
         (COLOR.transpose(2, 0, 1) / 255, PLANES),
         (255 - GREY, {"photometric": "miniswhite"}),
         ((255 - GREY).astype(np.uint16) * 257, {"photometric": "miniswhite"}),
+        (1 - GREY / 255, {"photometric": "miniswhite"}),
     ],
 )
-def test_tiffs_of_scientists_hold_what_was_written(tmp_path, pixels, options):
-    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
-    seen = COLOR if 3 in pixels.shape else np.stack([GREY] * 3, 2)
+@pytest.mark.parametrize("orientation", [None, 2, 5, 6])
+def test_tiffs_of_scientists_hold_what_was_written(tmp_path, pixels, options, orientation):
+    turn = [(274, "H", 1, orientation, True)] if orientation else []
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=turn, **options)
+    seen = SEEN.get(orientation, lambda x: x)(COLOR if 3 in pixels.shape else np.stack([GREY] * 3, 2))
     assert np.array_equal(read_image(tmp_path / "a.tif"), seen)
-    assert image_size(tmp_path / "a.tif") == GREY.shape
+    assert image_size(tmp_path / "a.tif") == seen.shape[:2]
     assert holds_colors(tmp_path / "a.tif") == (3 in pixels.shape)
+    assert (f"orientation, {orientation}," in turned(tmp_path / "a.tif")) == bool(orientation)
 
 
 def test_a_range_is_that_of_the_stored_values_whichever_is_white(tmp_path):
@@ -193,8 +197,10 @@ def test_a_range_is_that_of_the_stored_values_whichever_is_white(tmp_path):
 @pytest.mark.parametrize("kind", [bool, np.int8, np.int16, np.int64, np.uint32, np.float16, np.float64])
 def test_masks_of_every_number_are_read_as_they_were_written(tmp_path, kind):
     labels = np.array([[0, 1, 0], [1, 1, 0]]) * (1 if kind in (bool, np.uint32) else -1)
-    tifffile.imwrite(tmp_path / "a.tif", labels.astype(kind))
-    assert read_mask(tmp_path / "a.tif").tolist() == labels.tolist()
+    for orientation in (1, 3, 8):
+        turn = [(274, "H", 1, orientation, True)]
+        tifffile.imwrite(tmp_path / "a.tif", labels.astype(kind), extratags=turn)
+        assert read_mask(tmp_path / "a.tif").tolist() == SEEN.get(orientation, lambda x: x)(labels).tolist()
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])

@@ -77,6 +77,9 @@ def test_distances_are_taught_the_papers_loss_and_void_counts_for_nothing(scene)
     torch.testing.assert_close(refiner.loss(refined, truth, valid), expected)
     torch.testing.assert_close(refiner.loss(refined, truth.float(), valid), expected)
     assert refiner.loss(refined, truth, torch.zeros_like(valid)) == 0
+    unknown = torch.where(valid, truth.float(), torch.nan)
+    assert refiner.loss(refined, unknown).isnan()
+    assert refiner.loss(refined, unknown, valid).isfinite()
 
 
 def test_masks_of_one_image_share_its_features_of_a_stride(scene):
