@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -117,8 +118,11 @@ def map_labels(mask: npt.NDArray[np.integer], labels: dict[int, int], path: Path
     """
     table = np.full(65537, -1, dtype=np.int32)  # the last one stands for what is out of range
     table[list(labels)] = list(labels.values())
-    value = mask.astype(np.int64)
-    mapped = table[np.where((value >= 0) & (value < 65536), value, 65536)]
+    if mask.dtype == np.uint8:
+        mapped = cv2.LUT(mask, table[:256])
+    else:
+        value = mask.astype(np.int64)
+        mapped = table[np.where((value >= 0) & (value < 65536), value, 65536)]
     if (mapped < 0).any():
         advice = "; JPEG changes values, so masks must be PNG" if path.suffix.lower() in LOSSY else ""
         raise InputError(_unknown(path, "value", np.unique(mask[mapped < 0]).tolist(), sorted(labels)) + advice)

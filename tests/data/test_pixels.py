@@ -129,6 +129,23 @@ def test_what_is_no_image_is_named(tmp_path, content, match):
             read(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("kept", [0.9, 0.5])
+def test_a_file_that_broke_off_is_named(tmp_path, suffix, kept):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.kron(COLOR, np.ones((9, 9, 1), np.uint8))).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(InputError, match=rf"cannot decode .*a\{suffix}"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_photographs_are_decoded_as_pillow_decodes_them(tmp_path, subsampling):
+    Image.fromarray(np.kron(COLOR, np.ones((3, 3, 1), np.uint8))).save(tmp_path / "a.jpg", subsampling=subsampling)
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg")))
+
+
 def test_masks_of_grey_with_transparency_and_of_whole_floating_point_numbers_are_read(tmp_path):
     values = np.array([[0, 1], [255, 7]], np.uint8)
     Image.fromarray(values).convert("LA").save(tmp_path / "a.png")
