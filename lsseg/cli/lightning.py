@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,8 @@ from lsseg.cli.resume import (
     KeepModel,
     SaveConfig,
     check_intervals,
+    made,
+    missing,
     refuse_forks,
     refuse_other_model,
     refuse_own_names,
@@ -145,7 +146,7 @@ class LssegCLI(LightningCLI):
         if not config.trainer.fast_dev_run:
             self._place.folder = folder
         if not folder.exists():
-            self._new, self._above = folder, _missing(folder.parents)
+            self._new, self._above = folder, missing(folder.parents)
         begun = (folder / "metrics.jsonl").exists() and not requeued(folder)
         if self.subcommand == "fit" and not checkpoint and begun:
             last = folder / "last.ckpt"
@@ -194,8 +195,8 @@ class LssegCLI(LightningCLI):
         folder = parent / name
         if "." not in now and not config.trainer.fast_dev_run:  # a SLURM step keeps its folder
             others = (parent / f"{name}-{number}" for number in itertools.count(2))
-            self._above = _missing(folder.parents)
-            while not _made(folder):  # another command started in the same second
+            self._above = missing(folder.parents)
+            while not made(folder):  # another command started in the same second
                 folder = next(others)
             self._new = folder
         os.environ[RUN_FOLDER] = str(folder)
@@ -290,19 +291,6 @@ class LssegCLI(LightningCLI):
     def test(self, **arguments: Any) -> None:
         """Test without Lightning's table of scores, because the project prints its own table of classes."""
         self.trainer.test(**{**arguments, "verbose": False})
-
-
-def _missing(folders: Iterable[Path]) -> list[Path]:
-    return [folder for folder in folders if not folder.exists()]
-
-
-def _made(folder: Path) -> bool:
-    """Make a folder; return False if it exists already."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _listed(value: Any) -> list[Any]:

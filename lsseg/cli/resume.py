@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -288,3 +288,17 @@ def requeued(folder: Path) -> bool:
     saved = [path.stat().st_mtime for path in folder.glob("hpc_ckpt_*.ckpt")]
     last = folder / "last.ckpt"
     return SLURMEnvironment.detect() and bool(saved) and (not last.exists() or max(saved) >= last.stat().st_mtime)
+
+
+def missing(folders: Iterable[Path]) -> list[Path]:
+    """Return those folders that do not exist."""
+    return [folder for folder in folders if not folder.exists()]
+
+
+def made(folder: Path) -> bool:
+    """Make a folder; return False if it exists already."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
