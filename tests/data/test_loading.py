@@ -115,6 +115,8 @@ def test_the_strength_bounds_the_change_of_colours():
         means.append(float(changed.float().mean()))
     assert 79 <= min(means) < 85
     assert 115 < max(means) <= 121
+    numbers, _ = Colors(0.2)(tv_tensors.Image(torch.full((3, 8, 8), 0.4)), mask)  # as of somebody's own data set
+    assert 0.3 < float(numbers.mean()) < 0.5
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 1.7])
