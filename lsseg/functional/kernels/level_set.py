@@ -8,8 +8,7 @@ sums. In the backward pass one kernel reads the logits and writes the gradient. 
 given shape has one order of summation and one result.
 
 A kernel goes over the classes two or three times. Only the first time reads the logits from memory, since a program's
-logits then stay in the cache. A program is one warp, of which each thread holds all the BC classes of its pixels:
-threads need no barrier, and exchange nothing but the sums over pixels.
+logits then stay in the cache. A program is one warp, so that its threads need no barrier.
 
 Importing this module needs Triton. On a CPU Triton's interpreter (``TRITON_INTERPRET=1``) runs the kernels.
 """
