@@ -43,15 +43,15 @@ def signed_distance(mask: Tensor, truncation: float | None = None, kernels: Kern
 
     Raises:
         ValueError: If ``mask`` is not bool, has fewer than two dimensions or no pixel, or ``truncation`` is not
-            positive.
+            positive and finite.
 
     >>> signed_distance(torch.tensor([[False, True, True, True]]))
     tensor([[-0.5000,  0.5000,  1.5000,  2.5000]])
     """
     if mask.dtype != torch.bool or mask.dim() < 2 or 0 in mask.shape[-2:]:
         raise ValueError(f"mask must be bool, …×H×W, not {mask.dtype} {tuple(mask.shape)}")
-    if truncation is not None and not truncation > 0:
-        raise ValueError(f"truncation must be positive, not {truncation}")
+    if truncation is not None and not 0 < truncation < math.inf:
+        raise ValueError(f"truncation must be positive and finite (None does not clip), not {truncation}")
     if mask.numel() == 0:
         return torch.zeros(mask.shape, device=mask.device)
     limit = float(truncation) if truncation is not None else float(sum(mask.shape[-2:]))

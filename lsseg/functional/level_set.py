@@ -167,8 +167,11 @@ def _terms(
 ) -> Terms:
     """Return the mean cross-entropy and the energies (B×C), which ``balanced`` divides by their classes' shares."""
     check_level_set(epsilon, heaviside, reduction, mode, kernels)
-    if not isinstance(target, Tensor):
-        raise ValueError(f"expected a tensor as the target, not {type(target).__name__}")
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"expected a tensor as the {name}, not {type(value).__name__}")
+        if value.device != logits.device:
+            raise ValueError(f"the logits are on {logits.device}, but the {name} is on {value.device}")
     if not isinstance(ignore_index, int):
         raise ArgumentError(
             f"ignore_index must be a whole number, such as -100 if no label is void, not {ignore_index}"

@@ -54,10 +54,11 @@ def boundary_counts(
         B×C×4 int64: matched and all boundary pixels of the prediction, then matched and all of the target.
 
     Raises:
-        ValueError: If ``radius`` is negative.
+        ValueError: If ``radius`` is negative, or if one of the maps does not hold labels or (on a CPU) holds others.
     """
     if radius < 0:
         raise ValueError(f"radius must be at least 0, not {radius}")
+    _check_labels(prediction, target, num_classes, ignore_index)
     void = target == ignore_index
     # int16 needs a quarter of the memory traffic of int64 labels. -1 is no class.
     maps = []
@@ -106,13 +107,29 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
         B×C×C int64, with the true classes as rows.
 
     Raises:
-        ValueError: If (on a CPU) a label is none of these.
+        ValueError: If one of the maps does not hold labels or (on a CPU) holds others.
 
     >>> confusion_matrix(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]), 2)
     tensor([[[1, 1],
              [0, 0]]])
     """
+    _check_labels(prediction, target, num_classes, ignore_index)
     cells = num_classes * num_classes
+    void = target == ignore_index
+    cell = (target.long() * num_classes + prediction).masked_fill(void, cells).flatten(1)
+    offset = torch.arange(len(cell), device=cell.device).unsqueeze(1) * (cells + 1)
+    counts = torch.bincount((cell + offset).flatten(), minlength=len(cell) * (cells + 1))
+    return counts.view(-1, cells + 1)[:, :cells].reshape(-1, num_classes, num_classes)
+
+
+def _check_labels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Refuse maps that are not B×H×W labels of one shape, and on a CPU labels of valid pixels that name no class."""
+    shapes = [tuple(labels.shape) for labels in (prediction, target)]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 3 or prediction.is_floating_point() or target.is_floating_point():
+        raise ValueError(
+            "prediction and target must be integer labels B×H×W of one shape, not "
+            f"{shapes[0]} of {prediction.dtype} and {shapes[1]} of {target.dtype}"
+        )
     void = target == ignore_index
     for name, labels in (("prediction", prediction), ("target", target)):
         if labels.device.type == "cpu" and labels.numel():  # a GPU would be waited for
@@ -120,10 +137,6 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
             if least < 0 or most >= num_classes:
                 wrong = least if least < 0 else most
                 raise ValueError(f"{name} holds the label {wrong}, but labels must lie in 0..{num_classes - 1}")
-    cell = (target.long() * num_classes + prediction).masked_fill(void, cells).flatten(1)
-    offset = torch.arange(len(cell), device=cell.device).unsqueeze(1) * (cells + 1)
-    counts = torch.bincount((cell + offset).flatten(), minlength=len(cell) * (cells + 1))
-    return counts.view(-1, cells + 1)[:, :cells].reshape(-1, num_classes, num_classes)
 
 
 def overlap_counts(confusion: Tensor) -> Tensor:

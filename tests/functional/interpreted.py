@@ -14,7 +14,9 @@ from lsseg.functional import (
     signed_distance,
 )
 
-LARGE = [(1, 150, 13, 3), (2, 300, 2, 35)]
+# One pixel; less than a program's pixels; several programs for an image, the last of which is not full; many classes.
+SHAPES = [(1, 2, 1, 1), (2, 4, 7, 11), (3, 21, 1, 9), (2, 5, 9, 37), (1, 150, 3, 3)]
+LARGE = [(1, 301, 1, 5)]
 
 
 def generator(seed=0):
@@ -39,10 +41,7 @@ slow = pytest.mark.slow  # of many numbers; the interpreter takes seconds for th
 
 
 @pytest.mark.parametrize("kind", ["hf", "ahf", "mahf"])
-@pytest.mark.parametrize(
-    "shape",
-    [(1, 2, 1, 1), (2, 4, 7, 11), (3, 21, 1, 9), (1, 150, 3, 3), *(pytest.param(s, marks=slow) for s in LARGE)],
-)
+@pytest.mark.parametrize("shape", [*SHAPES, *(pytest.param(shape, marks=slow) for shape in LARGE)])
 def test_level_set_loss(shape, kind):
     target = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator())
     target[torch.rand(target.shape, generator=generator(1)) < 0.2] = 999

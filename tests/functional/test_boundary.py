@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,10 @@ def test_labels_of_no_class_are_refused(part, label):
         confusion_matrix(*labels.values(), 4)
     labels["target"][0, 1, 2] = 255  # void, where the prediction does not matter
     assert confusion_matrix(*labels.values(), 4).sum() == 19
+
+
+@pytest.mark.parametrize("counts", [confusion_matrix, partial(boundary_counts, radius=1)])
+@pytest.mark.parametrize("given", [torch.zeros(2, 3, 4, 5), torch.zeros(1, 4, 5).long(), torch.zeros(2, 4, 5)])
+def test_maps_that_are_no_labels_of_one_shape_are_refused(counts, given):
+    with pytest.raises(ValueError, match="must be integer labels B×H×W of one shape"):
+        counts(given, torch.zeros(2, 4, 5, dtype=torch.long), 3)

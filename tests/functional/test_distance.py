@@ -93,6 +93,7 @@ def test_half_a_pixel_beside_the_contour_and_swapping_sides_swaps_the_sign():
         (torch.zeros(0, 3, dtype=torch.bool), None, "bool"),
         (torch.zeros(3, 3, dtype=torch.bool), 0.0, "truncation"),
         (torch.zeros(3, 3, dtype=torch.bool), -1.0, "truncation"),
+        (torch.zeros(3, 3, dtype=torch.bool), float("inf"), "None does not clip"),
     ],
 )
 def test_bad_input(mask, truncation, message):

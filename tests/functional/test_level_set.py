@@ -242,6 +242,8 @@ def test_sums_are_accumulated_in_float64():
         ({"target": torch.full((1, 4, 4), 3)}, "the label 3: expected 0..2 or the ignore index 255"),
         ({"target": torch.full((1, 4, 4), -1)}, "the label -1"),
         ({"target": torch.zeros(1, 4, 4)}, "target of the logits. shape"),
+        ({"target": torch.zeros(1, 4, 4, device="meta").long()}, "logits are on cpu, but the target is on meta"),
+        ({"logits": {"out": torch.zeros(1, 3, 4, 4)}}, "expected a tensor as the logits, not dict"),
         ({"epsilon": 0.0}, "epsilon must be positive"),
         ({"kind": "sharp"}, "'sharp'"),
         ({"reduction": "median"}, "median"),
