@@ -33,11 +33,13 @@ def by_hand(logits, target, weights, boundary):
 
 @pytest.mark.parametrize("boundary", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("shape", [(2, 4, 7, 9), (1, 2, 1, 5), (1, 3, 6, 1)])
-def test_equals_the_equation(shape, boundary):
+@pytest.mark.parametrize("weights", [[0.5, 2.0, 0.0, 1.3], None])
+def test_equals_the_equation(weights, shape, boundary):
     logits, target = example(shape)
-    weights = [0.5, 2.0, 0.0, 1.3][: shape[1]]
-    ours = WeightedCrossEntropy(weights, boundary)(logits, target)
-    assert float(ours) == pytest.approx(by_hand(logits.numpy(), target.numpy(), weights, boundary), rel=1e-6)
+    given = weights and weights[: shape[1]]
+    ours = WeightedCrossEntropy(given, boundary)(logits, target)
+    expected = by_hand(logits.numpy(), target.numpy(), given or [1.0] * shape[1], boundary)
+    assert float(ours) == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_weights_it_is_cross_entropy():
