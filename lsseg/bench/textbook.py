@@ -20,14 +20,17 @@ def level_set_energies(
         truth: B×C×spatial numbers in [0, 1].
         valid: B×spatial bool.
         epsilon: ε.
-        kind: ``mahf`` or ``ahf``.
+        kind: ``mahf``, ``ahf`` or ``ramp``.
         mode: ``multiclass`` takes a softmax; any other value takes a sigmoid of each class.
 
     Returns:
         B×C; 0 for a class that is absent.
     """
     phi = (torch.softmax(logits, 1) if mode == "multiclass" else torch.sigmoid(logits)).flatten(2) - 0.5
-    h = 0.5 + torch.atan(phi / epsilon) / math.pi if kind == "ahf" else 0.5 * (1 + torch.tanh(phi / epsilon))
+    if kind == "ramp":
+        h = (0.5 * (1 + phi / epsilon)).clamp(0, 1)
+    else:
+        h = 0.5 + torch.atan(phi / epsilon) / math.pi if kind == "ahf" else 0.5 * (1 + torch.tanh(phi / epsilon))
     keep, g = valid.flatten(1).unsqueeze(1).to(h), truth.flatten(2)
     inside, outside = h * keep, (1 - h) * keep
     c1 = (g * inside).sum(2, keepdim=True) / inside.sum(2, keepdim=True).clamp_min(1e-30)

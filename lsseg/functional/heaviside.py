@@ -11,14 +11,15 @@ from torch import Tensor
 
 from lsseg.errors import ArgumentError
 
-HeavisideKind = Literal["hf", "ahf", "mahf"]
+HeavisideKind = Literal["hf", "ahf", "mahf", "ramp"]
 
 
 def heaviside(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") -> Tensor:
     """Return H_ε(z), the step function or one of its smooth approximations.
 
     ``hf`` is 1[z ≥ 0] (Kim 2019, eq. 2). ``ahf`` is ½ (1 + 2/π · atan(z/ε)) (Chan and Vese, cited in Kim 2019,
-    section 3.2). ``mahf`` is ½ (1 + tanh(z/ε)) (Kim 2019, eq. 6).
+    section 3.2). ``mahf`` is ½ (1 + tanh(z/ε)) (Kim 2019, eq. 6). ``ramp`` is ½ (1 + z/ε) between 0 and 1, so that with
+    ε = ½ the function of P - ½ is the probability P itself; it is in none of the papers.
 
     Args:
         z: Level-set values, any shape.
@@ -39,6 +40,8 @@ def heaviside(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") 
         return (z >= 0).to(z.dtype)
     if kind == "ahf":
         return arctan_step(z, z.new_full((), epsilon))
+    if kind == "ramp":
+        return ((z + epsilon) * (0.5 / epsilon)).clamp(0, 1)
     # ½ (1 + tanh(z/ε)) is the logistic function of 2z/ε, which is several times faster and exact in the lower tail,
     # where 1 + tanh cancels to 0.
     return torch.sigmoid(z * (2 / epsilon))
@@ -69,6 +72,8 @@ def dirac(z: Tensor, epsilon: float = 1 / 20, kind: HeavisideKind = "mahf") -> T
         return torch.zeros_like(z)
     if kind == "ahf":
         return epsilon / (math.pi * (epsilon**2 + z.square()))
+    if kind == "ramp":
+        return (z.abs() <= epsilon).to(z.dtype).mul_(0.5 / epsilon)
     step = torch.sigmoid(z * (2 / epsilon))
     return torch.addcmul(step, step, step, value=-1).mul_(2 / epsilon)
 
@@ -84,7 +89,7 @@ def arctan_step(z: Tensor, epsilon: Tensor) -> Tensor:
 
 def check_heaviside(epsilon: float, kind: str) -> None:
     """Raise ``ValueError`` for an unknown ``kind`` or an ``epsilon`` that is not positive."""
-    if kind not in ("hf", "ahf", "mahf"):
-        raise ArgumentError(f"heaviside must be 'mahf', 'ahf' or 'hf', not {kind!r}")
+    if kind not in ("hf", "ahf", "mahf", "ramp"):
+        raise ArgumentError(f"heaviside must be 'mahf', 'ahf', 'hf' or 'ramp', not {kind!r}")
     if not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon must be positive, not {epsilon}")

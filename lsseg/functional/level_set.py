@@ -7,6 +7,16 @@ R = Σ G² h and Q = Σ G². The region means are c1 = A/S and c2 = (T-A)/(N-S),
 
     E = Σ (G - c1)² h + (G - c2)² (1 - h) = (R - A c1) + (Q - R - (T - A) c2)
 
+For labels let p = A/S be the precision of the class and r = A/T its recall, both weighted by h. Then
+
+    E/T = 1 - r p - (1 - r) c2
+
+and c2 is near 0 for a class that is small in its image. So the energy per pixel of a class is a score of its region, as
+Dice is. But it falls by no more than 2 p/T for each pixel of the class at which h rises to 1, and hence hardly at all
+while p is near 0: the energy sharpens a class that cross-entropy has begun to learn, and does not teach one that is yet
+to be found. Its logarithm does, because -log(1 - E/T) falls by that change in relation to r p. For soft regions it is
+-log(1 - E/Q). 1 - E/Q is the share of Σ G² that the two means explain; for labels it is at least T/N.
+
 Because c1 and c2 minimise E for a fixed h, its total derivative is ∂E/∂h = c1² - c2² + 2 G (c2 - c1) (eq. 7). For
 labels G² is G, so that R = A and Q = T. The forward pass needs a few sums per class. The backward pass needs two
 numbers per class and one more softmax. There is no loop over classes. Nothing of the size of the logits is kept between
@@ -25,8 +35,17 @@ from lsseg.functional import level_set_labels, level_set_regions
 from lsseg.functional.blocks import refuse_forward_mode
 from lsseg.functional.heaviside import HeavisideKind, check_heaviside
 from lsseg.functional.kernels import Kernels, check_kernels, use_triton
+from lsseg.functional.level_set_labels import Scaling
 
-Reduction = Literal["mean", "balanced", "batchmean", "sum", "none"]
+Reduction = Literal["mean", "balanced", "log", "batchmean", "sum", "none"]
+SCALINGS: dict[str, Scaling] = {  # of each reduction
+    "mean": "mean",
+    "balanced": "balanced",
+    "log": "log",
+    "batchmean": "sum",
+    "sum": "sum",
+    "none": "mean",
+}
 Mode = Literal["multiclass", "multilabel", "binary"]
 Terms = tuple[Tensor, Tensor]
 
@@ -70,6 +89,9 @@ def level_set_energy(
                           energies per valid pixel
             ``balanced``  mean over the image's classes, mean over Small classes count like large ones. With classes
                           B, of the energies per pixel of a class  of one size, the result equals that of ``mean``.
+            ``log``       mean over the image's classes, mean over It also teaches classes that are yet to be found, as
+                          B, of -log(1 - energy per pixel of a     the module says. It is in none of the papers.
+                          class)
             ``batchmean`` sum over pixels and classes, mean over B The paper prints this. It grows with the image.
             ``sum``       the same as ``batchmean``                This is the older name of ``batchmean``.
             ============= ======================================== ==================================================
@@ -146,8 +168,8 @@ def check_level_set(epsilon: float, heaviside: str, reduction: str, mode: str, k
     """Raise ``ValueError`` for an option out of range or unknown."""
     check_heaviside(epsilon, heaviside)
     check_kernels(kernels)
-    if reduction not in ("mean", "balanced", "batchmean", "sum", "none"):
-        known = "'mean', 'balanced', 'batchmean' (or 'sum') or 'none'"
+    if reduction not in SCALINGS:
+        known = "'mean', 'balanced', 'log', 'batchmean' (or 'sum') or 'none'"
         raise ArgumentError(f"reduction must be {known}, not {reduction!r}")
     if mode not in ("multiclass", "multilabel", "binary"):
         raise ArgumentError(f"mode must be 'multiclass', 'multilabel' or 'binary', not {mode!r}")
@@ -165,7 +187,7 @@ def _terms(
     valid: Tensor | None,
     cross_entropy: bool,
 ) -> Terms:
-    """Return the mean cross-entropy and the energies (B×C), which ``balanced`` divides by their classes' shares."""
+    """Return the mean cross-entropy and the energies (B×C), scaled so that their sum over classes is what counts."""
     check_level_set(epsilon, heaviside, reduction, mode, kernels)
     for name, value in (("logits", logits), ("target", target)):
         if not isinstance(value, Tensor):
@@ -188,8 +210,7 @@ def _terms(
         valid = _without_class_axis(valid, space, "valid")
         if valid.dtype != torch.bool:
             raise ValueError(f"valid must be bool, not {valid.dtype}")
-    options = epsilon, heaviside, reduction in ("mean", "balanced", "none"), cross_entropy
-    balanced = reduction == "balanced"
+    options = epsilon, heaviside, SCALINGS[reduction], cross_entropy
     if mode == "multiclass" and not target.is_floating_point():
         if target.shape == logits.shape:
             raise ValueError("integers are labels, B×spatial: a truth with a value for every class must be floating")
@@ -197,35 +218,9 @@ def _terms(
         if valid is not None:
             labels = labels.masked_fill(~valid, ignore_index)
         triton = use_triton(kernels, logits) and classes <= MOST_CLASSES
-        first, energies = level_set_labels.terms(logits, labels, ignore_index, *options, triton)
-        return first, energies / _shares_of_labels(labels, classes, ignore_index).to(energies) if balanced else energies
+        return level_set_labels.terms(logits, labels, ignore_index, *options, triton)
     truth, valid = _regions(logits, target, valid, ignore_index, mode)
-    first, energies = level_set_regions.terms(logits, truth, valid, mode == "multiclass", *options)
-    return first, energies / _shares_of_regions(truth, valid).to(energies) if balanced else energies
-
-
-def _shares_of_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Return each class's share of an image's valid pixels, times the number of the image's classes, B×C."""
-    flat = labels.flatten(1).long()
-    known = (flat >= 0) & (flat < classes) & (flat != ignore_index)
-    counts = flat.new_zeros(len(flat), classes + 1)
-    counts.scatter_add_(1, torch.where(known, flat, classes), torch.ones_like(flat))
-    return _shares(counts[:, :classes], known.sum(1))
-
-
-def _shares_of_regions(truth: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the shares as :func:`_shares_of_labels` does, for a truth that has its own value for every class."""
-    if valid is None:
-        valid = torch.ones_like(truth[:, 0], dtype=torch.bool)
-    counted = torch.where(valid.unsqueeze(1), truth, 0)
-    return _shares(counted.flatten(2).sum(2, dtype=torch.float64), valid.flatten(1).sum(1))
-
-
-def _shares(sizes: Tensor, pixels: Tensor) -> Tensor:
-    """Return the shares for given class sizes. A class that the image lacks has 1, because its energy is 0."""
-    present = sizes > 0
-    shares = sizes.double() * present.sum(1, keepdim=True) / pixels.clamp_min(1)[:, None]
-    return torch.where(present, shares, 1)
+    return level_set_regions.terms(logits, truth, valid, mode == "multiclass", *options)
 
 
 def _without_class_axis(values: Tensor, space: tuple[int, ...], name: str) -> Tensor:

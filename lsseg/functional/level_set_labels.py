@@ -8,7 +8,7 @@ size. Elsewhere it works on whole tensors.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lsseg.functional.blocks import Gradient, Once
 from lsseg.functional.heaviside import dirac, heaviside
 
 Place = tuple[slice, slice, slice]
+Scaling = Literal["sum", "mean", "balanced", "log"]
 
 
 def terms(
@@ -26,7 +27,7 @@ def terms(
     ignore_index: int,
     epsilon: float,
     kind: str,
-    mean: bool,
+    scaling: Scaling,
     cross_entropy: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -38,11 +39,11 @@ def terms(
         ignore_index: Label of void pixels.
         epsilon: ε.
         kind: Name of the Heaviside function.
-        mean: Whether energies are per valid pixel; otherwise they are summed.
+        scaling: See :func:`scaled`.
         cross_entropy: Whether the cross-entropy is wanted; otherwise the first result has no meaning.
         triton: Whether Triton's kernels do the work.
     """
-    entropy, energies, _, _ = _Terms.apply(logits, labels, ignore_index, epsilon, kind, mean, cross_entropy, triton)
+    entropy, energies, _, _ = _Terms.apply(logits, labels, ignore_index, epsilon, kind, scaling, cross_entropy, triton)
     return entropy, energies
 
 
@@ -101,6 +102,8 @@ def step_of(e: Tensor, total: Tensor, epsilon: float, kind: str) -> Tensor:
     """Return H_ε(e/total - ½), and overwrite e."""
     if kind == "mahf":  # H is a logistic function of 2z/ε
         return e.mul_(2 / epsilon / total).sub_(1 / epsilon).sigmoid_()
+    if kind == "ramp" and epsilon == 0.5:  # H is the probability
+        return e.div_(total)
     return heaviside(e.div_(total).sub_(0.5), epsilon, kind)  # type: ignore[arg-type]
 
 
@@ -141,7 +144,7 @@ def _forward(
     ignore_index: int,
     epsilon: float,
     kind: str,
-    mean: bool,
+    scaling: str,
     cross_entropy: bool,
     triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,7 +152,7 @@ def _forward(
     if triton:
         from lsseg.functional.kernels.level_set import sums_of
 
-        return sums_of(logits, labels, epsilon, kind, ignore_index, mean)
+        return sums_of(logits, labels, epsilon, kind, ignore_index, scaling)
     images, classes = logits.shape[:2]
     parts = _Blocks(logits, labels, ignore_index)
 
@@ -162,7 +165,7 @@ def _forward(
 
     shares = blocks.in_threads(add_up, parts.places, logits.device)
     inside, hits, sizes, negative_log = (torch.stack(part).sum(0) for part in zip(*shares, strict=True))
-    energies, slope = _energies_and_slope(inside, hits, sizes, mean)
+    energies, slope = _energies_and_slope(inside, hits, sizes, scaling)
     weight = sizes.sum().clamp_min(1).reciprocal()
     dtype = work_dtype(logits)
     return (negative_log * weight).to(dtype), energies.to(dtype), slope.to(dtype), weight.to(dtype)
@@ -189,7 +192,7 @@ def _add(
     sums.sizes[image] += torch.zeros_like(own).scatter_add_(1, label, valid.squeeze(1).double())
 
 
-def _energies_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+def _energies_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
     """Return the energies and their derivatives by h, given S, A, T of each image and class (all B×C, float64)."""
     count = sizes.sum(1, keepdim=True)
     outside = count - inside
@@ -198,10 +201,35 @@ def _energies_and_slope(inside: Tensor, hits: Tensor, sizes: Tensor, mean: bool)
     # because rounding can put the last digit of a mean above 1.
     c1 = (hits / torch.where(inside > 0, inside, 1.0)).clamp_max(1)
     c2 = (misses / torch.where(outside > 0, outside, 1.0)).clamp_max(1)
-    scale = (sizes > 0).double() / (count.clamp_min(1) if mean else 1.0)
-    energies = (hits * (1 - c1) + misses * (1 - c2)) * scale
-    slope = torch.stack([c1.square() - c2.square(), 2 * (c2 - c1)], 1) * scale.unsqueeze(1)
-    return energies, slope
+    slope = torch.stack([c1.square() - c2.square(), 2 * (c2 - c1)], 1)
+    return scaled(hits * (1 - c1) + misses * (1 - c2), slope, sizes, sizes, count, scaling)
+
+
+def scaled(
+    energies: Tensor, slope: Tensor, sizes: Tensor, whole: Tensor, count: Tensor, scaling: str
+) -> tuple[Tensor, Tensor]:
+    """Scale the energies, which are sums over pixels, and their derivatives; an absent class gets 0.
+
+    Args:
+        energies: E, B×C.
+        slope: ∂E/∂h, B×2×C.
+        sizes: T = Σ G, B×C; 0 for an absent class.
+        whole: Q = Σ G², B×C, the energy of a class of which c1 and c2 explain nothing.
+        count: N, number of valid pixels, B×1.
+        scaling: ``sum`` leaves them; ``mean`` divides by N; ``balanced`` by T and the number of the image's classes;
+            ``log`` makes -log(1 - E/Q), divided by the number of the image's classes.
+    """
+    present = sizes != 0  # NaN differs from 0, so it is kept
+    classes = present.sum(1, keepdim=True).clamp_min(1)
+    if scaling == "log":
+        explained = torch.where(present, whole - energies, 1)
+        scale = 1 / (explained * classes)
+        energies = (torch.where(present, whole, 1) / explained).log().clamp_min(0) / classes
+    else:
+        size = torch.where(present, sizes, 1)
+        scale = 1 / {"sum": torch.ones_like(size), "mean": count.clamp_min(1), "balanced": size * classes}[scaling]
+        energies = energies * scale
+    return torch.where(present, energies, 0), slope * torch.where(present, scale, 0).unsqueeze(1)
 
 
 @_forward.register_fake
@@ -275,12 +303,12 @@ class _Terms(Once):
         ignore_index: int,
         epsilon: float,
         kind: str,
-        mean: bool,
+        scaling: str,
         cross_entropy: bool,
         triton: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         results: tuple[Tensor, Tensor, Tensor, Tensor] = _forward(
-            logits, labels, ignore_index, epsilon, kind, mean, cross_entropy, triton
+            logits, labels, ignore_index, epsilon, kind, scaling, cross_entropy, triton
         )
         return results
 

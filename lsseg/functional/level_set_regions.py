@@ -14,7 +14,7 @@ from torch import Tensor
 from lsseg.functional import blocks
 from lsseg.functional.blocks import Gradient, Once
 from lsseg.functional.heaviside import dirac, heaviside
-from lsseg.functional.level_set_labels import Place, drop_void, gradient_format, loop_over, work_dtype
+from lsseg.functional.level_set_labels import Place, Scaling, drop_void, gradient_format, loop_over, scaled, work_dtype
 
 
 def terms(
@@ -24,7 +24,7 @@ def terms(
     softmax: bool,
     epsilon: float,
     kind: str,
-    mean: bool,
+    scaling: Scaling,
     cross_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean cross-entropy over valid pixels, and the energies B×C.
@@ -36,10 +36,10 @@ def terms(
         softmax: Whether the probabilities are a softmax over classes; otherwise each is a sigmoid.
         epsilon: ε.
         kind: Name of the Heaviside function.
-        mean: Whether energies are per valid pixel; otherwise they are summed.
+        scaling: See :func:`~lsseg.functional.level_set_labels.scaled`.
         cross_entropy: Whether the cross-entropy is wanted; otherwise it is 0.
     """
-    entropy, energies, _, _ = _Terms.apply(logits, truth, valid, softmax, epsilon, kind, mean, cross_entropy)
+    entropy, energies, _, _ = _Terms.apply(logits, truth, valid, softmax, epsilon, kind, scaling, cross_entropy)
     return entropy, energies
 
 
@@ -51,7 +51,7 @@ def _forward(
     softmax: bool,
     epsilon: float,
     kind: str,
-    mean: bool,
+    scaling: str,
     cross_entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return cross-entropy, energies, ∂energy/∂h (B×2×C: factors of 1 and G) and 1/(terms of the cross-entropy)."""
@@ -78,7 +78,7 @@ def _forward(
 
     shares = blocks.in_threads(add_up, list(blocks.of_pixels(scores)), scores.device)
     sums, entropy = (torch.stack(part).sum(0) for part in zip(*shares, strict=True))
-    energies, slope = _energies_and_slope(sums, count, mean)
+    energies, slope = _energies_and_slope(sums, count, scaling)
     weight = 1 / (count.sum() * (1 if softmax else classes)).clamp_min(1)
     dtype = work_dtype(logits)
     return (entropy * weight).to(dtype), energies.to(dtype), slope.to(dtype), weight.to(dtype)
@@ -115,17 +115,16 @@ def _cross_entropy(x: Tensor, g: Tensor, softmax: bool, keep: Tensor | None) -> 
     return drop_void(F.softplus(x) - g * x, keep)
 
 
-def _energies_and_slope(sums: Tensor, count: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+def _energies_and_slope(sums: Tensor, count: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
     """Return the energies and their derivatives by h, given S, A, T, R, Q (each B×C, float64) and N (B×1)."""
     inside, hits, sizes, squared_hits, squared_sizes = sums
     outside, misses = count - inside, sizes - hits
     # A region of zero area has zero hits or misses, too, so any finite mean makes its term 0.
     c1 = (hits / torch.where(inside > 0, inside, 1.0)).clamp(0, 1)
     c2 = (misses / torch.where(outside > 0, outside, 1.0)).clamp(0, 1)
-    scale = (sizes != 0) / (count.clamp_min(1) if mean else 1.0)  # NaN differs from 0, so it is kept
     energies = (squared_hits - hits * c1) + (squared_sizes - squared_hits - misses * c2)
     slope = torch.stack([c1.square() - c2.square(), 2 * (c2 - c1)], 1)
-    return energies.clamp_min(0) * scale, slope * scale.unsqueeze(1)
+    return scaled(energies.clamp_min(0), slope, sizes, squared_sizes, count, scaling)
 
 
 @_forward.register_fake
@@ -185,11 +184,11 @@ class _Terms(Once):
         softmax: bool,
         epsilon: float,
         kind: str,
-        mean: bool,
+        scaling: str,
         cross_entropy: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         results: tuple[Tensor, Tensor, Tensor, Tensor] = _forward(
-            logits, truth, valid, softmax, epsilon, kind, mean, cross_entropy
+            logits, truth, valid, softmax, epsilon, kind, scaling, cross_entropy
         )
         return results
 

@@ -19,10 +19,12 @@ class LevelSetLoss(nn.Module):
 
     Args:
         epsilon: Width of the Heaviside transition, in units of probability.
-        heaviside: ``mahf`` (the paper's), ``ahf`` (Chan and Vese's) or ``hf`` (a step; no gradient).
+        heaviside: ``mahf`` (the paper's), ``ahf`` (Chan and Vese's), ``hf`` (a step; no gradient) or ``ramp`` (with
+            ε = ½ the probability itself).
         reduction: ``mean`` divides by the valid pixels, independent of the resolution. ``balanced`` divides by the
-            pixels of the class, so that small classes count like large ones. ``batchmean`` sums over pixels as printed
-            (``sum`` is its older name). ``none`` keeps one energy for each image and class.
+            pixels of the class, so that small classes count like large ones. ``log`` is the logarithm of what this
+            leaves; with ``ramp`` it also teaches classes that are yet to be found. ``batchmean`` sums over pixels as
+            printed (``sum`` is its older name). ``none`` keeps one energy for each image and class.
         ignore_index: Label of void pixels.
         kernels: ``auto`` uses Triton's kernels on a GPU if Triton is installed; ``triton`` or ``torch`` forces one.
         mode: ``multiclass`` (softmax), ``multilabel`` (a sigmoid of each class) or ``binary`` (a sigmoid, C = 1).
@@ -105,8 +107,8 @@ class CrossEntropyLevelSetLoss(PixelMean):
             choice.
         epsilon: See :class:`LevelSetLoss`.
         heaviside: See :class:`LevelSetLoss`.
-        reduction: ``mean``, ``balanced`` or ``batchmean``, see :class:`LevelSetLoss`; the cross-entropy is always the
-            mean.
+        reduction: ``mean``, ``balanced``, ``log`` or ``batchmean``, see :class:`LevelSetLoss`; the cross-entropy is
+            always the mean.
         ignore_index: Label of void pixels.
         kernels: See :class:`LevelSetLoss`.
         mode: See :class:`LevelSetLoss`; the cross-entropy of ``binary`` and ``multilabel`` is the binary one.

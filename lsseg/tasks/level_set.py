@@ -19,9 +19,10 @@ class LevelSetLossTask(SegmentationTask):
         level_set_weight: λ. Under ``mean``, 0.67 equals the paper's 4e-4 under ``batchmean`` on the 41×41 maps of its
             crops of 321. For its crops of 512 the equal value is 1.69.
         epsilon: Width of the Heaviside transition, in units of probability.
-        heaviside: ``mahf``, ``ahf`` or ``hf``.
-        reduction: ``mean`` divides by the valid pixels; ``balanced`` divides by the pixels of the class; ``batchmean``
-            (also called ``sum``) sums over pixels, as printed in the paper.
+        heaviside: ``mahf``, ``ahf``, ``hf`` or ``ramp``; see :func:`~lsseg.functional.heaviside`.
+        reduction: ``mean`` divides by the valid pixels; ``balanced`` divides by the pixels of the class; ``log`` is the
+            logarithm of what this leaves, best with ``ramp`` and an ε of ½; ``batchmean`` (also called ``sum``) sums
+            over pixels, as printed in the paper.
         warmup_steps: λ rises from 0 over this many optimiser steps; 0 switches it on at once.
         epsilon_start: ε at the first step, from which ε falls in a geometric progression to ``epsilon`` at the last
             step. A wide transition also reaches pixels that are wrong with high confidence. Null keeps ε constant.

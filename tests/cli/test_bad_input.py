@@ -37,7 +37,7 @@ def refused(lsseg, tmp_path):
         (("--model", "LevelSetLossTask", "--model.epsilon", 0), "model.epsilon must be positive"),
         (
             ("--model", "LevelSetLossTask", "--model.heaviside", "tanh"),
-            "model.heaviside: expected hf, ahf or mahf, not tanh",
+            "model.heaviside: expected hf, ahf, mahf or ramp, not tanh",
         ),
         (("--panels.images", -3), "panels.images must not be negative, not -3"),
         (("--model.window", 8), "model.window must be at least 32 pixels, not 8"),

@@ -40,16 +40,23 @@ def assert_agrees(function, *inputs, rtol=2e-5, atol=2e-6):
 slow = pytest.mark.slow  # of many numbers; the interpreter takes seconds for them
 
 
-@pytest.mark.parametrize("kind", ["hf", "ahf", "mahf"])
+@pytest.mark.parametrize("kind", ["hf", "ahf", "mahf", "ramp"])
 @pytest.mark.parametrize("shape", [*SHAPES, *(pytest.param(shape, marks=slow) for shape in LARGE)])
 def test_level_set_loss(shape, kind):
     target = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator())
     target[torch.rand(target.shape, generator=generator(1)) < 0.2] = 999
     logits = 2 * torch.randn(shape, generator=generator(2))
-    for reduction in ("mean", "sum"):
+    for reduction in ("mean", "log"):
         options = {"kind": kind, "ignore_index": 999, "reduction": reduction}
         assert_agrees(partial(cross_entropy_level_set, target=target, **options), logits)
         assert_agrees(partial(level_set_energy, target=target, **options), logits)
+
+
+@pytest.mark.parametrize("reduction", ["balanced", "sum", "none"])
+def test_reductions(reduction):
+    logits = torch.randn(2, 3, 5, 7, generator=generator())
+    target = torch.randint(0, 2, (2, 5, 7), generator=generator(1))  # the images lack a class
+    assert_agrees(partial(level_set_energy, target=target, reduction=reduction), logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,6 +8,8 @@ def heaviside(z, epsilon, kind):
         return (z >= 0).astype(float)
     if kind == "ahf":
         return 0.5 * (1 + 2 / np.pi * np.arctan(z / epsilon))
+    if kind == "ramp":
+        return np.interp(z, [-epsilon, epsilon], [0.0, 1.0])
     return 0.5 * (1 + np.tanh(z / epsilon))
 
 
@@ -40,5 +42,7 @@ def batch_energy(logits, target, epsilon=1 / 20, kind="mahf", ignore_index=255, 
             energy /= max((labels != ignore_index).sum(), 1)
         elif reduction == "balanced":
             energy = np.mean([energy / pixels for energy, pixels in found]) if found else 0.0
+        elif reduction == "log":
+            energy = np.mean([-np.log(1 - energy / pixels) for energy, pixels in found]) if found else 0.0
         energies.append(energy)
     return float(np.mean(energies))

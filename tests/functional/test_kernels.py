@@ -58,7 +58,7 @@ CONSTANTS = {
         "BP": 128,
         "ROWS": 8,
         "COLUMNS": 32,
-        "MEAN": True,
+        "SCALING": 3,
     },
     "chan_vese": {"BD": 64, "BP": 128, "ROWS": 16, "PRINTED": True},
     "multiphase": {"BP": 256, "CURVED": True, "BY_CLASS": False},

@@ -15,7 +15,7 @@ _spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_
 reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
 
-KINDS = ("hf", "ahf", "mahf")
+KINDS = ("hf", "ahf", "mahf", "ramp")
 SHAPES = [(1, 2, 1, 1), (1, 2, 5, 3), (2, 4, 7, 11), (3, 21, 1, 9), (1, 3, 33, 2)]
 
 
@@ -35,7 +35,7 @@ def _blocks(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("_blocks")
-@pytest.mark.parametrize("reduction", ["mean", "balanced", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "balanced", "log", "sum"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_value_equals_the_textbook_form(shape, kind, reduction):
@@ -47,7 +47,7 @@ def test_value_equals_the_textbook_form(shape, kind, reduction):
 
 
 @pytest.mark.usefixtures("_blocks")
-@pytest.mark.parametrize("kind", ["ahf", "mahf"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_gradient_equals_autograd_through_the_textbook_form(shape, kind):
     logits, target = example(shape)
@@ -57,8 +57,8 @@ def test_gradient_equals_autograd_through_the_textbook_form(shape, kind):
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "balanced", "sum"])
-@pytest.mark.parametrize("kind", ["ahf", "mahf"])
+@pytest.mark.parametrize("reduction", ["mean", "balanced", "log", "sum"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_gradcheck(kind, reduction):
     logits, target = example((2, 3, 4, 3))
 
@@ -215,7 +215,7 @@ def test_compiles_whole():
     cross_entropy, energy = cross_entropy_level_set(y * 2, target)
     (cross_entropy + 0.5 * energy).backward()
     torch.testing.assert_close(x.grad, y.grad)
-    arguments = (logits, target, 255, 0.05, "mahf", True, True, False)
+    arguments = (logits, target, 255, 0.05, "mahf", "log", True, False)
     torch.library.opcheck(level_set_labels._forward, arguments)
 
 
@@ -269,12 +269,12 @@ def test_heaviside_equals_the_printed_form(kind, epsilon):
     np.testing.assert_allclose(ours, reference.heaviside(z, epsilon, kind), rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("kind", ["ahf", "mahf"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_dirac_is_the_derivative_of_heaviside(kind):
     z = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64).requires_grad_()
-    (slope,) = torch.autograd.grad(heaviside(z, 0.07, kind).sum(), z)
-    torch.testing.assert_close(dirac(z.detach(), 0.07, kind), slope)
-    assert not dirac(z.detach(), 0.07, "hf").any()
+    (slope,) = torch.autograd.grad(heaviside(z, 0.073, kind).sum(), z)
+    torch.testing.assert_close(dirac(z.detach(), 0.073, kind), slope)
+    assert not dirac(z.detach(), 0.073, "hf").any()
 
 
 def test_mahf_keeps_its_lower_tail_in_float32():
@@ -299,3 +299,21 @@ def test_threads_work_on_blocks_of_their_own_and_change_nothing_else(monkeypatch
         torch.set_num_threads(own)
     for gradient in found[1:]:
         torch.testing.assert_close(gradient, found[0], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_the_logarithm_pulls_at_a_class_as_its_share_of_the_image_demands(share):
+    """Where scores are little better than chance, 1 - E/T is the class's share, and the logarithm divides by it."""
+    target = torch.zeros(1, 50, 40, dtype=torch.long)
+    target.view(-1)[: round(share * 2000)] = 1
+    hint = torch.where(target == 1, 0.1, -0.1).double()
+    logits = torch.stack([torch.zeros_like(hint), hint - 5], 1)  # the class has a probability of about e⁻⁵ everywhere
+
+    def pull(reduction):
+        x = logits.clone().requires_grad_()
+        energies = level_set_energy(x, target, 0.5, "ramp", reduction=reduction)
+        (by_x,) = torch.autograd.grad(energies, x)
+        return -by_x[:, 1][target == 1].sum()
+
+    ratio = pull("log") / pull("balanced")
+    assert float(ratio) == pytest.approx(1 / share, rel=0.15)  # the other class pulls a little, too

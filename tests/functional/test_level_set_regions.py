@@ -35,7 +35,7 @@ def _blocks(request, monkeypatch):
 
 @pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
-@pytest.mark.parametrize("kind", ["mahf", "ahf"])
+@pytest.mark.parametrize("kind", ["mahf", "ahf", "ramp"])
 @pytest.mark.parametrize("space", SPACES)
 def test_a_soft_truth_has_the_energies_and_gradients_of_the_textbook(space, kind, mode):
     logits, truth, valid = example(space)
@@ -81,7 +81,7 @@ def test_gradcheck(mode):
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("reduction", ["mean", "balanced", "batchmean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "balanced", "log", "batchmean", "none"])
 def test_labels_are_a_soft_truth_of_zeros_and_ones_on_any_axes(space, reduction):
     logits, _, valid = example(space)
     labels = torch.randint(0, 3, (2, *space), generator=torch.Generator().manual_seed(1))
@@ -121,6 +121,10 @@ def test_reductions_and_class_weights_agree():
     shares = sizes / valid.flatten(1).sum(1, keepdim=True)
     balanced = torch.where(sizes > 0, each / shares, 0).sum(1) / (sizes > 0).sum(1).clamp_min(1)
     torch.testing.assert_close(level_set_energy(logits, truth, valid=valid, reduction="balanced"), balanced.mean())
+    squares = (truth.square() * valid.view(len(truth), 1, *truth.shape[2:])).flatten(2).sum(2)
+    explained = torch.where(sizes > 0, 1 - each * pixels / squares, 1)
+    logarithm = -explained.log().sum(1) / (sizes > 0).sum(1).clamp_min(1)
+    torch.testing.assert_close(level_set_energy(logits, truth, valid=valid, reduction="log"), logarithm.mean())
     weights = torch.tensor([0.0, 1.0, 3.0])
     weighted = level_set_energy(logits, truth, valid=valid, class_weights=weights)
     torch.testing.assert_close(weighted, (each * weights).sum(1).mean())
@@ -171,7 +175,7 @@ def test_compiles_whole():
     loss(x, truth, valid).backward()
     sum(cross_entropy_level_set(y * 2, truth, mode="multilabel", valid=valid)).backward()
     torch.testing.assert_close(x.grad, y.grad)
-    torch.library.opcheck(level_set_regions._forward, (logits, truth, valid, True, 0.05, "mahf", True, True))
+    torch.library.opcheck(level_set_regions._forward, (logits, truth, valid, True, 0.05, "mahf", "log", True))
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own making

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from lsseg.functional.kernels.shared import LOG2E, PI, arctan_step, exp2, inverse
 
-KINDS = {"hf": 0, "ahf": 1, "mahf": 2}
+KINDS = {"hf": 0, "ahf": 1, "mahf": 2, "ramp": 3}
+SCALINGS = {"sum": 0, "mean": 1, "balanced": 2, "log": 3}
 
 
 def sums_of(
-    logits: Tensor, target: Tensor, epsilon: float, kind: str, ignore_index: int, mean: bool
+    logits: Tensor, target: Tensor, epsilon: float, kind: str, ignore_index: int, scaling: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the cross-entropy, the energies (B×C), ∂energy/∂h (B×2×C) and 1/(valid pixels), all in float32.
 
@@ -34,7 +35,7 @@ def sums_of(
         epsilon: ε.
         kind: Name of the Heaviside function.
         ignore_index: Label of void pixels.
-        mean: Whether energies are divided by the number of valid pixels.
+        scaling: See :func:`~lsseg.functional.level_set_labels.scaled`.
     """
     x, labels = logits.flatten(2), target.flatten(1).contiguous()
     images, classes, pixels = x.shape
@@ -54,8 +55,9 @@ def sums_of(
         columns = triton.next_power_of_2(classes)
         rows = max(1, min(triton.next_power_of_2(images), 2048 // columns))
         _energy[(1,)](
-            total, cross_entropy, energies, slope, inverse_count, images, classes, MEAN=mean, ROWS=rows, COLUMNS=columns
-        )
+            total, cross_entropy, energies, slope, inverse_count, images, classes,
+            SCALING=SCALINGS[scaling], ROWS=rows, COLUMNS=columns,
+        )  # fmt: skip
     return cross_entropy, energies, slope, inverse_count
 
 
@@ -92,6 +94,8 @@ def _step(z, epsilon, KIND: tl.constexpr):
         return tl.where(z >= 0, 1.0, 0.0)
     elif KIND == 1:
         return arctan_step(z, epsilon)
+    elif KIND == 3:
+        return tl.minimum(tl.maximum((z + epsilon) * (0.5 / epsilon), 0.0), 1.0)
     else:
         return inverse(1 + exp2(z * (-2 * LOG2E / epsilon)))
 
@@ -103,6 +107,8 @@ def _delta(z, epsilon, KIND: tl.constexpr):
         return tl.zeros_like(z)
     elif KIND == 1:
         return inverse(epsilon * epsilon + z * z, epsilon / PI)
+    elif KIND == 3:
+        return tl.where(tl.abs(z) <= epsilon, 0.5 / epsilon, 0.0)
     else:
         step = inverse(1 + exp2(z * (-2 * LOG2E / epsilon)))
         return step * (1 - step) * (2 / epsilon)
@@ -198,7 +204,7 @@ def _add_up(partial, total, blocks, width, ROWS: tl.constexpr, COLUMNS: tl.const
 @triton.jit
 def _energy(
     total, cross_entropy, energies, slope, inverse_count, images, classes,
-    MEAN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SCALING: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Write the cross-entropy, energies, slope and 1/(valid pixels) from the sums, in one program."""
     label = tl.arange(0, COLUMNS)
@@ -219,13 +225,25 @@ def _energy(
         # A region of zero area has zero hits or misses too: any finite mean makes its term 0.
         c1 = tl.minimum(hits / tl.where(inside > 0, inside, 1.0), 1.0)
         c2 = tl.minimum(misses / tl.where(outside > 0, outside, 1.0), 1.0)
-        if MEAN:
-            scale = 1 / tl.maximum(count, 1.0)
+        present = sizes > 0
+        known = tl.maximum(tl.sum(tl.where(present, 1.0, 0.0), 1), 1.0)[:, None]  # number of the image's classes
+        size = tl.where(present, sizes, 1.0)
+        energy = hits * (1 - c1) + misses * (1 - c2)
+        if SCALING == 3:
+            explained = tl.where(present, sizes - energy, 1.0)
+            scales = 1 / (explained * known)
+            energy = tl.maximum(tl.log(size / explained), 0.0) / known
+        elif SCALING == 2:
+            scales = 1 / (size * known)
+            energy *= scales
+        elif SCALING == 1:
+            scales = tl.zeros_like(size) + 1 / tl.maximum(count, 1.0)[:, None]
+            energy *= scales
         else:
-            scale = tl.full([ROWS], 1.0, tl.float64)
-        scales = tl.where(sizes > 0, scale[:, None], 0.0)
+            scales = tl.zeros_like(size) + 1.0
+        scales = tl.where(present, scales, 0.0)
         # Adding 0 times NaN makes the energies of an image with a wrong label NaN, too.
-        energy = (hits * (1 - c1) + misses * (1 - c2)) * scales + 0 * negative_log[:, None]
+        energy = tl.where(present, energy, 0.0) + 0 * negative_log[:, None]
         tl.store(energies + image[:, None] * classes + label[None, :], energy.to(tl.float32), mask=there)
         pixels += count
         entropy += negative_log
