@@ -87,6 +87,44 @@ for side in (41, 82, 164, 328):
         torch.testing.assert_close(printed, ours, rtol=1e-4, atol=1e-7)
 
 # %% [markdown]
+# ## Classes that are yet to be found
+#
+# With precision $p$ and recall $r$, both weighted by $h = H_\varepsilon(P - \tfrac12)$, the energy per pixel of a small
+# class is nearly $1 - rp$. Where both are near 0 it is flat. A class of 100 pixels in 10 000 has the probability 0.01
+# everywhere else. How much do its own pixels' scores gain by a step, as it is found?
+
+# %%
+small = torch.zeros(1, 100, 100, dtype=torch.long)
+small[0, :10, :10] = 1
+
+
+def pull(found, loss):
+    """Sum of -∂loss/∂score over the pixels of the class, which has the probability ``found`` there."""
+    odds = torch.where(small == 1, found, 0.01).double().logit()
+    leaf = torch.stack([torch.zeros_like(odds), odds], 1).requires_grad_()
+    return float(-torch.autograd.grad(loss(leaf), leaf)[0][:, 1][small == 1].sum())
+
+
+losses = {
+    "cross-entropy": lambda s: F.cross_entropy(s, small),
+    "mean, ε = 0.05": lambda s: level_set_energy(s, small),
+    "balanced, h = P": lambda s: level_set_energy(s, small, 0.5, "ramp", reduction="balanced"),
+    "log, h = P": lambda s: level_set_energy(s, small, 0.5, "ramp", reduction="log"),
+}
+probabilities = torch.linspace(0.011, 0.99, 60).tolist()
+plt.figure(figsize=(10, 3.2), layout="constrained")
+for label, loss in losses.items():
+    plt.semilogy(probabilities, [max(pull(found, loss), 1e-6) for found in probabilities], label=label)
+plt.legend()
+plt.xlabel("probability of the class at its pixels")
+plt.ylabel("pull")
+plt.show()
+assert pull(0.03, losses["log, h = P"]) > 20 * pull(0.03, losses["balanced, h = P"])
+
+# %% [markdown]
+# The paper's energy pulls at a class only when it is half sure of it. `reduction="log"` with `heaviside="ramp"` and
+# $\varepsilon = \tfrac12$, which makes $h$ the probability itself, pulls from the start.
+#
 # Cross-entropy and the level set with one softmax between them, and what each contributes:
 
 # %%

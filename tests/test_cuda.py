@@ -43,14 +43,15 @@ def scores(*shape, scale=3.0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(2, 19, 33, 47), (1, 2, 64, 64), (3, 150, 17, 9)])
-def test_level_set_loss(shape, dtype):
+@pytest.mark.parametrize("options", [{}, {"reduction": "log", "heaviside": "ramp", "epsilon": 0.5}])
+def test_level_set_loss(options, shape, dtype):
     target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
     target[torch.rand(target.shape) < 0.2] = 255
     logits = scores(*shape).to(dtype).float()
     expected = logits.clone().requires_grad_()
-    sum(cross_entropy_level_set(expected, target)).backward()
+    sum(cross_entropy_level_set(expected, target, **options)).backward()
     found = logits.to("cuda", dtype).requires_grad_()
-    sum(cross_entropy_level_set(found, target.cuda())).backward()
+    sum(cross_entropy_level_set(found, target.cuda(), **options)).backward()
     assert found.grad.dtype == dtype
     torch.testing.assert_close(found.grad.float().cpu(), expected.grad, rtol=2e-2, atol=1e-6)
 
