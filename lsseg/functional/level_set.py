@@ -14,8 +14,9 @@ For labels let p = A/S be the precision of the class and r = A/T its recall, bot
 and c2 is near 0 for a class that is small in its image. So the energy per pixel of a class is a score of its region, as
 Dice is. But it falls by no more than 2 p/T for each pixel of the class at which h rises to 1, and hence hardly at all
 while p is near 0: the energy sharpens a class that cross-entropy has begun to learn, and does not teach one that is yet
-to be found. Its logarithm does, because -log(1 - E/T) falls by that change in relation to r p. For soft regions it is
--log(1 - E/Q). 1 - E/Q is the share of Σ G² that the two means explain; for labels it is at least T/N.
+to be found. Its logarithm does, because -log(1 - E/T) falls by that change divided by 1 - E/T, which is then as small.
+For soft regions it is -log(1 - E/Q). 1 - E/Q is the share of Σ G² that the two means explain; for labels it is T/N or
+more, so that the logarithm is finite.
 
 Because c1 and c2 minimise E for a fixed h, its total derivative is ∂E/∂h = c1² - c2² + 2 G (c2 - c1) (eq. 7). For
 labels G² is G, so that R = A and Q = T. The forward pass needs a few sums per class. The backward pass needs two
