@@ -160,7 +160,7 @@ def with_slurm(
         f"submitted the runs {', '.join(f'{name} (job {job.job_id})' for name, job in submitted.items())}", flush=True
     )
     names = {job: name for name, job in submitted.items()}
-    for job in submitit.helpers.as_completed(list(names), poll_frequency=1):
+    for job in submitit.helpers.as_completed(list(names), poll_frequency=1):  # 10 s would add up
         try:
             finished(names[job], job.result())
         except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:

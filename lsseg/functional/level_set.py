@@ -190,7 +190,7 @@ def _terms(
 ) -> Terms:
     """Return the mean cross-entropy and the energies (B×C), scaled so that their sum over classes is what counts."""
     check_level_set(epsilon, heaviside, reduction, mode, kernels)
-    for name, value in (("logits", logits), ("target", target)):
+    for name, value in (("logits", logits), ("target", target), ("valid", target if valid is None else valid)):
         if not isinstance(value, Tensor):
             raise ValueError(f"expected a tensor as the {name}, not {type(value).__name__}")
         if value.device != logits.device:

@@ -102,8 +102,8 @@ def step_of(e: Tensor, total: Tensor, epsilon: float, kind: str) -> Tensor:
     """Return H_ε(e/total - ½), and overwrite e."""
     if kind == "mahf":  # H is a logistic function of 2z/ε
         return e.mul_(2 / epsilon / total).sub_(1 / epsilon).sigmoid_()
-    if kind == "ramp" and epsilon == 0.5:  # H is the probability
-        return e.div_(total)
+    if kind == "ramp":  # without the detour by P - ½, in which small probabilities would lose their digits
+        return e.mul_(0.5 / epsilon / total).add_(0.5 - 0.25 / epsilon).clamp_(0, 1)
     return heaviside(e.div_(total).sub_(0.5), epsilon, kind)  # type: ignore[arg-type]
 
 
@@ -213,13 +213,13 @@ def scaled(
     Args:
         energies: E, B×C.
         slope: ∂E/∂h, B×2×C.
-        sizes: T = Σ G, B×C; 0 for an absent class.
-        whole: Q = Σ G², B×C, the energy of a class of which c1 and c2 explain nothing.
+        sizes: T = Σ G, B×C.
+        whole: Q = Σ G², B×C, the energy of a class of which c1 and c2 explain nothing; 0 for an absent class.
         count: N, number of valid pixels, B×1.
         scaling: ``sum`` leaves them; ``mean`` divides by N; ``balanced`` by T and the number of the image's classes;
             ``log`` makes -log(1 - E/Q), divided by the number of the image's classes.
     """
-    present = sizes != 0  # NaN differs from 0, so it is kept
+    present = whole != 0  # NaN differs from 0, so it is kept
     classes = present.sum(1, keepdim=True).clamp_min(1)
     if scaling == "log":
         explained = torch.where(present, whole - energies, 1)

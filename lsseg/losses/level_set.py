@@ -22,8 +22,8 @@ class LevelSetLoss(nn.Module):
         heaviside: ``mahf`` (the paper's), ``ahf`` (Chan and Vese's), ``hf`` (a step; no gradient) or ``ramp`` (with
             ε = ½ the probability itself).
         reduction: ``mean`` divides by the valid pixels, independent of the resolution. ``balanced`` divides by the
-            pixels of the class, so that small classes count like large ones. ``log`` is the logarithm of what this
-            leaves; with ``ramp`` it also teaches classes that are yet to be found. ``batchmean`` sums over pixels as
+            pixels of the class, so that small classes count like large ones. ``log`` is -log(1 - energy) of these
+            energies; with ``ramp`` it also teaches classes that are yet to be found. ``batchmean`` sums over pixels as
             printed (``sum`` is its older name). ``none`` keeps one energy for each image and class.
         ignore_index: Label of void pixels.
         kernels: ``auto`` uses Triton's kernels on a GPU if Triton is installed; ``triton`` or ``torch`` forces one.

@@ -20,9 +20,9 @@ class LevelSetLossTask(SegmentationTask):
             crops of 321. For its crops of 512 the equal value is 1.69.
         epsilon: Width of the Heaviside transition, in units of probability.
         heaviside: ``mahf``, ``ahf``, ``hf`` or ``ramp``; see :func:`~lsseg.functional.heaviside`.
-        reduction: ``mean`` divides by the valid pixels; ``balanced`` divides by the pixels of the class; ``log`` is the
-            logarithm of what this leaves, best with ``ramp`` and an ε of ½; ``batchmean`` (also called ``sum``) sums
-            over pixels, as printed in the paper.
+        reduction: ``mean`` divides by the valid pixels; ``balanced`` divides by the pixels of the class; ``log`` is
+            -log(1 - energy) of that, meant for ``ramp`` and an ε of ½; ``batchmean`` (also called ``sum``) sums over
+            pixels, as printed in the paper.
         warmup_steps: λ rises from 0 over this many optimiser steps; 0 switches it on at once.
         epsilon_start: ε at the first step, from which ε falls in a geometric progression to ``epsilon`` at the last
             step. A wide transition also reaches pixels that are wrong with high confidence. Null keeps ε constant.

@@ -301,6 +301,24 @@ def test_threads_work_on_blocks_of_their_own_and_change_nothing_else(monkeypatch
         torch.testing.assert_close(gradient, found[0], rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("label", [0, 1, 255])
+@pytest.mark.parametrize("scale", [0.0, 5.0, 200.0])
+def test_the_logarithm_is_finite_for_empty_full_and_void_images(scale, label):
+    """Also where a probability is exactly 0 or 1."""
+    logits = scale * torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.full((2, 5, 4), label)
+    target[1, 0, 0] = 2
+    x = logits.requires_grad_()
+    energy = level_set_energy(x, target, 0.5, "ramp", reduction="log")
+    (by_x,) = torch.autograd.grad(energy, x)
+    assert energy.isfinite()
+    assert energy >= 0
+    assert by_x.isfinite().all()
+    assert bool(by_x[0].any()) <= (label != 255)  # an image without a valid pixel passes no gradient
+    mask = (target == 1).long()
+    assert level_set_energy(x[:, :1], mask, 0.5, "ramp", reduction="log", mode="binary").isfinite()
+
+
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
 def test_the_logarithm_pulls_at_a_class_as_its_share_of_the_image_demands(share):
     """Where scores are little better than chance, 1 - E/T is the class's share, and the logarithm divides by it."""
